@@ -1,0 +1,1 @@
+"""Hydra configs of opd_verl: `recipe=` and `cluster=` choose a file of the folder of that name."""

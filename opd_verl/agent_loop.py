@@ -1,0 +1,44 @@
+"""verl's agent loop with one more line: a response goes to the teacher the moment its trajectory ends."""
+
+from typing import Any
+
+import ray
+from verl.experimental.agent_loop import AgentLoopOutput
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+
+from opd_verl.config import parse_opd
+from opd_verl.teacher.pool import TeacherPool
+from opd_verl.teacher.score import ScoreRequest
+from opd_verl.teacher.start import TEACHER_NAME, replica_count
+
+VerlWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+
+
+class OpdAgentLoopWorker(VerlWorker):
+    """Submits each training rollout to the teacher before its task reward is computed; never waits for the answer."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.teacher = TeacherPool.connect(TEACHER_NAME, replica_count(parse_opd(config)))
+
+    async def _agent_loop_postprocess(
+        self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any
+    ) -> None:
+        if not validate:
+            self.submit(output if isinstance(output, list) else [output], kwargs)
+        await super()._agent_loop_postprocess(output, validate, **kwargs)
+
+    def submit(self, outputs: list[AgentLoopOutput], sample: dict[str, Any]) -> None:
+        """Hands the outputs to the teacher under the keys that verl gives them in TransferQueue."""
+        for index, output in enumerate(outputs):
+            key = f"{sample['uid']}_{sample['session_id']}_{index}"
+            request = ScoreRequest(key, output.prompt_ids, output.response_ids)  # type: ignore[arg-type]
+            self.teacher.submit(request, int(sample["global_steps"]))
+
+
+class OpdAgentLoopManager(AgentLoopManagerTQ):
+    """verl's manager with our worker; named by `actor_rollout_ref.rollout.agent.agent_loop_manager_class`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(OpdAgentLoopWorker)

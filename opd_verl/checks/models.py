@@ -1,0 +1,95 @@
+"""Checks that read the models' config files and tokenizers."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from opd_verl.config import OpdConfig
+from opd_verl.errors import ConfigError
+
+STUDENT, TEACHER = "actor_rollout_ref.model.path", "opd.teacher.path"
+
+
+def check_models(config: DictConfig, opd: OpdConfig) -> None:
+    """Student and teacher exist, share a tokenizer, cover its ids, and the longest rollout fits both."""
+    model, teacher = config.actor_rollout_ref.model, opd.teacher
+    student_config = load_config(STUDENT, model.path, model.trust_remote_code)
+    teacher_config = load_config(TEACHER, teacher.path, teacher.trust_remote_code)
+    tokenizer = load_tokenizer(STUDENT, model.tokenizer_path or model.path, model.trust_remote_code)
+    other = load_tokenizer(TEACHER, teacher.tokenizer_path or teacher.path, teacher.trust_remote_code)
+    check_same_tokenizer(tokenizer, other, teacher.tokenizer_path or teacher.path)
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    for key, path, found in ((STUDENT, model.path, student_config), (TEACHER, teacher.path, teacher_config)):
+        check_vocabulary(key, path, found, len(tokenizer))
+        check_context(key, path, found, longest)
+    check_k(opd.objective.k, len(tokenizer))
+
+
+def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfig:
+    """The text part of a model's config; a folder must exist, anything else is looked up as a hub name."""
+    require_folder(key, path)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(key, path, f"no model config there ({first_line(error)})", "give a model folder or hub name") from error
+    return config.get_text_config()
+
+
+def load_tokenizer(key: str, path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """A model's tokenizer."""
+    require_folder(key, path)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        remedy = f"{key.rsplit('.', 1)[0]}.tokenizer_path=/path/to/tokenizer"
+        raise ConfigError(key, path, f"no tokenizer there ({first_line(error)})", remedy) from error
+
+
+def require_folder(key: str, path: str) -> None:
+    """A path that cannot be a hub name (`owner/name`) must be a folder that exists."""
+    folder = Path(path).expanduser()
+    looks_local = path.startswith((".", "~", "/")) or path.count("/") != 1
+    if looks_local and not folder.is_dir():
+        raise ConfigError(key, path, "no such model folder", f"{key}=/path/to/model, or a hub name like owner/name")
+
+
+def check_same_tokenizer(student: Any, teacher: Any, path: str) -> None:
+    """Scores are per student token: the teacher must give every id the same meaning."""
+    if student.get_vocab() != teacher.get_vocab():
+        only = len(set(student.get_vocab()) ^ set(teacher.get_vocab()))
+        problem = f"another tokenizer than the student's ({len(teacher)} and {len(student)} tokens, {only} not shared)"
+        raise ConfigError(TEACHER, path, problem, "choose a teacher of the student's model family")
+    if student.eos_token_id != teacher.eos_token_id:
+        problem = f"ends a response with {teacher.eos_token!r}, the student with {student.eos_token!r}"
+        raise ConfigError(TEACHER, path, problem, "give both models one eos_token in tokenizer_config.json")
+
+
+def check_vocabulary(key: str, path: str, config: PretrainedConfig, tokens: int) -> None:
+    """More rows than tokens are padding, cut off on every side; fewer rows would be a wrong gather."""
+    if config.vocab_size < tokens:
+        problem = f"vocab_size {config.vocab_size} is below the tokenizer's {tokens} tokens"
+        raise ConfigError(key, path, problem, "use the tokenizer that belongs to this model")
+
+
+def check_context(key: str, path: str, config: PretrainedConfig, longest: int) -> None:
+    """The longest rollout must fit the model's positions."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and longest > limit:
+        problem = f"context of {limit} tokens, but data.max_prompt_length + data.max_response_length = {longest}"
+        raise ConfigError(key, path, problem, f"lower data.max_response_length by {longest - limit}")
+
+
+def check_k(k: int, tokens: int) -> None:
+    """A support cannot hold more ids than there are."""
+    if k > tokens:
+        raise ConfigError("opd.objective.k", k, f"the vocabulary has {tokens} tokens", f"opd.objective.k={min(16, tokens)}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, cut to one line of a terminal."""
+    return str(error).strip().splitlines()[0][:120]
+
+
+CHECKS = (check_models,)

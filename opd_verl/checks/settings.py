@@ -1,0 +1,104 @@
+"""Checks that read the config alone."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from verl.utils.device import get_device_name
+
+from opd_verl.config import OpdConfig, Support
+from opd_verl.engine import MODEL_TYPE
+from opd_verl.errors import ConfigError
+from opd_verl.hooks import REWARD_HOOKS
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "algorithm.adv_estimator": ("opd",),
+    "trainer.v1.trainer_mode": ("opd",),
+    "trainer.use_v1": ("True",),
+    "actor_rollout_ref.actor.strategy": ("fsdp", "fsdp2"),
+    "actor_rollout_ref.model.model_type": (MODEL_TYPE,),
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class": ("opd_verl.agent_loop.OpdAgentLoopManager",),
+    "actor_rollout_ref.model.use_fused_kernels": ("False",),
+    "algorithm.use_kl_in_reward": ("False",),
+    "distillation.enabled": ("False",),
+}
+"""Settings that the recipe makes and that OPD cannot do without."""
+
+
+def check_recipe_is_whole(config: DictConfig, opd: OpdConfig) -> None:
+    """No override may take away what OPD is made of."""
+    for key, allowed in NEEDED.items():
+        value = OmegaConf.select(config, key)
+        if str(value) not in allowed:
+            raise ConfigError(key, value, f"recipe=opd needs {' or '.join(allowed)}", "drop the override, or recipe=grpo")
+
+
+def check_objective(config: DictConfig, opd: OpdConfig) -> None:
+    """The objective, its support size and verl's policy loss must fit together."""
+    key = "actor_rollout_ref.actor.policy_loss.loss_mode"
+    exact = opd.objective.support is Support.student_topk
+    expected, value = "opd_none" if exact else "opd", OmegaConf.select(config, key)
+    if value != expected:
+        raise ConfigError(key, value, f"opd.objective.support={opd.objective.support} needs {expected}", f"{key}={expected}")
+    needs_k = exact or "reverse_kl_baseline" in opd.rewards
+    if opd.objective.k < (1 if needs_k else 0):
+        raise ConfigError("opd.objective.k", opd.objective.k, "a top-k support needs k >= 1", "opd.objective.k=16")
+    if opd.objective.k and config.actor_rollout_ref.actor.ulysses_sequence_parallel_size > 1:
+        key = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
+        raise ConfigError(key, OmegaConf.select(config, key), "top-k supports are not gathered over ranks", f"{key}=1")
+
+
+def check_rewards(config: DictConfig, opd: OpdConfig) -> None:
+    """Every reward hook must be registered."""
+    for name in opd.rewards:
+        if name not in REWARD_HOOKS:
+            known = ", ".join(sorted(REWARD_HOOKS))
+            raise ConfigError("opd.rewards", name, f"no such reward hook (there are: {known})", "register it, see opd.plugins")
+
+
+def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
+    """Student and teacher must be divided by one temperature, or r_t compares two different things."""
+    rollout = config.actor_rollout_ref.rollout.temperature
+    if opd.teacher.temperature != rollout:
+        problem = f"the rollout temperature is {rollout}"
+        raise ConfigError("opd.teacher.temperature", opd.teacher.temperature, problem, "leave it unset: it follows the rollout")
+    if rollout <= 0:
+        raise ConfigError("actor_rollout_ref.rollout.temperature", rollout, "must be positive", "use 1.0")
+
+
+def check_rollout_correction(config: DictConfig, opd: OpdConfig) -> None:
+    """verl's rollout correction works inside the step that OPD replaces."""
+    correction: Any = config.algorithm.get("rollout_correction") or {}
+    for name in ("bypass_mode", "rollout_is", "rollout_rs"):
+        if correction.get(name):
+            key = f"algorithm.rollout_correction.{name}"
+            raise ConfigError(key, correction.get(name), "not available under recipe=opd", f"~{key} or {key}=null")
+
+
+def check_data(config: DictConfig, opd: OpdConfig) -> None:
+    """The data files must be there."""
+    for key in ("data.train_files", "data.val_files"):
+        files = OmegaConf.select(config, key)
+        for file in [files] if isinstance(files, str) else files:
+            if "://" not in file and not Path(file).expanduser().exists():
+                raise ConfigError(key, file, "no such file", f"{key}=/path/to/prompts.parquet")
+
+
+def check_cluster(config: DictConfig, opd: OpdConfig) -> None:
+    """Without accelerators verl would wait for them for ever; the other way round they would idle."""
+    device, value = get_device_name(), config.trainer.device
+    if device == "cpu" and value != "cpu":
+        raise ConfigError("trainer.device", value, "this machine has no accelerator that torch can use", "cluster=cpu")
+    if device != "cpu" and value == "cpu":
+        raise ConfigError("trainer.device", value, f"this is a {device} machine", "drop cluster=cpu, or VERL_PLATFORM=cpu")
+
+
+CHECKS = (
+    check_recipe_is_whole,
+    check_objective,
+    check_rewards,
+    check_temperature,
+    check_rollout_correction,
+    check_cluster,
+    check_data,
+)

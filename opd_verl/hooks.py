@@ -1,0 +1,97 @@
+"""Reward hooks: how a per-token reward r_t reaches the advantage estimator.
+
+A hook is a pure function `RewardInputs -> Tensor[B, R]` (nats). `opd.rewards` names the hooks; their sum is r_t.
+
+    from opd_verl.hooks import RewardInputs, register_reward
+
+    @register_reward("clamped_reverse_kl")
+    def clamped_reverse_kl(inputs: RewardInputs) -> Tensor:
+        return (inputs.log_q - inputs.log_p_old).clamp(-5.0, 5.0)
+
+`opd.plugins=[my_package.my_rewards]` imports the module that holds it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from opd_verl.objectives.topk import expected_reward
+
+
+@dataclass(frozen=True)
+class RewardInputs:
+    """What a reward hook may read. All [B, R] (or [B, R, K]), detached, nats, defined where `mask` is 1."""
+
+    log_p_old: Tensor
+    """log p_old(y_t): the student that sampled the rollout."""
+    log_q: Tensor
+    """log q(y_t): the teacher at the same prefix."""
+    mask: Tensor
+    """1 on response tokens whose teacher score is valid."""
+    student_entropy: Tensor
+    """Full-vocabulary entropy of p_old."""
+    task_score: Tensor
+    """The rollout's task reward [B] from verl's reward function."""
+    teacher_entropy: Tensor | None = None
+    """Full-vocabulary entropy of q, where the teacher was asked for it."""
+    log_p_topk: Tensor | None = None
+    """log p_old at the student's top-k ids [B, R, K], where `opd.objective.k` needs them."""
+    log_q_topk: Tensor | None = None
+    """log q at the same ids [B, R, K]."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """A hook may put `opd/<name>` here; it is logged with the step."""
+
+    @property
+    def position(self) -> Tensor:
+        """Index of each token within its response [B, R]."""
+        return torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask)
+
+
+RewardHook = Callable[[RewardInputs], Tensor]
+REWARD_HOOKS: dict[str, RewardHook] = {}
+
+
+def register_reward(name: str) -> Callable[[RewardHook], RewardHook]:
+    """Registers a reward hook under `name`; a name taken by another function is a ValueError."""
+
+    def register(hook: RewardHook) -> RewardHook:
+        if REWARD_HOOKS.get(name, hook) is not hook:
+            raise ValueError(f"reward hook {name!r} is already registered; choose another name")
+        REWARD_HOOKS[name] = hook
+        return hook
+
+    return register
+
+
+def total_reward(inputs: RewardInputs, names: Sequence[str]) -> Tensor:
+    """Sum of the named hooks, 0 where the mask is 0 [B, R], nats.
+
+    Raises:
+        ValueError: a hook returned another shape, or a value that is not finite on an unmasked token.
+    """
+    total = torch.zeros_like(inputs.log_q)
+    for name in names:
+        reward = REWARD_HOOKS[name](inputs)
+        if reward.shape != total.shape:
+            raise ValueError(f"reward hook {name!r} returned {tuple(reward.shape)}, expected {tuple(total.shape)}")
+        total = total + reward
+    total = torch.where(inputs.mask.bool(), total, 0.0)
+    if not total.isfinite().all():
+        raise ValueError(f"the sum of the reward hooks {list(names)} is not finite on {(~total.isfinite()).sum()} tokens")
+    return total
+
+
+@register_reward("reverse_kl")
+def reverse_kl(inputs: RewardInputs) -> Tensor:
+    """`r_t = log q_t(y_t) - log p_old,t(y_t)`: minus the sampled reverse KL (Capacity eq. 7, EOPD eq. 6)."""
+    return inputs.log_q - inputs.log_p_old
+
+
+@register_reward("reverse_kl_baseline")
+def reverse_kl_baseline(inputs: RewardInputs) -> Tensor:
+    """`-E_{v ~ p_old}[log q(v) - log p_old(v)]` over the student's top-k: add it to `reverse_kl` for less variance."""
+    if inputs.log_p_topk is None or inputs.log_q_topk is None:
+        raise ValueError("reverse_kl_baseline reads the student's top-k: set opd.objective.k above 0 (16)")
+    return -expected_reward(inputs.log_p_topk, inputs.log_q_topk)

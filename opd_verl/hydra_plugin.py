@@ -1,0 +1,77 @@
+"""Makes `python -m verl.trainer.main_ppo recipe=opd cluster=cpu` resolve on verl's own, unchanged main.
+
+Hydra accepts `recipe=opd` only where the primary config's defaults list has a `recipe` entry. A config source reads
+verl's own file and appends the two empty slots; everything else of verl's config is served untouched.
+"""
+
+from importlib import resources
+from typing import ClassVar
+
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+VERL_CONFIGS = "verl.trainer.config"
+PRIMARY_CONFIGS = ("ppo_trainer", "ppo_megatron_trainer")
+SLOTS = ("recipe", "cluster")
+
+
+class RecipeSlot(ImportlibResourcesConfigSource):
+    """verl's own configs, with the slots `recipe` and `cluster` at the end of the trainer's defaults list."""
+
+    broken_by: ClassVar[Exception | None] = None
+
+    @staticmethod
+    def scheme() -> str:
+        return "recipe-slot"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Reads one of verl's configs; the trainer's gets the slots (`null`, so that a typo lists the options)."""
+        result = super().load_config(config_path)
+        if config_path in PRIMARY_CONFIGS:
+            result.config.defaults.extend([{slot: None} for slot in SLOTS])
+        return result
+
+
+class RecipeSource(ImportlibResourcesConfigSource):
+    """Our `hydra_configs`; refuses to serve a recipe when the plugin could not register with verl."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "opd-recipe"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Reads `recipe/<name>.yaml` or `cluster/<name>.yaml`.
+
+        Raises:
+            SystemExit: the plugin is broken. Not an Exception: Hydra would fold it into a long trace.
+        """
+        if RecipeSlot.broken_by is not None:
+            cause = RecipeSlot.broken_by
+            raise SystemExit(
+                f"opd_verl: `{config_path}` cannot be used, the plugin failed to register with verl: "
+                f"{type(cause).__name__}: {cause}\n"
+                "Run `python -c 'import opd_verl.plugin'` for the full trace."
+            )
+        return super().load_config(config_path)
+
+
+class RecipeSearchPath(SearchPathPlugin):
+    """Puts the slots before verl's configs and our recipes after them; leaves other Hydra apps alone."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Acts only where the main config is verl's trainer config."""
+        verl_paths = {f"pkg://{VERL_CONFIGS}", str(resources.files(VERL_CONFIGS))}
+        mains = [p.path.removeprefix("file://") for p in search_path.get_path() if p.provider == "main" and p.path]
+        if any(path in verl_paths for path in mains):
+            search_path.prepend(provider="opd_verl", path=f"{RecipeSlot.scheme()}://{VERL_CONFIGS}")
+            search_path.append(provider="opd_verl", path=f"{RecipeSource.scheme()}://hydra_configs")
+
+
+def register(broken_by: Exception | None = None) -> None:
+    """Registers the three plugins with Hydra; `broken_by` is the error that recipes must report, if any."""
+    RecipeSlot.broken_by = broken_by
+    for plugin in (RecipeSlot, RecipeSource, RecipeSearchPath):
+        Plugins.instance().register(plugin)

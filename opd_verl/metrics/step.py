@@ -1,0 +1,45 @@
+"""Metrics that the driver logs once per training step, pooled over all response tokens of the batch."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class StepInputs(Protocol):
+    """The part of the reward inputs that the metrics read; all [B, R] or [B, R, K]."""
+
+    log_p_old: Tensor
+    log_q: Tensor
+    mask: Tensor
+    student_entropy: Tensor
+    teacher_entropy: Tensor | None
+    log_p_topk: Tensor | None
+    log_q_topk: Tensor | None
+    metrics: dict[str, float]
+
+
+def token_mean(values: Tensor, mask: Tensor) -> float:
+    """Mean over the tokens with mask 1; 0.0 where there is none."""
+    return (values * mask).sum().item() / max(int(mask.sum()), 1)
+
+
+def step_metrics(inputs: StepInputs, reward: Tensor) -> dict[str, float]:
+    """`opd/*` of one step (see `opd_verl.metrics.names`), plus what the reward hooks reported.
+
+    Args:
+        inputs: what the reward hooks saw.
+        reward: r_t [B, R], nats, 0 where masked.
+    """
+    mask = inputs.mask
+    found = {
+        "opd/reward_mean": token_mean(reward, mask),
+        "opd/reward_min": reward.min().item(),
+        "opd/reverse_kl": token_mean(inputs.log_p_old - inputs.log_q, mask),
+        "opd/student_entropy": token_mean(inputs.student_entropy, mask),
+    }
+    if inputs.teacher_entropy is not None:
+        found["opd/teacher_entropy"] = token_mean(inputs.teacher_entropy, mask)
+    if inputs.log_p_topk is not None and inputs.log_q_topk is not None:
+        found["opd/student_topk_mass"] = token_mean(inputs.log_p_topk.exp().sum(-1), mask)
+        found["opd/teacher_mass_at_student_topk"] = token_mean(inputs.log_q_topk.exp().sum(-1), mask)
+    return found | inputs.metrics

@@ -1,0 +1,43 @@
+"""Refuses a run that cannot work, in seconds and with one message, before Ray starts or a device is touched.
+
+Runs in the driver as a Hydra callback that every OPD recipe names; reads configs and tokenizers, never weights.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from opd_verl.checks import models, settings
+from opd_verl.config import OpdConfig, import_plugins, parse_opd
+from opd_verl.errors import ConfigError
+
+Check = Callable[[DictConfig, OpdConfig], None]
+
+
+class Preflight(Callback):
+    """`hydra.callbacks.opd_preflight._target_`."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Ends the process with the message of the first failed check.
+
+        Raises:
+            SystemExit: a setting cannot work. Hydra turns a callback's exceptions into warnings, but not this one.
+        """
+        try:
+            preflight(config)
+        except ConfigError as error:
+            raise SystemExit(f"opd_verl: {error}") from None
+
+
+def preflight(config: DictConfig) -> None:
+    """Every check, cheapest first.
+
+    Raises:
+        ConfigError: names the key, its value and the remedy.
+    """
+    opd = parse_opd(config)
+    import_plugins(opd)
+    for check in (*settings.CHECKS, *models.CHECKS):
+        check(config, opd)

@@ -1,0 +1,169 @@
+"""Measures the quickstart's models: accuracy, response length, and how far the student is from the teacher.
+
+Shapes: N problems, k samples of each, B = N * k sequences, P prompt tokens (left-padded), R response tokens
+(right-padded), V token ids below `len(tokenizer)`; the rows that pad the embedding matrix are masked everywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from opd_verl.quickstart.task import DATA_SOURCE, Problem
+from opd_verl.quickstart.tokenizer import encode_prompts
+from opd_verl.rewards import compute_score
+
+RESPONSE_LIMIT = 64
+OVERLAP_K = 16
+BATCH = 512
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled responses; row `n * k + i` is sample i of problem n."""
+
+    prompts_BP: torch.Tensor
+    prompt_mask_BP: torch.Tensor
+    """1 on prompt tokens, 0 on left padding."""
+    responses_BR: torch.Tensor
+    mask_BR: torch.Tensor
+    """True up to and including the end-of-turn token."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-problem results, all [N, k]."""
+
+    correct: torch.Tensor
+    """Whether the boxed answer is right (bool)."""
+    lengths: torch.Tensor
+    """Response tokens, the end-of-turn token included."""
+    truncated: torch.Tensor
+    """Whether the response hit the length limit without an end-of-turn token (bool)."""
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over problems and samples: avg@k, 0 to 1."""
+        return self.correct.float().mean().item()
+
+    @property
+    def mean_length(self) -> float:
+        """Mean response length in tokens."""
+        return self.lengths.float().mean().item()
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of responses cut at the limit, 0 to 1."""
+        return self.truncated.float().mean().item()
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the student is from the teacher on given rollouts, teacher-forced, pooled over response tokens."""
+
+    reverse_kl: float
+    """Mean of KL(student || teacher) over the whole vocabulary, nats per token."""
+    overlap: float
+    """Mean of |student's top k ∩ teacher's top k| / k, 0 to 1."""
+
+
+def _left_pad(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask
+
+
+def response_mask(responses_BR: torch.Tensor, end_id: int) -> torch.Tensor:
+    """[B, R] True up to and including the first `end_id`; all True in a row without one."""
+    ended_BR = (responses_BR == end_id).long().cumsum(dim=1)
+    return (ended_BR == 0) | ((ended_BR == 1) & (responses_BR == end_id))
+
+
+@torch.inference_mode()
+def sample(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[Problem],
+    samples: int = 1,
+    greedy: bool = False,
+    seed: int = 0,
+) -> Rollouts:
+    """`samples` responses per problem at temperature 1 over the tokenizer's ids, or the greedy one."""
+    prompts_NP, mask_NP = _left_pad(encode_prompts(tokenizer, problems), tokenizer.pad_token_id)
+    prompts_BP, mask_BP = prompts_NP.repeat_interleave(samples, 0), mask_NP.repeat_interleave(samples, 0)
+    sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    padding_rows = list(range(len(tokenizer), model.config.vocab_size))
+    parts = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for ids, mask in zip(prompts_BP.split(BATCH), mask_BP.split(BATCH), strict=True):
+            tokens = model.eval().generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=RESPONSE_LIMIT,
+                suppress_tokens=padding_rows or None,
+                **sampling,
+            )
+            parts.append(tokens[:, ids.shape[1] :])
+    longest = max(part.shape[1] for part in parts)
+    pad = (tokenizer.pad_token_id,)
+    responses_BR = torch.cat([torch.nn.functional.pad(p, (0, longest - p.shape[1]), value=pad[0]) for p in parts])
+    return Rollouts(prompts_BP, mask_BP, responses_BR, response_mask(responses_BR, tokenizer.eos_token_id))
+
+
+def grade(rollouts: Rollouts, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> Evaluation:
+    """Score each response with `opd_verl.rewards.compute_score`, the reward that verl uses."""
+    samples = len(rollouts.responses_BR) // len(problems)
+    texts = [
+        tokenizer.decode(ids[kept], skip_special_tokens=True)
+        for ids, kept in zip(rollouts.responses_BR, rollouts.mask_BR, strict=True)
+    ]
+    answers = [problem.answer for problem in problems for _ in range(samples)]
+    correct = [compute_score(DATA_SOURCE, t, a)["acc"] for t, a in zip(texts, answers, strict=True)]
+    ended_B = ((rollouts.responses_BR == tokenizer.eos_token_id) & rollouts.mask_BR).any(dim=1)
+    shape = (len(problems), samples)
+    return Evaluation(
+        correct=torch.tensor(correct).view(shape),
+        lengths=rollouts.mask_BR.sum(dim=1).view(shape),
+        truncated=(~ended_B).view(shape),
+    )
+
+
+def evaluate(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[Problem],
+    samples: int = 1,
+    greedy: bool = False,
+    seed: int = 0,
+) -> Evaluation:
+    """Sample and grade."""
+    return grade(sample(model, tokenizer, problems, samples, greedy, seed), tokenizer, problems)
+
+
+@torch.inference_mode()
+def response_log_probs(model: Qwen3ForCausalLM, rollouts: Rollouts, vocabulary: int) -> torch.Tensor:
+    """[tokens, vocabulary] fp32 log-probs at the response tokens of all rollouts, over the first `vocabulary` ids."""
+    parts = []
+    for rows in torch.arange(len(rollouts.responses_BR)).split(BATCH):
+        kept = rollouts.mask_BR[rows]
+        mask = torch.cat([rollouts.prompt_mask_BP[rows], kept.long()], dim=1)
+        ids = torch.cat([rollouts.prompts_BP[rows], rollouts.responses_BR[rows]], dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        logits = model.eval()(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        response_logits = logits[:, rollouts.prompts_BP.shape[1] - 1 : -1, :vocabulary]
+        parts.append(response_logits[kept].float().log_softmax(dim=-1))
+    return torch.cat(parts)
+
+
+def distance(
+    student: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, rollouts: Rollouts, vocabulary: int, k: int = OVERLAP_K
+) -> Distance:
+    """Exact reverse KL and top-k overlap of the two models on the student's own rollouts."""
+    log_p_TV = response_log_probs(student, rollouts, vocabulary)
+    log_q_TV = response_log_probs(teacher, rollouts, vocabulary)
+    reverse_kl_T = (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(dim=-1)
+    shared_T = (log_p_TV.topk(k).indices[:, :, None] == log_q_TV.topk(k).indices[:, None, :]).sum(dim=(1, 2))
+    return Distance(reverse_kl=reverse_kl_T.mean().item(), overlap=(shared_T / k).mean().item())

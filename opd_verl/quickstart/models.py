@@ -1,0 +1,73 @@
+"""The quickstart's models: Qwen3 at a size that two CPU cores train in a minute."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+LONGEST_SEQUENCE = 256
+# vLLM pads the vocabulary to a multiple of 64 as well, so both sides hold matrices of one shape.
+VOCABULARY_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Width and depth of a model."""
+
+    hidden: int
+    """Residual width."""
+    layers: int
+    """Number of transformer blocks."""
+    head_dim: int = 32
+    """Width of one attention head; 32 is the smallest vLLM's CPU attention takes."""
+
+
+TEACHER = ModelSize(hidden=128, layers=3)
+STUDENT = ModelSize(hidden=96, layers=3)
+
+
+def padded_vocabulary(tokens: int) -> int:
+    """The smallest multiple of `VOCABULARY_MULTIPLE` that is at least `tokens`."""
+    return -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def qwen3_config(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """A Qwen3 configuration of that size for that tokenizer: tied embeddings, fp32, full attention."""
+    heads = size.hidden // size.head_dim
+    return Qwen3Config(
+        vocab_size=padded_vocabulary(len(tokenizer)),
+        hidden_size=size.hidden,
+        intermediate_size=4 * size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=size.head_dim,
+        max_position_embeddings=LONGEST_SEQUENCE,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        dtype=torch.float32,
+    )
+
+
+def build_model(size: ModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A freshly initialised fp32 model; the same seed gives the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(qwen3_config(size, tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def save_model(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write weights, configuration and tokenizer, all that `from_pretrained`, verl and vLLM read."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def load_model(directory: Path) -> Qwen3ForCausalLM:
+    """The model saved in `directory`, in fp32."""
+    return Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32)

@@ -1,0 +1,114 @@
+"""Supervised fine-tuning of the quickstart's models on solutions generated on the fly.
+
+The loss is the mean cross-entropy over response tokens, the final end-of-turn token included, in nats per token.
+Shapes: B sequences, T tokens of the padded batch.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from opd_verl.quickstart.task import careless_solution, problem_stream
+from opd_verl.quickstart.tokenizer import encode_prompts, encode_responses
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """One SFT run."""
+
+    max_steps: int
+    """Optimizer steps, and the length of the cosine decay."""
+    batch: int = 64
+    """Sequences per step."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 20
+    """Steps of linear warmup."""
+    forget: float = 0.0
+    """Probability that the data's author forgets a carry; 0 for correct work."""
+    seed: int = 0
+    """Seed of the data."""
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Ends a run early once it is good enough."""
+
+    accuracy: Callable[[Qwen3ForCausalLM], float]
+    """Measures the model, 0 to 1."""
+    target: float
+    """Stop at or above this accuracy."""
+    eval_every: int
+    """Steps between measurements."""
+
+
+def collate(prompts: list[list[int]], responses: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Join and right-pad; returns ids [B, T] and labels [B, T] with `IGNORED` outside the response."""
+    longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    ids_BT = torch.full((len(prompts), longest), pad)
+    labels_BT = torch.full((len(prompts), longest), IGNORED)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        end = len(prompt) + len(response)
+        ids_BT[row, :end] = torch.tensor(prompt + response)
+        labels_BT[row, len(prompt) : end] = torch.tensor(response)
+    return ids_BT, labels_BT
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, settings: SftSettings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of train problems and (careless) solutions: ids [B, T], labels [B, T]."""
+    stream = problem_stream("train", settings.seed)
+    rng = random.Random(settings.seed)
+    while True:
+        problems = list(islice(stream, settings.batch))
+        solutions = [careless_solution(problem, settings.forget, rng) for problem in problems]
+        prompts, responses = encode_prompts(tokenizer, problems), encode_responses(tokenizer, solutions)
+        yield collate(prompts, responses, tokenizer.pad_token_id)
+
+
+def sft_loss(model: Qwen3ForCausalLM, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy per response token. Right padding needs no mask: it lies after every token that counts."""
+    logits_BTV = model(input_ids=ids_BT).logits[:, :-1].float()
+    return cross_entropy(logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def lr_scale(step: int, settings: SftSettings) -> float:
+    """Linear warmup, then cosine decay to zero at `max_steps`; a factor on the peak learning rate."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(1, settings.max_steps - settings.warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train_until(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: SftSettings,
+    stop: StopRule | None = None,
+    label: str = "SFT",
+) -> int:
+    """Train in place for `max_steps`, or until `stop` is met; returns the number of steps taken."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_scale(step, settings))
+    progress = tqdm(islice(batches(tokenizer, settings), settings.max_steps), total=settings.max_steps, desc=label)
+    for step, (ids_BT, labels_BT) in enumerate(progress, start=1):
+        model.train()
+        loss = sft_loss(model, ids_BT, labels_BT)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(nats_per_token=f"{loss.item():.3f}")
+        if stop and step % stop.eval_every == 0 and stop.accuracy(model) >= stop.target:
+            progress.close()
+            return step
+    return settings.max_steps

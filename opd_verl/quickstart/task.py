@@ -1,0 +1,122 @@
+"""The quickstart's task: add two three-digit numbers, one column per line, the carry written out.
+
+    What is 486 + 378? Put the answer in \\boxed{}.      ->      6+8+0=14
+                                                                8+7+1=16
+                                                                4+3+1=08
+                                                                \\boxed{864}
+
+A column reads `left digit + right digit + carry = two-digit sum`. The teacher is trained on correct work. The student
+is trained on careless work: it knows the format and the digit sums but forgets most carries, so that its greedy answer
+is wrong too and there is something to distil. Train and held-out problems are disjoint by a hash of the operands.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+Split = Literal["train", "heldout"]
+
+DATA_SOURCE = "opd_verl/column_addition"
+COLUMNS = 3
+SMALLEST, LARGEST = 10 ** (COLUMNS - 1), 10**COLUMNS - 1
+HELDOUT_ONE_IN = 10
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One sum, `left + right`, both with exactly `COLUMNS` digits."""
+
+    left: int
+    right: int
+
+    @property
+    def answer(self) -> str:
+        """The correct sum as a decimal string."""
+        return str(self.left + self.right)
+
+    @property
+    def split(self) -> Split:
+        """The side of the partition this problem is on; a pure function of the operands."""
+        return "heldout" if zlib.crc32(f"{self.left}+{self.right}".encode()) % HELDOUT_ONE_IN == 0 else "train"
+
+
+def problem_stream(split: Split, seed: int) -> Iterator[Problem]:
+    """Endless problems of one split, uniform with replacement, the same sequence for the same seed."""
+    rng = random.Random(f"{split}/{seed}")
+    while True:
+        problem = Problem(rng.randint(SMALLEST, LARGEST), rng.randint(SMALLEST, LARGEST))
+        if problem.split == split:
+            yield problem
+
+
+def distinct_problems(split: Split, count: int, seed: int) -> list[Problem]:
+    """The first `count` distinct problems of `problem_stream(split, seed)`."""
+    found: dict[Problem, None] = {}
+    for problem in problem_stream(split, seed):
+        if len(found) == count:
+            break
+        found[problem] = None
+    return list(found)
+
+
+def question(problem: Problem) -> str:
+    """The user's message."""
+    return f"What is {problem.left} + {problem.right}? Put the answer in \\boxed{{}}."
+
+
+def chat(problem: Problem) -> list[dict[str, str]]:
+    """The question as chat messages, the shape verl's `prompt` column has."""
+    return [{"role": "user", "content": question(problem)}]
+
+
+def solution(problem: Problem, forgotten: Sequence[bool] = (False,) * COLUMNS) -> str:
+    """The worked solution, columns from the right, ending in `\\boxed{answer}`.
+
+    Args:
+        problem: the sum to work out.
+        forgotten: [COLUMNS] whether the carry into each column is written as 0 whatever it is, columns from the right.
+            The default is correct work; otherwise the boxed answer is the wrong one that the careless work leads to.
+    """
+    lines, total, carry = [], 0, 0
+    for column, forget in enumerate(forgotten):
+        left, right = (operand // 10**column % 10 for operand in (problem.left, problem.right))
+        carried = 0 if forget else carry
+        column_sum = left + right + carried
+        lines.append(f"{left}+{right}+{carried}={column_sum:02d}")
+        carry = column_sum // 10
+        total += column_sum % 10 * 10**column
+    return "\n".join([*lines, f"\\boxed{{{total + carry * 10**COLUMNS}}}"])
+
+
+def careless_solution(problem: Problem, forget: float, rng: random.Random) -> str:
+    """A solution whose author forgets each carry independently with probability `forget`."""
+    return solution(problem, [rng.random() < forget for _ in range(COLUMNS)])
+
+
+def rows(split: Split, problems: Sequence[Problem]) -> list[dict[str, object]]:
+    """Problems as rows of verl's parquet format."""
+    return [
+        {
+            "data_source": DATA_SOURCE,
+            "prompt": chat(problem),
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": problem.answer},
+            "extra_info": {"split": split, "index": index},
+        }
+        for index, problem in enumerate(problems)
+    ]
+
+
+def write_parquet(directory: Path, train: int, heldout: int, seed: int) -> tuple[Path, Path]:
+    """Write `train.parquet` and `heldout.parquet` with that many distinct prompts each; return their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    counts: dict[Split, int] = {"train": train, "heldout": heldout}
+    for split, count in counts.items():
+        frame = pd.DataFrame(rows(split, distinct_problems(split, count, seed)))
+        frame.to_parquet(directory / f"{split}.parquet")
+    return directory / "train.parquet", directory / "heldout.parquet"

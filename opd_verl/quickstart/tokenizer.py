@@ -1,0 +1,74 @@
+"""The quickstart's tokenizer: a byte-level BPE trained on the task, with Qwen's special tokens and ChatML template.
+
+Digits are always single tokens, so that a column sum is three lookups and no merge can straddle two numbers. Prompt and
+response are encoded apart and their ids joined, as generation does; training sees exactly the ids that sampling sees.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from opd_verl.quickstart.task import Problem, chat, problem_stream, question, solution
+
+PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# A digit, or a word or symbol run with its leading space, or white space.
+PIECES = r"\p{N}| ?[^\s\p{N}]+|\s+"
+# 256 bytes, three special tokens, and room for the whole words of the task's text.
+LARGEST_VOCABULARY = 320
+CORPUS_PROBLEMS = 200
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+
+def _corpus() -> list[str]:
+    problems = islice(problem_stream("train", seed=0), CORPUS_PROBLEMS)
+    return [f"system\nuser\nassistant\n{question(problem)}\n{solution(problem)}" for problem in problems]
+
+
+def _train_bpe() -> Tokenizer:
+    bpe = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=LARGEST_VOCABULARY,
+        special_tokens=[PAD, TURN_START, TURN_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_corpus(), trainer)
+    return bpe
+
+
+def build_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """Train the tokenizer, save it to `directory`, and return it as `AutoTokenizer` loads it from there."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_train_bpe(),
+        pad_token=PAD,
+        eos_token=TURN_END,
+        additional_special_tokens=[TURN_START],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(directory)
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> list[list[int]]:
+    """Ids of each problem's chat prompt, up to and including the assistant's header."""
+    texts = tokenizer.apply_chat_template([chat(p) for p in problems], add_generation_prompt=True, tokenize=False)
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def encode_responses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each response, closed by the end-of-turn token."""
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [[*response, tokenizer.eos_token_id] for response in ids]

@@ -1,0 +1,205 @@
+"""The teacher's forward pass: rollouts in, per-token statistics and last hidden states out. No Ray, no verl.
+
+Shapes: R response tokens, P prompt tokens, H hidden size, V = vocab_limit, K ids. Nats, float32, no gradients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from opd_verl.teacher.batching import fed_ids, fed_tokens, plan_batches
+from opd_verl.teacher.head import LMHead, RowStatistics, row_statistics
+from opd_verl.teacher.score import ScoreRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = ("float32", "bfloat16", "auto")
+PROBE_TOLERANCE = 0.02
+"""Relative difference allowed between our head and the model's own logits; a bf16 model needs about 0.004."""
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutState:
+    """What the teacher keeps of one rollout until its step is over.
+
+    hidden [R, H] last hidden states (model dtype) and logsumexp f32 [R] of logits / temperature, on the model's device;
+    log_q, entropy f32 [R], topk_ids i32 [R, K], topk_log_q f32 [R, K] (or None) on the CPU.
+    """
+
+    hidden: Tensor
+    logsumexp: Tensor
+    log_q: Tensor
+    entropy: Tensor
+    topk_ids: Tensor | None = None
+    topk_log_q: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.hidden, self.logsumexp, self.log_q, self.entropy, self.topk_ids, self.topk_log_q)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+class Scorer:
+    """A causal LM that scores rollouts. Nothing changes after construction, so threads may share it.
+
+    Raises ValueError for a vocab_limit, temperature or budget out of range, and for a model whose logits are not
+    `LMHead`'s function of its last hidden states (seen on a probe of four tokens).
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        vocab_limit: int,
+        temperature: float = 1.0,
+        max_tokens_per_batch: int = 16384,
+        chunk_rows: int = 1024,
+    ) -> None:
+        if min(max_tokens_per_batch, chunk_rows) < 1:
+            raise ValueError(f"{max_tokens_per_batch=} and {chunk_rows=} must be positive")
+        self.model = model.eval().requires_grad_(False)
+        self.body: Any = model.get_decoder()
+        self.head = LMHead.of(model, vocab_limit, temperature)
+        self.vocab_limit = vocab_limit
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.chunk_rows = chunk_rows
+        self.max_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.embeddings = len(self._input_embedding_weight())
+        self._probe()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        vocab_limit: int | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+        attn_implementation: str = "sdpa",
+        trust_remote_code: bool = False,
+        temperature: float = 1.0,
+        max_tokens_per_batch: int = 16384,
+        chunk_rows: int = 1024,
+    ) -> Self:
+        """Scorer of a local or hub checkpoint; `vocab_limit` None: len(tokenizer), `device` None: CUDA if there is one.
+
+        `dtype` is float32, bfloat16 or auto (the checkpoint's own); ValueError otherwise, and as the constructor.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} of the teacher; choose one of {', '.join(DTYPES)}")
+        if vocab_limit is None:
+            vocab_limit = len(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+        )
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, vocab_limit, temperature, max_tokens_per_batch, chunk_rows)
+
+    def check(self, request: ScoreRequest) -> None:
+        """Raises ValueError if the model cannot score the request: too long, or ids it has no row for."""
+        prompt, response, fed = request.prompt_ids, request.response_ids, fed_tokens(request)
+        if self.max_positions is not None and fed > self.max_positions:
+            raise ValueError(
+                f"{request.key}: prompt of {len(prompt)} + response of {len(response)} tokens exceeds the teacher's "
+                f"max_position_embeddings={self.max_positions}; shorten data.max_prompt_length or "
+                "data.max_response_length, or use a teacher with a longer context"
+            )
+        if prompt.min() < 0 or prompt.max() >= self.embeddings:
+            raise ValueError(f"{request.key}: prompt ids outside the teacher's {self.embeddings} embeddings")
+        if len(response) and (response.min() < 0 or response.max() >= self.vocab_limit):
+            raise ValueError(
+                f"{request.key}: response ids {response.min()}..{response.max()} outside 0..{self.vocab_limit - 1} "
+                "(vocab_limit); student and teacher must share the tokenizer and the sampler must not leave it"
+            )
+
+    def score(self, requests: Sequence[ScoreRequest], topk: int = 0) -> list[RolloutState]:
+        """States in the order of `requests`, in batches of at most max_tokens_per_batch padded tokens.
+
+        `topk` > 0 adds the teacher's most likely ids. Raises ValueError as `check` does, or for topk > vocab_limit.
+        """
+        for request in requests:
+            self.check(request)
+        states: dict[int, RolloutState] = {}
+        for batch in plan_batches([fed_tokens(request) for request in requests], self.max_tokens_per_batch):
+            states.update(zip(batch, self.score_batch([requests[index] for index in batch], topk), strict=True))
+        return [states[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def score_batch(self, requests: Sequence[ScoreRequest], topk: int = 0) -> list[RolloutState]:
+        """One forward pass over requests that passed `check` and fit the budget together."""
+        if not 0 <= topk <= self.vocab_limit:
+            raise ValueError(f"topk={topk} must lie in 0..vocab_limit={self.vocab_limit}")
+        device = self.head.weight.device
+        lengths = [len(request.response_ids) for request in requests]
+        tokens = torch.cat([torch.tensor(request.response_ids, dtype=torch.long) for request in requests]).to(device)
+        hidden = self._response_rows(requests)
+        stats = row_statistics(self.head, hidden, tokens, topk, self.chunk_rows)
+        return _split_states(hidden, stats, lengths, topk)
+
+    @torch.inference_mode()
+    def log_q_at(self, state: RolloutState, ids: Tensor) -> Tensor:
+        """log q_t(v) for v in ids [R, K] (integers): f32 [R, K] on the CPU, in the order of `ids`.
+
+        K dot products per token minus the stored logsumexp; no forward pass. Raises ValueError for a wrong row count
+        and for ids outside 0..vocab_limit-1.
+        """
+        if ids.ndim != 2 or len(ids) != len(state.hidden):
+            raise ValueError(f"ids of shape {tuple(ids.shape)}, expected [R, K] with R={len(state.hidden)}")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_limit:
+            raise ValueError(f"ids {int(ids.min())}..{int(ids.max())} outside 0..{self.vocab_limit - 1} (vocab_limit)")
+        ids_RK = ids.to(self.head.weight.device, torch.long)
+        chunks = zip(*(x.split(self.chunk_rows) for x in (state.hidden, ids_RK, state.logsumexp)), strict=True)
+        return torch.cat([self.head.logits_at(hidden, at) - lse[:, None] for hidden, at, lse in chunks]).cpu()
+
+    def _response_rows(self, requests: Sequence[ScoreRequest]) -> Tensor:
+        """Last hidden states of the rows P-1 .. P+R-2 of every request, concatenated: [sum R, H].
+
+        The only place that runs the body: a packed (varlen) kernel needs another version of this function alone.
+        """
+        requests = [request for request in requests if len(request.response_ids)]
+        if not requests:
+            return self.head.weight.new_zeros(0, self.head.weight.shape[1])
+        fed = [fed_ids(request) for request in requests]
+        ids_BT = pad_sequence(fed, batch_first=True).to(self.head.weight.device)
+        lengths_B = torch.tensor([len(row) for row in fed], device=ids_BT.device)
+        positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand(ids_BT.shape)
+        hidden_BTH = self.body(
+            input_ids=ids_BT,
+            attention_mask=(positions_BT < lengths_B[:, None]).long(),
+            position_ids=positions_BT,
+            use_cache=False,
+        ).last_hidden_state
+        rows = zip(hidden_BTH, requests, strict=True)
+        return torch.cat([row[len(r.prompt_ids) - 1 :][: len(r.response_ids)] for row, r in rows])
+
+    def _input_embedding_weight(self) -> Tensor:
+        layer: Any = self.model.get_input_embeddings()
+        return layer.weight
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        """Refuses a model whose own logits differ from ours: something between body and logits is unknown to LMHead."""
+        ids = torch.arange(min(4, self.vocab_limit), device=self.head.weight.device)[None]
+        hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state[0]
+        theirs = self.model(input_ids=ids, use_cache=False).logits[0, :, : self.vocab_limit].float()
+        ours = self.head.logits(hidden) * self.head.temperature
+        # NaN weights compare False and pass: their tokens become invalid, which is counted
+        if (ours - theirs).norm() > PROBE_TOLERANCE * theirs.norm():
+            raise ValueError(
+                f"{type(self.model).__name__}: logits are not lm_head(last hidden state); look in its config for a "
+                "logit scale, soft cap or multiplier, and add it to opd_verl/teacher/head.py"
+            )
+
+
+def _split_states(hidden: Tensor, stats: RowStatistics, lengths: list[int], topk: int) -> list[RolloutState]:
+    """One state per request; clones, so that dropping one rollout frees its memory."""
+    cpu = [x.cpu() for x in (stats.log_q, stats.entropy, stats.topk_ids, stats.topk_log_q)]
+    rows = zip(*(x.split(lengths) for x in (hidden, stats.logsumexp, *cpu)), strict=True)
+    keep = slice(None) if topk else slice(0, 4)
+    return [RolloutState(*(part.clone() for part in row[keep])) for row in rows]
