@@ -81,7 +81,8 @@ def parse_opd(config: DictConfig) -> OpdConfig:
     if "opd" not in config:
         raise ConfigError("opd", None, "the section is missing", "start from a recipe: `recipe=opd`")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(OpdConfig), config.opd)
+        section = OmegaConf.to_container(config.opd, resolve=True)  # `${...}` points outside the section
+        merged: Any = OmegaConf.merge(OmegaConf.structured(OpdConfig), section)
     except OmegaConfBaseException as error:
         key = error.full_key or "opd"
         raise ConfigError(f"opd.{key}", OmegaConf.select(config.opd, key), str(error.msg), "correct it") from error

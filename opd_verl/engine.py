@@ -15,7 +15,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from opd_verl.packing import jagged, packed_positions, response_positions
 
 MODEL_TYPE = "opd_language_model"
-STUDENT_TOPK = "opd_student_topk"  # non-tensor flag of the log-prob pass: how many of the student's top ids to return
+STUDENT_TOPK = "opd_student_topk"  # non-tensor flag of a worker call: k of the student's top-k, 0 where nothing reads it
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])
@@ -45,13 +45,12 @@ class OpdEngine(FSDPEngineWithLMHead):
 
     def student_topk(self, logits: Tensor, output_args: dict[str, Any], micro_batch: TensorDict) -> dict[str, Tensor]:
         """The top-k of the log-prob pass (no grad), or log p at the stored ids (update), or nothing."""
-        updating = torch.is_grad_enabled()
         k = tu.get_non_tensor_data(micro_batch, STUDENT_TOPK, default=0)
-        if not k or (updating and "student_topk_ids" not in micro_batch):
+        if not k:
             return {}
         lengths = micro_batch["responses"].offsets().diff()
         log_p = self.response_log_probs(logits, output_args, micro_batch, lengths)
-        if updating:
+        if torch.is_grad_enabled():  # the update: at the ids that the log-prob pass chose
             ids = micro_batch["student_topk_ids"].values().long()
             return {"student_topk_log_probs": jagged(log_p.gather(-1, ids), lengths)}
         top = log_p.topk(k, dim=-1)

@@ -3,6 +3,7 @@
 Runs in the driver as a Hydra callback that every OPD recipe names; reads configs and tokenizers, never weights.
 """
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ class Preflight(Callback):
             preflight(config)
         except ConfigError as error:
             raise SystemExit(f"opd_verl: {error}") from None
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(f"opd_verl: the checks before the run failed: {error}") from error
 
 
 def preflight(config: DictConfig) -> None:

@@ -1,12 +1,25 @@
 """Rule-based reward: 1.0 when the last `\\boxed{...}` of a response is the ground truth, else 0.0.
 
-Used by verl with `reward.custom_reward_function.path=pkg://opd_verl.rewards`. An exact string match is tried first, so
-that math-verify, which takes milliseconds, is only asked about answers that are written differently.
+Used by verl with `reward.custom_reward_function.path=pkg://opd_verl.rewards`. Equal strings and plain numbers are settled
+here. Everything else goes to math-verify in a child process: verl calls rewards from threads, where math-verify's own
+timeouts (SIGALRM) do not work, and an answer such as `9^{9^{9^9}}` would hold the worker for ever.
 """
 
+import json
+import select
+import subprocess
+import sys
+from decimal import Decimal
+from re import fullmatch
+from threading import Lock
 from typing import Any
 
 BOX = "\\boxed{"
+NUMBER = r"[+-]?\d{1,30}(\.\d{1,30})?"
+LONGEST_ANSWER = 300
+"""Characters; longer answers are wrong unless they are the same string."""
+SECONDS_PER_ANSWER = 3
+SECONDS_TO_START = 60
 
 
 def last_boxed(text: str) -> str | None:
@@ -30,18 +43,52 @@ def _until_balanced(text: str) -> str | None:
 
 
 def is_equal(answer: str, ground_truth: str) -> bool:
-    """Whether two answers are the same string up to outer white space, or the same mathematics to math-verify."""
-    if answer.strip() == ground_truth.strip():
+    """Whether two answers are the same string up to outer white space, or the same mathematics."""
+    answer, ground_truth = answer.strip(), ground_truth.strip()
+    if answer == ground_truth:
         return True
-    return bool(answer.strip()) and _math_equal(answer, ground_truth)
+    if fullmatch(NUMBER, answer) and fullmatch(NUMBER, ground_truth):
+        return Decimal(answer) == Decimal(ground_truth)
+    return 0 < len(answer) <= LONGEST_ANSWER and _CHILD.is_equal(answer, ground_truth)
 
 
-def _math_equal(answer: str, ground_truth: str) -> bool:
-    from math_verify import parse, verify
+class _MathVerify:
+    """math-verify in a child process, started when first asked and replaced when it does not answer in time."""
 
-    # Timeouts are off: they use SIGALRM, which works only in a main thread, and verl's reward workers are not one.
-    gold, pred = (parse(f"${BOX}{side}}}$", parsing_timeout=None) for side in (ground_truth, answer))
-    return verify(gold, pred, timeout_seconds=None)
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def is_equal(self, answer: str, ground_truth: str) -> bool:
+        """math-verify's verdict; False if it takes longer than `SECONDS_PER_ANSWER`."""
+        with self._lock:
+            self._ensure_started()
+            verdict = self._ask([answer, ground_truth], SECONDS_PER_ANSWER)
+            if verdict is None:
+                self._stop()
+            return bool(verdict)
+
+    def _ensure_started(self) -> None:
+        if self._process is None:
+            command = [sys.executable, __file__]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            if not self._ask(["1/2", "0.5"], SECONDS_TO_START):
+                raise RuntimeError("the math-verify process did not start; is math-verify installed?")
+
+    def _ask(self, pair: list[str], seconds: float) -> bool | None:
+        self._process.stdin.write(json.dumps(pair).encode() + b"\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        line = self._process.stdout.readline() if ready else b""
+        return json.loads(line) if line else None
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._process = None
+
+
+_CHILD = _MathVerify()
 
 
 def compute_score(
@@ -65,3 +112,16 @@ def compute_score(
     pred = last_boxed(solution_str)
     correct = pred is not None and is_equal(pred, ground_truth)
     return {"score": float(correct), "acc": correct, "pred": pred or ""}
+
+
+def _serve() -> None:
+    """The child: read `[answer, ground_truth]` per line, write `true` or `false` per line."""
+    from math_verify import parse, verify
+
+    for line in sys.stdin:
+        gold, pred = (parse(f"${BOX}{side}}}$", parsing_timeout=SECONDS_PER_ANSWER) for side in json.loads(line)[::-1])
+        print(json.dumps(bool(verify(gold, pred, timeout_seconds=SECONDS_PER_ANSWER))), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

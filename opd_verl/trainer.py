@@ -70,6 +70,11 @@ class OpdTrainer(PPOTrainerSync):
         fields = {"advantages": advantages, "returns": returns, "token_level_rewards": reward}
         return self.put(batch, {name: response_to_nested(value, lengths) for name, value in fields.items()})
 
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        exact = self.opd.objective.support is Support.student_topk
+        batch.extra_info[STUDENT_TOPK] = self.opd.objective.k if exact else 0
+        return super()._update_actor(batch, metrics)
+
     @staticmethod
     def put(batch: Any, fields: dict[str, Any]) -> Any:
         """Writes nested fields of the batch's rows to TransferQueue."""

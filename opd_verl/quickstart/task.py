@@ -79,17 +79,17 @@ def solution(problem: Problem, forgotten: Sequence[bool] = (False,) * COLUMNS) -
 
     Args:
         problem: the sum to work out.
-        forgotten: [COLUMNS] whether the carry into each column is written as 0 whatever it is, columns from the right.
-            The default is correct work; otherwise the boxed answer is the wrong one that the careless work leads to.
+        forgotten: [COLUMNS] whether the carry out of each column is dropped, columns from the right; the last one is
+            the answer's leading 1. The default is correct work; otherwise the boxed answer is the one that the
+            careless work leads to.
     """
     lines, total, carry = [], 0, 0
     for column, forget in enumerate(forgotten):
         left, right = (operand // 10**column % 10 for operand in (problem.left, problem.right))
-        carried = 0 if forget else carry
-        column_sum = left + right + carried
-        lines.append(f"{left}+{right}+{carried}={column_sum:02d}")
-        carry = column_sum // 10
+        column_sum = left + right + carry
+        lines.append(f"{left}+{right}+{carry}={column_sum:02d}")
         total += column_sum % 10 * 10**column
+        carry = 0 if forget else column_sum // 10
     return "\n".join([*lines, f"\\boxed{{{total + carry * 10**COLUMNS}}}"])
 
 

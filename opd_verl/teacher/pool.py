@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, ObjectLostError, RayActorError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -123,8 +123,8 @@ class TeacherPool:
             replica = (self.replica_of(requests[index].key) + attempt) % len(self.replicas)
             groups.setdefault(replica, []).append(index)
         deadline = time.monotonic() + self.timeout_s
-        if attempt:
-            self._await_alive(groups, deadline)
+        for replica in groups if attempt else ():
+            self._await_alive(replica, deadline)
         sent = {
             replica: self.replicas[replica].collect.remote([items[i] for i in group], step, topk, entropy)
             for replica, group in groups.items()
@@ -140,15 +140,16 @@ class TeacherPool:
             scores.update({i: _open(data, requests[i]) for i, data in zip(group, answers, strict=True)})
         return scores
 
-    def _await_alive(self, replicas: Sequence[int] | Mapping[int, Any], deadline: float) -> None:
-        """Waits for replicas that Ray is restarting; those that do not come back in time fail in the next call."""
-        for replica in replicas:
-            while time.monotonic() < deadline:
-                try:
-                    ray.get(_control(self.replicas[replica].ping).remote(), timeout=deadline - time.monotonic())
-                    break
-                except LOST:
-                    time.sleep(POLL_SECONDS)
+    def _await_alive(self, replica: int, deadline: float) -> None:
+        """Waits while Ray restarts the replica; one that is dead for good, or too slow, fails in the next call."""
+        while time.monotonic() < deadline:
+            try:
+                ray.get(_control(self.replicas[replica].ping).remote(), timeout=deadline - time.monotonic())
+                return
+            except ActorUnavailableError:
+                time.sleep(POLL_SECONDS)
+            except LOST:
+                return
 
     def _await_load(self, model_path: str) -> None:
         pings = [_control(handle.ping).remote() for handle in self.replicas]

@@ -68,7 +68,8 @@ class Scorer:
         self.max_tokens_per_batch = max_tokens_per_batch
         self.chunk_rows = chunk_rows
         self.max_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.embeddings = len(self._input_embedding_weight())
+        embeddings: Any = model.get_input_embeddings()
+        self.embeddings = len(embeddings.weight)
         self._probe()
 
     @classmethod
@@ -177,10 +178,6 @@ class Scorer:
         ).last_hidden_state
         rows = zip(hidden_BTH, requests, strict=True)
         return torch.cat([row[len(r.prompt_ids) - 1 :][: len(r.response_ids)] for row, r in rows])
-
-    def _input_embedding_weight(self) -> Tensor:
-        layer: Any = self.model.get_input_embeddings()
-        return layer.weight
 
     @torch.inference_mode()
     def _probe(self) -> None:

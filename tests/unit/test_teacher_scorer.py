@@ -1,6 +1,6 @@
 """Scorer against a float64 forward pass of the same model, one rollout at a time, written from the definition.
 
-float32 scores agree to about 1e-5 nats: Qwen3 itself computes its norms and rotary angles in float32 whatever its dtype.
+float32 scores agree to about 1e-5 nats; Qwen3 computes its norms and rotary angles in float32 whatever its dtype.
 """
 
 import copy
@@ -21,7 +21,7 @@ from opd_verl.teacher.score import ScoreRequest
 from opd_verl.teacher.scorer import RolloutState, Scorer
 
 VOCAB, LIMIT, MAX_POSITIONS = 96, 90, 128
-CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 
 
 def request(key: str, prompt: int, response: int, limit: int = LIMIT, seed: int = 0) -> ScoreRequest:
@@ -207,7 +207,7 @@ def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
         Scorer(tiny_qwen3(VOCAB), **({"vocab_limit": LIMIT} | bad))
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -108,7 +108,8 @@ def test_layout_is_pinned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("topk", "at_ids", "half", "budget"), [(16, 0, True, 100), (0, 16, True, 100), (0, 16, False, 100), (0, 0, True, 12)]
+    ("topk", "at_ids", "half", "budget"),
+    [(16, 0, True, 100), (0, 16, True, 100), (0, 16, False, 100), (0, 0, True, 12)],
 )
 def test_bytes_per_response_token(topk: int, at_ids: int, half: bool, budget: int) -> None:
     length, key = 1000, f"{'0' * 36}_7_0"

@@ -1,0 +1,351 @@
+"""The teacher's actor as a plain object and its pool on a local Ray: right scores, always an answer, no invention."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from test_teacher_scorer import reference, request
+from tiny_models import save_tiny_qwen3, tiny_qwen3
+
+from opd_verl.teacher.actor import TeacherActor, TeacherSettings
+from opd_verl.teacher.pool import TeacherPool
+from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.wire import decode, encode
+
+VOCAB, LIMIT, K = 96, 90, 4
+REPO = str(Path(__file__).parents[2])
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+SETTINGS = TeacherSettings(device="cpu", topk=K, wire_dtype="float32", max_tokens_per_batch=200)
+REQUESTS = [request(f"{uid}_{n}_0", 3 + uid, 5 * n, seed=uid) for uid in (0, 3, 6, 9) for n in range(4)]
+"""Four prompts that crc32 spreads over two replicas, four rollouts each, of 0 to 15 tokens."""
+AT_IDS = [np.random.default_rng(i).integers(0, LIMIT, (len(r.response_ids), 3)) for i, r in enumerate(REQUESTS)]
+
+
+def item(asked: ScoreRequest) -> tuple[str, np.ndarray, np.ndarray]:
+    return asked.key, asked.prompt_ids, asked.response_ids
+
+
+def ask(actor: TeacherActor, requests: list[ScoreRequest], step: int, **options: Any) -> list[TeacherScore]:
+    return [decode(data)[2] for data in actor.collect([(*item(r), None) for r in requests], step, **options)]
+
+
+def wait_for(condition: Any, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.01)
+
+
+def assert_right(scores: list[TeacherScore], at_ids: list[np.ndarray] | None = None) -> None:
+    """All REQUESTS' scores against the float64 forward pass."""
+    model = tiny_qwen3(VOCAB)
+    for index, (asked, score) in enumerate(zip(REQUESTS, scores, strict=True)):
+        log_probs = reference(model, asked, LIMIT)
+        sampled = torch.tensor(asked.response_ids).long()[:, None]
+        torch.testing.assert_close(score.log_q.double(), log_probs.gather(1, sampled)[:, 0], **CLOSE)
+        assert score.valid.all() and score.length == len(asked.response_ids)
+        if at_ids is not None:
+            expected = log_probs.gather(1, torch.tensor(at_ids[index]).long())
+            assert score.at_ids_log_q is not None
+            torch.testing.assert_close(score.at_ids_log_q.double(), expected, **CLOSE)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_qwen3(tmp_path_factory.mktemp("teacher"), VOCAB, LIMIT)
+
+
+@pytest.fixture
+def actor(model_path: str) -> TeacherActor:
+    return TeacherActor(model_path, SETTINGS)
+
+
+# One replica, no Ray
+
+
+def test_scores_what_was_submitted_before_anyone_collects(actor: TeacherActor) -> None:
+    actor.submit([item(r) for r in REQUESTS], step=1)
+    wait_for(lambda: actor.stats()["queue_length"] == 0)
+    before = actor.stats()
+    assert before["tokens_scored"] == sum(len(r.response_ids) for r in REQUESTS) and before["seconds_busy"] > 0
+    assert_right(ask(actor, REQUESTS, step=1))
+    assert actor.stats()["batches"] == before["batches"], "nothing was scored twice"
+
+
+def test_collect_scores_what_was_never_submitted_in_the_order_asked(actor: TeacherActor) -> None:
+    answers = actor.collect([(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], 1, topk=2)
+    assert [decode(data)[:2] for data in answers] == [(r.key, r.checksum) for r in REQUESTS]
+    scores = [decode(data)[2] for data in answers]
+    assert_right(scores, AT_IDS)
+    for asked, score in zip(REQUESTS, scores, strict=True):
+        assert score.topk_ids is not None and score.topk_ids.shape == (len(asked.response_ids), 2)
+        top = reference(tiny_qwen3(VOCAB), asked, LIMIT).topk(2)
+        assert torch.equal(score.topk_ids.long(), top.indices)
+
+
+def test_only_what_is_asked_is_shipped(actor: TeacherActor) -> None:
+    score = ask(actor, REQUESTS[-1:], 1, entropy=False)[0]
+    assert (score.entropy, score.topk_ids, score.topk_log_q, score.at_ids_log_q) == (None, None, None, None)
+
+
+def test_submit_is_idempotent_and_other_tokens_replace(actor: TeacherActor) -> None:
+    old, new = request("k_0", 4, 10, seed=1), request("k_0", 4, 10, seed=2)
+    for _ in range(3):
+        actor.submit([item(old)], step=1)
+        wait_for(lambda: actor.stats()["queue_length"] == 0)
+    assert actor.stats()["tokens_scored"] == 10
+    score = ask(actor, [new], step=1)[0]
+    expected = reference(tiny_qwen3(VOCAB), new, LIMIT).gather(1, torch.tensor(new.response_ids).long()[:, None])
+    torch.testing.assert_close(score.log_q.double(), expected[:, 0], **CLOSE)
+    assert len(actor.store.done) == 1
+
+
+def test_the_same_rollout_asked_twice_in_one_collect(actor: TeacherActor) -> None:
+    first, second = ask(actor, [REQUESTS[-1], REQUESTS[-1]], step=1)
+    assert torch.equal(first.log_q, second.log_q)
+    assert actor.stats()["tokens_scored"] == len(REQUESTS[-1].response_ids)
+
+
+def test_a_later_step_closes_the_earlier_ones(actor: TeacherActor) -> None:
+    ask(actor, REQUESTS, step=1)
+    late = request("late_0", 4, 6)
+    actor.submit([item(late)], step=2)
+    ask(actor, [late, REQUESTS[1]], step=2)
+    assert set(actor.store.done) == {"late_0", REQUESTS[1].key}
+    assert actor.stats()["state_bytes"] == sum(job.future.result().nbytes for job in actor.store.done.values())
+
+
+@pytest.mark.parametrize("max_state_bytes", [0, 5000])
+def test_evicted_states_are_recomputed(model_path: str, max_state_bytes: int) -> None:
+    small = TeacherActor(model_path, {"device": "cpu", "wire_dtype": "float32", "max_state_bytes": max_state_bytes})
+    small.submit([item(r) for r in REQUESTS], step=1)
+    wait_for(lambda: small.stats()["queue_length"] == 0)
+    assert small.stats()["state_bytes"] <= max_state_bytes
+    answers = small.collect([(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], 1)
+    assert_right([decode(data)[2] for data in answers], AT_IDS)
+    assert small.stats()["state_bytes"] <= max_state_bytes
+
+
+def test_an_exception_in_the_loop_reaches_every_waiter_and_the_loop_lives(
+    actor: TeacherActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: Any) -> None:
+        time.sleep(0.2)
+        raise RuntimeError("out of memory, say")
+
+    caught: list[BaseException] = []
+
+    def collect() -> None:
+        try:
+            ask(actor, REQUESTS, 1)
+        except RuntimeError as error:
+            caught.append(error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actor.scorer, "score_batch", explode)
+        waiters = [threading.Thread(target=collect) for _ in range(3)]
+        for waiter in waiters:
+            waiter.start()
+        for waiter in waiters:
+            waiter.join(timeout=30)
+        assert [str(error) for error in caught] == ["out of memory, say"] * 3
+        wait_for(lambda: actor.stats()["queue_length"] == 0)
+    assert_right(ask(actor, REQUESTS, 1))
+
+
+def test_submit_and_ping_return_while_a_forward_pass_runs(actor: TeacherActor, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, started = threading.Event(), threading.Event()
+    original = actor.scorer.score_batch
+
+    def gated(*args: Any) -> Any:
+        started.set()
+        assert gate.wait(30)
+        return original(*args)
+
+    monkeypatch.setattr(actor.scorer, "score_batch", gated)
+    actor.submit([item(REQUESTS[1])], 1)
+    assert started.wait(30)
+    assert actor.submit([item(REQUESTS[2]), item(REQUESTS[3])], 1) == 2
+    assert actor.ping() == os.getpid() and actor.stats()["queue_length"] == 3
+    gate.set()
+    wait_for(lambda: actor.stats()["tokens_scored"] == 5 + 10 + 15)
+    assert actor.stats()["batches"] == 2, "late arrivals shared the next batch"
+
+
+def test_what_cannot_be_answered_is_refused(actor: TeacherActor) -> None:
+    with pytest.raises(ValueError, match=r"too_long.*max_position_embeddings=128"):
+        ask(actor, [REQUESTS[0], request("too_long", 100, 100)], 1)
+    with pytest.raises(ValueError, match="top-5 asked of a teacher that keeps top-4"):
+        ask(actor, REQUESTS, 1, topk=5)
+    with pytest.raises(ValueError, match="vocab_limit"):
+        actor.collect([(*item(REQUESTS[1]), np.full((5, 1), LIMIT))], 1)
+    with pytest.raises(ValueError, match="wire_dtype"):
+        TeacherSettings(wire_dtype="bfloat16")
+    assert_right(ask(actor, REQUESTS, 1))
+
+
+def test_nan_weights_come_back_invalid(tmp_path: Path) -> None:
+    path = save_tiny_qwen3(tmp_path, VOCAB, LIMIT)
+    model = tiny_qwen3(VOCAB)
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] = torch.nan
+    model.save_pretrained(path)
+    score = ask(TeacherActor(path, SETTINGS), REQUESTS[-1:], 1, topk=2)[0]
+    assert not score.valid.any() and score.log_q.isnan().all()
+
+
+# The pool, on Ray
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": REPO}})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: None, model_path: str) -> TeacherPool:
+    return TeacherPool.start(model_path, SETTINGS, 2, name_prefix="t", env_vars={"OMP_NUM_THREADS": "1"}, timeout_s=60)
+
+
+def with_actors(actor_class: type, count: int, *args: Any, timeout_s: float = 60.0) -> TeacherPool:
+    """A pool of actors of another class, restarting like the real ones."""
+    remote: Any = ray.remote(concurrency_groups={"control": 1})(actor_class)  # type: ignore[call-overload]
+    handles = [remote.options(max_concurrency=4, max_restarts=-1).remote(*args) for _ in range(count)]
+    return TeacherPool(handles, "test", timeout_s)
+
+
+def test_the_pool_scores_in_order(pool: TeacherPool) -> None:
+    assert {pool.replica_of(r.key) for r in REQUESTS} == {0, 1}
+    for uid in (0, 3, 6, 9):
+        assert len({pool.replica_of(f"{uid}_{n}_0") for n in range(8)}) == 1, "rollouts of a prompt share a replica"
+    for asked in REQUESTS:
+        pool.submit(asked, step=1)
+    scores = pool.collect(REQUESTS, [torch.tensor(ids) for ids in AT_IDS], step=1, topk=2)
+    assert_right(scores, AT_IDS)
+    assert all(score.topk_ids is not None and score.topk_ids.shape[1] == 2 for score in scores)
+    assert pool.collect([], None, step=1) == []
+
+
+def test_another_process_connects_and_submits(pool: TeacherPool) -> None:
+    asked = request("remote_0_0", 6, 17)
+
+    @ray.remote(num_cpus=0)
+    def rollout_worker(key: str, prompt: np.ndarray, response: np.ndarray) -> None:
+        TeacherPool.connect("t", 2).submit(ScoreRequest(key, prompt, response), step=3)
+
+    ray.get(rollout_worker.remote(*item(asked)))
+    replica = pool.replicas[pool.replica_of(asked.key)]
+    before = ray.get(replica.stats.remote())["tokens_scored"]
+    pool.collect([asked], None, step=3)
+    after = ray.get(replica.stats.remote())
+    assert after["tokens_scored"] - before in (0, 17), "scored once, before the collect or during it"
+    assert after["queue_length"] == 0 and after["state_bytes"] > 0
+    with pytest.raises(ValueError, match="nobody_0"):
+        TeacherPool.connect("nobody", 1)
+
+
+def test_a_bad_request_raises_and_is_not_masked(pool: TeacherPool) -> None:
+    with pytest.raises(ValueError, match="max_position_embeddings=128"):
+        pool.collect([request("too_long", 100, 100)], None, step=3)
+
+
+def test_a_failed_load_names_its_cause(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)nowhere did not load on 1 replicas.*nowhere"):
+        TeacherPool.start(str(tmp_path / "nowhere"), SETTINGS, 1, name_prefix="bad", timeout_s=60)
+    with pytest.raises(ValueError, match="one \\(group, bundle index\\) for each"):
+        TeacherPool.start("model", SETTINGS, 2, placement_groups=[])
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_replica_killed_during_collect_is_survived(
+    cluster: None, model_path: str, replicas: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The replica of prompt 0 dies in its first forward pass; with one replica, its restart answers."""
+
+    class Slow(TeacherActor):
+        def __init__(self, path: str, settings: TeacherSettings, marker: str) -> None:
+            super().__init__(path, settings)
+            if not os.path.exists(marker):
+                self.scorer.score_batch = lambda *_: time.sleep(60)  # type: ignore[method-assign]
+
+    marker = tmp_path / "slow_no_more"
+    teacher = with_actors(Slow, replicas, model_path, SETTINGS, str(marker))
+    pids = ray.get([handle.ping.remote() for handle in teacher.replicas])
+    marker.touch()
+
+    def kill() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    timer = threading.Timer(1.0, kill)
+    timer.start()
+    with caplog.at_level(logging.WARNING):
+        scores = teacher.collect(REQUESTS, AT_IDS, step=1)
+    timer.join()
+    assert_right(scores, AT_IDS)
+    assert "asking the next replica" in caplog.text and "test_0" in caplog.text
+
+
+def test_a_dead_replica_hands_over_to_the_other(
+    cluster: None, model_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = with_actors(TeacherActor, 2, model_path, SETTINGS)
+    ray.get([handle.ping.remote() for handle in teacher.replicas])
+    ray.kill(teacher.replicas[0])
+    assert_right(teacher.collect(REQUESTS, AT_IDS, step=1), AT_IDS)
+    assert "test_0" in caplog.text and "test_1" not in caplog.text
+
+
+def test_rows_of_lost_replicas_are_missing_never_zero(
+    cluster: None, model_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = with_actors(TeacherActor, 1, model_path, SETTINGS)
+    ray.get(teacher.replicas[0].ping.remote())
+    ray.kill(teacher.replicas[0])
+    for asked, score in zip(REQUESTS, teacher.collect(REQUESTS, AT_IDS, step=1, topk=2), strict=True):
+        length = len(asked.response_ids)
+        assert score.length == length and not score.valid.any() and score.log_q.isnan().all()
+        assert score.at_ids_log_q is not None and score.at_ids_log_q.shape == (length, 3)
+        assert score.topk_log_q is not None and score.topk_log_q.shape == (length, 2)
+    assert "test_0 lost 16 rollouts, their tokens are masked" in caplog.text
+
+
+def test_a_silent_replica_times_out_into_missing(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
+    class Silent:
+        def ping(self) -> int:
+            return 0
+
+        def collect(self, *_: Any) -> None:
+            time.sleep(60)
+
+    teacher = with_actors(Silent, 1, timeout_s=0.5)
+    ray.get(teacher.replicas[0].ping.remote())
+    score = teacher.collect(REQUESTS[3:4], None, step=1)[0]
+    assert not score.valid.any() and score.length == 15
+    assert caplog.text.count("test_0 lost 1 rollouts") == 2
+
+
+def test_an_answer_to_another_question_is_refused(cluster: None) -> None:
+    class Confused:
+        def __init__(self, key: str, checksum: int) -> None:
+            self.key, self.checksum = key, checksum
+
+        def collect(self, requests: list[Any], *_: Any) -> list[bytes]:
+            return [encode(TeacherScore.missing(len(r[2])), self.key, self.checksum) for r in requests]
+
+    asked = REQUESTS[1]
+    for key, checksum in ((asked.key, asked.checksum ^ 1), ("other_0", asked.checksum)):
+        with pytest.raises(ValueError, match="the teacher answered"):
+            with_actors(Confused, 1, key, checksum).collect([asked], None, step=1)
