@@ -1,5 +1,6 @@
 """verl's agent loop with one more line: a response goes to the teacher the moment its trajectory ends."""
 
+import zlib
 from typing import Any
 
 import ray
@@ -19,7 +20,21 @@ class OpdAgentLoopWorker(VerlWorker):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.teacher = TeacherPool.connect(TEACHER_NAME, replica_count(parse_opd(config)))
+        opd = parse_opd(config)
+        self.seed_rollouts = opd.seed_rollouts or self.rollout_config.full_determinism
+        self.teacher = TeacherPool.connect(TEACHER_NAME, replica_count(opd))
+
+    async def _run_agent_loop(
+        self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
+    ) -> AgentLoopOutput:
+        if self.seed_rollouts:
+            sampling_params = {**sampling_params, "seed": self.rollout_seed(trajectory, kwargs["session_id"])}
+        return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+
+    def rollout_seed(self, trajectory: dict[str, Any], session_id: int) -> int:
+        """A seed of its own for every rollout (verl gives all requests the same), equal in every run and resume."""
+        name = f"{self.rollout_config.seed}/{trajectory['step']}/{trajectory['sample_index']}/{session_id}"
+        return zlib.crc32(name.encode())
 
     async def _agent_loop_postprocess(
         self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any

@@ -68,6 +68,9 @@ class OpdConfig:
     """Reward hooks whose sum is r_t."""
     plugins: list[str] = field(default_factory=list)
     """Modules to import in every process: they register the user's own hooks."""
+    seed_rollouts: bool = False
+    """Gives every rollout its own seed, so that a run can be repeated. verl's `rollout.full_determinism` does too, and
+    adds vLLM's batch-invariant kernels, which need a GPU."""
     poll_interval_s: float = 0.2
     """How often the trainer looks for finished rollouts (verl's own value is 2 s)."""
 

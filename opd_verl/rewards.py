@@ -1,11 +1,12 @@
 """Rule-based reward: 1.0 when the last `\\boxed{...}` of a response is the ground truth, else 0.0.
 
-Used by verl with `reward.custom_reward_function.path=pkg://opd_verl.rewards`. Equal strings and plain numbers are settled
-here. Everything else goes to math-verify in a child process: verl calls rewards from threads, where math-verify's own
-timeouts (SIGALRM) do not work, and an answer such as `9^{9^{9^9}}` would hold the worker for ever.
+Used by verl with `reward.custom_reward_function.path=pkg://opd_verl.rewards`. Equal strings and plain numbers are
+settled here. Everything else goes to math-verify in a child process: verl calls rewards from threads, where
+math-verify's own timeouts (SIGALRM) do not work, and an answer such as `9^{9^{9^9}}` would hold the worker for ever.
 """
 
 import json
+import resource
 import select
 import subprocess
 import sys
@@ -20,6 +21,8 @@ LONGEST_ANSWER = 300
 """Characters; longer answers are wrong unless they are the same string."""
 SECONDS_PER_ANSWER = 3
 SECONDS_TO_START = 60
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes the child may map: a tower of powers fills memory faster than time."""
 
 
 def last_boxed(text: str) -> str | None:
@@ -62,30 +65,32 @@ class _MathVerify:
     def is_equal(self, answer: str, ground_truth: str) -> bool:
         """math-verify's verdict; False if it takes longer than `SECONDS_PER_ANSWER`."""
         with self._lock:
-            self._ensure_started()
-            verdict = self._ask([answer, ground_truth], SECONDS_PER_ANSWER)
+            process = self._process = self._running() or _start()
+            verdict = _ask(process, answer, ground_truth, SECONDS_PER_ANSWER)
             if verdict is None:
-                self._stop()
+                process.kill()
+                process.communicate()
             return bool(verdict)
 
-    def _ensure_started(self) -> None:
-        if self._process is None:
-            command = [sys.executable, __file__]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            if not self._ask(["1/2", "0.5"], SECONDS_TO_START):
-                raise RuntimeError("the math-verify process did not start; is math-verify installed?")
+    def _running(self) -> subprocess.Popen[bytes] | None:
+        return self._process if self._process and self._process.poll() is None else None
 
-    def _ask(self, pair: list[str], seconds: float) -> bool | None:
-        self._process.stdin.write(json.dumps(pair).encode() + b"\n")
-        self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
-        line = self._process.stdout.readline() if ready else b""
-        return json.loads(line) if line else None
 
-    def _stop(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._process = None
+def _start() -> subprocess.Popen[bytes]:
+    # -P keeps this file's folder off the child's path, where our module names would hide others'.
+    process = subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    if not _ask(process, "1/2", "0.5", SECONDS_TO_START):
+        raise RuntimeError("the math-verify process did not start; is math-verify installed?")
+    return process
+
+
+def _ask(process: subprocess.Popen[bytes], answer: str, ground_truth: str, seconds: float) -> bool | None:
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps([answer, ground_truth]).encode() + b"\n")
+    process.stdin.flush()
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    line = process.stdout.readline() if ready else b""
+    return json.loads(line) if line else None
 
 
 _CHILD = _MathVerify()
@@ -118,6 +123,7 @@ def _serve() -> None:
     """The child: read `[answer, ground_truth]` per line, write `true` or `false` per line."""
     from math_verify import parse, verify
 
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     for line in sys.stdin:
         gold, pred = (parse(f"${BOX}{side}}}$", parsing_timeout=SECONDS_PER_ANSWER) for side in json.loads(line)[::-1])
         print(json.dumps(bool(verify(gold, pred, timeout_seconds=SECONDS_PER_ANSWER))), flush=True)

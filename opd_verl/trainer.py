@@ -3,12 +3,14 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.workers.utils.padding import response_to_nested
@@ -48,6 +50,17 @@ class OpdTrainer(PPOTrainerSync):
             actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
             self.actor_rollout_wg.set_loss_fn(partial(topk_loss, actor_config))
         self.replay_buffer.poll_interval = self.opd.poll_interval_s
+
+    def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
+        batch = super()._next_train_batch(num_prompts)
+        names = [f"{self.global_steps:06d}.{row:05d}" for row in range(len(batch))]
+        batch.update(tu.get_tensordict({"uid": np.array(names, dtype=object)}))
+        return batch
+
+    def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        # Rollouts arrive in the order in which they finished; mini-batches must not depend on that.
+        batch.reorder(sorted(range(len(batch)), key=lambda row: batch.keys[row]))
+        return super()._balance_batch(batch, *args, **kwargs)
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.extra_info[STUDENT_TOPK] = self.opd.objective.k

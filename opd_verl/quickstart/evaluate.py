@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from opd_verl.quickstart.task import DATA_SOURCE, Problem
-from opd_verl.quickstart.tokenizer import encode_prompts
+from opd_verl.quickstart.tokenizer import encode_prompts, end_id, pad_id
 from opd_verl.rewards import compute_score
 
 RESPONSE_LIMIT = 64
@@ -68,9 +69,9 @@ class Distance:
     """Mean of |student's top k ∩ teacher's top k| / k, 0 to 1."""
 
 
-def _left_pad(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_pad(prompts: list[list[int]], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
+    ids = torch.tensor([[fill] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     return ids, mask
 
@@ -79,6 +80,17 @@ def response_mask(responses_BR: torch.Tensor, end_id: int) -> torch.Tensor:
     """[B, R] True up to and including the first `end_id`; all True in a row without one."""
     ended_BR = (responses_BR == end_id).long().cumsum(dim=1)
     return (ended_BR == 0) | ((ended_BR == 1) & (responses_BR == end_id))
+
+
+def _generation_options(vocabulary: int, tokens: int, greedy: bool) -> dict[str, object]:
+    sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    padding_rows = list(range(tokens, vocabulary))
+    return {"max_new_tokens": RESPONSE_LIMIT, "suppress_tokens": padding_rows or None, **sampling}
+
+
+def _stack(parts: list[torch.Tensor], fill: int) -> torch.Tensor:
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, longest - part.shape[1]), value=fill) for part in parts])
 
 
 @torch.inference_mode()
@@ -91,38 +103,30 @@ def sample(
     seed: int = 0,
 ) -> Rollouts:
     """`samples` responses per problem at temperature 1 over the tokenizer's ids, or the greedy one."""
-    prompts_NP, mask_NP = _left_pad(encode_prompts(tokenizer, problems), tokenizer.pad_token_id)
+    prompts_NP, mask_NP = _left_pad(encode_prompts(tokenizer, problems), pad_id(tokenizer))
     prompts_BP, mask_BP = prompts_NP.repeat_interleave(samples, 0), mask_NP.repeat_interleave(samples, 0)
-    sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    padding_rows = list(range(len(tokenizer), model.config.vocab_size))
-    parts = []
+    options = _generation_options(model.config.vocab_size, len(tokenizer), greedy)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for ids, mask in zip(prompts_BP.split(BATCH), mask_BP.split(BATCH), strict=True):
-            tokens = model.eval().generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=RESPONSE_LIMIT,
-                suppress_tokens=padding_rows or None,
-                **sampling,
-            )
-            parts.append(tokens[:, ids.shape[1] :])
-    longest = max(part.shape[1] for part in parts)
-    pad = (tokenizer.pad_token_id,)
-    responses_BR = torch.cat([torch.nn.functional.pad(p, (0, longest - p.shape[1]), value=pad[0]) for p in parts])
-    return Rollouts(prompts_BP, mask_BP, responses_BR, response_mask(responses_BR, tokenizer.eos_token_id))
+        parts = []
+        for ids_BP, mask in zip(prompts_BP.split(BATCH), mask_BP.split(BATCH), strict=True):
+            # transformers types `generate` against a protocol that its own models do not meet.
+            tokens = model.eval().generate(ids_BP, attention_mask=mask, **options)  # pyright: ignore
+            parts.append(tokens[:, ids_BP.shape[1] :])
+    responses_BR = _stack(parts, pad_id(tokenizer))
+    return Rollouts(prompts_BP, mask_BP, responses_BR, response_mask(responses_BR, end_id(tokenizer)))
 
 
 def grade(rollouts: Rollouts, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> Evaluation:
     """Score each response with `opd_verl.rewards.compute_score`, the reward that verl uses."""
     samples = len(rollouts.responses_BR) // len(problems)
     texts = [
-        tokenizer.decode(ids[kept], skip_special_tokens=True)
+        str(tokenizer.decode(ids[kept], skip_special_tokens=True))
         for ids, kept in zip(rollouts.responses_BR, rollouts.mask_BR, strict=True)
     ]
     answers = [problem.answer for problem in problems for _ in range(samples)]
     correct = [compute_score(DATA_SOURCE, t, a)["acc"] for t, a in zip(texts, answers, strict=True)]
-    ended_B = ((rollouts.responses_BR == tokenizer.eos_token_id) & rollouts.mask_BR).any(dim=1)
+    ended_B = ((rollouts.responses_BR == end_id(tokenizer)) & rollouts.mask_BR).any(dim=1)
     shape = (len(problems), samples)
     return Evaluation(
         correct=torch.tensor(correct).view(shape),

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from opd_verl.quickstart.tokenizer import end_id, pad_id
+
 LONGEST_SEQUENCE = 256
 # vLLM pads the vocabulary to a multiple of 64 as well, so both sides hold matrices of one shape.
 VOCABULARY_MULTIPLE = 64
@@ -45,8 +47,8 @@ def qwen3_config(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> Qwen3Co
         head_dim=size.head_dim,
         max_position_embeddings=LONGEST_SEQUENCE,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=end_id(tokenizer),
+        pad_token_id=pad_id(tokenizer),
         bos_token_id=None,
         dtype=torch.float32,
     )
@@ -57,8 +59,6 @@ def build_model(size: ModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(qwen3_config(size, tokenizer))
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 

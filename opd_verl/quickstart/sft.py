@@ -12,11 +12,13 @@ from itertools import islice
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from opd_verl.quickstart.task import careless_solution, problem_stream
-from opd_verl.quickstart.tokenizer import encode_prompts, encode_responses
+from opd_verl.quickstart.tokenizer import encode_prompts, encode_responses, pad_id
 
 IGNORED = -100
 
@@ -27,7 +29,7 @@ class SftSettings:
 
     max_steps: int
     """Optimizer steps, and the length of the cosine decay."""
-    batch: int = 64
+    batch: int = 32
     """Sequences per step."""
     lr: float = 2e-3
     """Peak learning rate of AdamW."""
@@ -37,6 +39,11 @@ class SftSettings:
     """Probability that the data's author forgets a carry; 0 for correct work."""
     seed: int = 0
     """Seed of the data."""
+
+
+# The student's author forgets most carries: its own greedy answer is then wrong whenever the sum has a carry.
+TEACHER_SFT = SftSettings(max_steps=450)
+STUDENT_SFT = SftSettings(max_steps=450, forget=0.85)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, settings: SftSettings) -> Iterat
         problems = list(islice(stream, settings.batch))
         solutions = [careless_solution(problem, settings.forget, rng) for problem in problems]
         prompts, responses = encode_prompts(tokenizer, problems), encode_responses(tokenizer, solutions)
-        yield collate(prompts, responses, tokenizer.pad_token_id)
+        yield collate(prompts, responses, pad_id(tokenizer))
 
 
 def sft_loss(model: Qwen3ForCausalLM, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
@@ -88,6 +95,20 @@ def lr_scale(step: int, settings: SftSettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def _make_optimizer(model: Qwen3ForCausalLM, settings: SftSettings) -> tuple[AdamW, LambdaLR]:
+    optimizer = AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    return optimizer, LambdaLR(optimizer, lambda step: lr_scale(step, settings))
+
+
+def _update(model: Qwen3ForCausalLM, optimizer: AdamW, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+    loss = sft_loss(model.train(), *batch)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
 def train_until(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -96,19 +117,13 @@ def train_until(
     label: str = "SFT",
 ) -> int:
     """Train in place for `max_steps`, or until `stop` is met; returns the number of steps taken."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_scale(step, settings))
-    progress = tqdm(islice(batches(tokenizer, settings), settings.max_steps), total=settings.max_steps, desc=label)
-    for step, (ids_BT, labels_BT) in enumerate(progress, start=1):
-        model.train()
-        loss = sft_loss(model, ids_BT, labels_BT)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(nats_per_token=f"{loss.item():.3f}")
-        if stop and step % stop.eval_every == 0 and stop.accuracy(model) >= stop.target:
-            progress.close()
-            return step
+    optimizer, schedule = _make_optimizer(model, settings)
+    data = islice(batches(tokenizer, settings), settings.max_steps)
+    with tqdm(data, total=settings.max_steps, desc=label) as progress:
+        for step, batch in enumerate(progress, start=1):
+            nats = _update(model, optimizer, batch)
+            schedule.step()
+            progress.set_postfix(nats_per_token=f"{nats:.3f}")
+            if stop and step % stop.eval_every == 0 and stop.accuracy(model) >= stop.target:
+                return step
     return settings.max_steps

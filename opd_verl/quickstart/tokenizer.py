@@ -7,6 +7,7 @@ response are encoded apart and their ids joined, as generation does; training se
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -36,7 +37,9 @@ def _corpus() -> list[str]:
 def _train_bpe() -> Tokenizer:
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=LARGEST_VOCABULARY,
@@ -62,13 +65,28 @@ def build_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(directory)
 
 
+def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Id of the token that ends a response."""
+    assert isinstance(tokenizer.eos_token_id, int)
+    return tokenizer.eos_token_id
+
+
+def pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Id of the padding token."""
+    assert isinstance(tokenizer.pad_token_id, int)
+    return tokenizer.pad_token_id
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> list[list[int]]:
     """Ids of each problem's chat prompt, up to and including the assistant's header."""
     texts = tokenizer.apply_chat_template([chat(p) for p in problems], add_generation_prompt=True, tokenize=False)
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return _encode(tokenizer, cast(list[str], texts))
 
 
 def encode_responses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each response, closed by the end-of-turn token."""
-    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [[*response, tokenizer.eos_token_id] for response in ids]
+    return [[*ids, end_id(tokenizer)] for ids in _encode(tokenizer, list(texts))]

@@ -1,4 +1,4 @@
-"""The quickstart's task and tokenizer: correct work, careless work, disjoint splits, ids that survive the round trip."""
+"""The quickstart's task and tokenizer: right and careless work, disjoint splits, ids that survive the round trip."""
 
 import random
 import re
@@ -105,9 +105,9 @@ def test_digits_are_single_tokens_and_text_is_short(tokenizer: PreTrainedTokeniz
 
 
 @settings(deadline=None)
-@given(text=st.text(max_size=40))
+@given(text=st.text(max_size=40).filter(lambda text: "<|" not in text))
 def test_any_text_survives_the_round_trip(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    assert tokenizer.decode(tokenizer(text.replace("<", ""), add_special_tokens=False)["input_ids"]) == text.replace("<", "")
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
 @settings(deadline=None, max_examples=50)

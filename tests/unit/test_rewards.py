@@ -1,5 +1,7 @@
 """The rule-based reward: last balanced box, exact match before math-verify, never an exception."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +48,11 @@ def test_score(text: str, truth: str, score: float) -> None:
 
 def test_verls_calling_convention() -> None:
     result = compute_score(
-        data_source="any", solution_str=r"\boxed{3}", ground_truth="3", extra_info={"index": 0}, reward_router_address=None
+        data_source="any",
+        solution_str=r"\boxed{3}",
+        ground_truth="3",
+        extra_info={"index": 0},
+        reward_router_address=None,
     )
     assert result == {"score": 1.0, "acc": True, "pred": "3"}
 
@@ -66,3 +72,15 @@ def test_a_closing_box_is_always_the_last(content: str, before: str) -> None:
 def test_never_raises_and_is_zero_or_one(text: str, truth: str) -> None:
     for response in (text, f"\\boxed{{{text}}}"):
         assert compute_score("any", response, truth)["score"] in (0.0, 1.0)
+
+
+def test_an_answer_that_never_ends_is_wrong_and_the_next_is_judged() -> None:
+    assert compute_score("any", r"\boxed{9^{9^{9^9}}}", r"\frac{1}{2}")["score"] == 0.0
+    assert compute_score("any", r"\boxed{0.5}", r"\frac{1}{2}")["score"] == 1.0
+
+
+def test_threads_get_the_same_verdicts() -> None:
+    answers = [r"\boxed{0.5}", r"\boxed{0.25}", r"\boxed{2/4}"] * 4
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(lambda text: compute_score("any", text, r"\frac{1}{2}")["score"], answers))
+    assert scores == [1.0, 0.0, 1.0] * 4

@@ -162,6 +162,32 @@ def test_an_exception_in_the_loop_reaches_every_waiter_and_the_loop_lives(
     assert_right(ask(actor, REQUESTS, 1))
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_whoever_waits_for_a_dropped_request_is_told(
+    actor: TeacherActor, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    """Another collect replaces the tokens of a running request, or closes its step."""
+    gate, original, caught = threading.Event(), actor.scorer.score_batch, []
+    monkeypatch.setattr(actor.scorer, "score_batch", lambda *args: gate.wait(30) and original(*args))
+
+    def collect() -> None:
+        try:
+            ask(actor, [request("k_0", 4, 10, seed=1)], step=1)
+        except LookupError as error:
+            caught.append(str(error))
+
+    waiter = threading.Thread(target=collect)
+    waiter.start()
+    wait_for(lambda: actor.store.running)
+    other = threading.Thread(target=ask, args=(actor, [request("k_0" if replaced else "l_0", 4, 10, seed=2)], 2))
+    other.start()
+    waiter.join(timeout=30)
+    assert len(caught) == 1 and ("other tokens" if replaced else "step 2 closed") in caught[0]
+    gate.set()
+    other.join(timeout=30)
+    assert len(actor.store.done) == 1 and not actor.store.running and not actor.store.queued
+
+
 def test_submit_and_ping_return_while_a_forward_pass_runs(actor: TeacherActor, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, started = threading.Event(), threading.Event()
     original = actor.scorer.score_batch
@@ -246,11 +272,11 @@ def test_another_process_connects_and_submits(pool: TeacherPool) -> None:
         TeacherPool.connect("t", 2).submit(ScoreRequest(key, prompt, response), step=3)
 
     ray.get(rollout_worker.remote(*item(asked)))
-    replica = pool.replicas[pool.replica_of(asked.key)]
-    before = ray.get(replica.stats.remote())["tokens_scored"]
+    replica: Any = pool.replicas[pool.replica_of(asked.key)]
+    before: Any = ray.get(replica.stats.remote())
     pool.collect([asked], None, step=3)
-    after = ray.get(replica.stats.remote())
-    assert after["tokens_scored"] - before in (0, 17), "scored once, before the collect or during it"
+    after: Any = ray.get(replica.stats.remote())
+    assert after["tokens_scored"] - before["tokens_scored"] in (0, 17), "scored once, before the collect or during it"
     assert after["queue_length"] == 0 and after["state_bytes"] > 0
     with pytest.raises(ValueError, match="nobody_0"):
         TeacherPool.connect("nobody", 1)

@@ -249,6 +249,10 @@ def test_unknown_transformations_of_the_logits_are_refused() -> None:
         setattr(bad.config, key, value)
         with pytest.raises(ValueError, match=rf"config\.{key}="):
             Scorer(bad, LIMIT)
-    model.lm_head.register_forward_hook(lambda _module, _args, logits: logits * 0.9)
+
+    def shrink(_module: Any, _args: Any, logits: Any) -> Any:
+        return logits * 0.9
+
+    model.lm_head.register_forward_hook(shrink)
     with pytest.raises(ValueError, match="logits are not"):
         Scorer(model, LIMIT)

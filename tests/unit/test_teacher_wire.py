@@ -68,6 +68,15 @@ def test_any_flipped_byte_is_detected(score: TeacherScore, position: int, flip: 
         decode(bytes(data))
 
 
+def test_every_flip_of_every_byte_is_detected() -> None:
+    data = encode(random_score(2, topk=1, at_ids=1), "u_0", 123)
+    for position in range(len(data)):
+        for flip in range(1, 256):
+            damaged = data[:position] + bytes([data[position] ^ flip]) + data[position + 1 :]
+            with pytest.raises(ValueError):
+                decode(damaged)
+
+
 @settings(deadline=None)
 @given(score=scores, cut=st.integers(1, 10**9))
 def test_truncated_data_is_detected(score: TeacherScore, cut: int) -> None:
