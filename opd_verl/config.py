@@ -22,7 +22,7 @@ class Support(StrEnum):
 class TeacherConfig:
     """The teacher and the Ray actors that score with it."""
 
-    path: str | None = None
+    path: str = ""
     """Folder or hub name of a Hugging Face causal LM. Required."""
     tokenizer_path: str | None = None
     """Its tokenizer, where it does not lie beside the model."""
@@ -83,14 +83,14 @@ def parse_opd(config: DictConfig) -> OpdConfig:
     """
     if "opd" not in config:
         raise ConfigError("opd", None, "the section is missing", "start from a recipe: `recipe=opd`")
+    if not OmegaConf.select(config, "opd.teacher.path"):
+        raise ConfigError("opd.teacher.path", None, "no teacher is set", "opd.teacher.path=/path/to/teacher")
     try:
         section = OmegaConf.to_container(config.opd, resolve=True)  # `${...}` points outside the section
         merged: Any = OmegaConf.merge(OmegaConf.structured(OpdConfig), section)
     except OmegaConfBaseException as error:
         key = error.full_key or "opd"
         raise ConfigError(f"opd.{key}", OmegaConf.select(config.opd, key), str(error.msg), "correct it") from error
-    if not merged.teacher.path:
-        raise ConfigError("opd.teacher.path", None, "no teacher is set", "opd.teacher.path=/path/to/teacher")
     opd: Any = OmegaConf.to_object(merged)
     return opd
 

@@ -6,16 +6,19 @@ Chosen by `actor_rollout_ref.model.model_type: opd_language_model`, so that `rec
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine.fsdp import transformer_impl
 
-from opd_verl.packing import jagged, packed_positions, response_positions
+from opd_verl.packing import jagged, packed_positions, response_positions, row_lengths
+
+# verl's register decorator hides the class's type.
+FSDPEngineWithLMHead: Any = transformer_impl.FSDPEngineWithLMHead
 
 MODEL_TYPE = "opd_language_model"
-STUDENT_TOPK = "opd_student_topk"  # non-tensor flag of a worker call: k of the student's top-k, 0 where nothing reads it
+STUDENT_TOPK = "opd_student_topk"
+"""Non-tensor flag of a worker call: k of the student's top-k, 0 where nothing reads it."""
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])
@@ -34,7 +37,7 @@ class OpdEngine(FSDPEngineWithLMHead):
         self.vocab_limit = len(model_config.tokenizer)
 
     def prepare_model_outputs(
-        self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
+        self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
     ) -> dict[str, Tensor]:
         """verl's outputs, plus the student's top-k where it is asked for."""
         if output.logits.shape[-1] > self.vocab_limit:
@@ -43,12 +46,12 @@ class OpdEngine(FSDPEngineWithLMHead):
         outputs = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         return {**outputs, **extra}
 
-    def student_topk(self, logits: Tensor, output_args: dict[str, Any], micro_batch: TensorDict) -> dict[str, Tensor]:
+    def student_topk(self, logits: Tensor, output_args: dict[str, Any], micro_batch: Any) -> dict[str, Tensor]:
         """The top-k of the log-prob pass (no grad), or log p at the stored ids (update), or nothing."""
-        k = tu.get_non_tensor_data(micro_batch, STUDENT_TOPK, default=0)
+        k: Any = tu.get_non_tensor_data(micro_batch, STUDENT_TOPK, default=0)
         if not k:
             return {}
-        lengths = micro_batch["responses"].offsets().diff()
+        lengths = row_lengths(micro_batch["responses"])
         log_p = self.response_log_probs(logits, output_args, micro_batch, lengths)
         if torch.is_grad_enabled():  # the update: at the ids that the log-prob pass chose
             ids = micro_batch["student_topk_ids"].values().long()
@@ -60,7 +63,7 @@ class OpdEngine(FSDPEngineWithLMHead):
         }
 
     def response_log_probs(
-        self, logits: Tensor, output_args: dict[str, Any], micro_batch: TensorDict, lengths: Tensor
+        self, logits: Tensor, output_args: dict[str, Any], micro_batch: Any, lengths: Tensor
     ) -> Tensor:
         """log p over the vocabulary at every response token [sum R, V], float32, at the rollout temperature.
 

@@ -6,6 +6,7 @@ A token without a valid teacher value is masked out of `response_mask` and `loss
 denominator too), counted, and holds the student's own log-probs: a reward of zero that no sum can see.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 import transfer_queue as tq
 from torch import Tensor
 
-from opd_verl.hooks import RewardInputs
-from opd_verl.packing import jagged
+from opd_verl.inputs import RewardInputs
+from opd_verl.packing import jagged, row_lengths
 from opd_verl.teacher.pool import TeacherPool
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
 
@@ -33,7 +34,7 @@ ADVANTAGE_FIELDS = [
 def collect_scores(batch: Any, teacher: TeacherPool, step: int, with_topk: bool) -> list[TeacherScore]:
     """The teacher's score of every row, in order; verl's padding rows are not sent and come back as missing."""
     fields = ["prompts", "responses", *(["student_topk_ids"] if with_topk else [])]
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    data: Any = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     rows = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
     prompts, responses = data["prompts"].unbind(), data["responses"].unbind()
     topk_ids = data["student_topk_ids"].unbind() if with_topk else None
@@ -46,19 +47,19 @@ def collect_scores(batch: Any, teacher: TeacherPool, step: int, with_topk: bool)
 
 def teacher_fields(batch: Any, scores: list[TeacherScore], metrics: dict[str, Any]) -> dict[str, Tensor]:
     """Nested fields of the scores, with missing tokens masked, neutral and counted in `opd/teacher_missing_share`."""
-    data = tq.kv_batch_get(
+    data: Any = tq.kv_batch_get(
         keys=batch.keys,
         partition_id=batch.partition_id,
         select_fields=["response_mask", "old_log_probs", "entropy", "student_topk_log_probs"],
     )
-    mask, lengths = data["response_mask"].values(), data["response_mask"].offsets().diff()
-    valid = torch.cat([score.valid for score in scores])
+    mask, lengths = data["response_mask"].values(), row_lengths(data["response_mask"])
+    valid = join(score.valid for score in scores)
     flat = {
-        "teacher_log_probs": (torch.cat([score.log_q for score in scores]), data["old_log_probs"].values()),
-        "teacher_entropy": (torch.cat([score.entropy for score in scores]), data["entropy"].values()),
+        "teacher_log_probs": (join(score.log_q for score in scores), data["old_log_probs"].values()),
+        "teacher_entropy": (join(score.entropy for score in scores), data["entropy"].values()),
     }
     if "student_topk_log_probs" in data:
-        at_ids = torch.cat([score.at_ids_log_q for score in scores]).float()
+        at_ids = join(score.at_ids_log_q for score in scores).float()
         flat["teacher_log_probs_at_student_topk"] = (at_ids, data["student_topk_log_probs"].values())
     missing = ~valid & mask.bool()
     metrics["opd/teacher_missing_share"] = missing.sum().item() / max(int(mask.sum()), 1)
@@ -66,6 +67,12 @@ def teacher_fields(batch: Any, scores: list[TeacherScore], metrics: dict[str, An
     if missing.any():
         fields |= {"response_mask": mask * valid, "loss_mask": mask * valid}
     return {name: jagged(value, lengths) for name, value in fields.items()}
+
+
+def join(parts: Iterable[Tensor | None]) -> Tensor:
+    """Rows of all scores in order; a value that was asked for and is not there is a bug of ours."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found)
 
 
 def fill_missing(value: Tensor, valid: Tensor, neutral: Tensor) -> Tensor:

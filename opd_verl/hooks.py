@@ -12,42 +12,12 @@ A hook is a pure function `RewardInputs -> Tensor[B, R]` (nats). `opd.rewards` n
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from opd_verl.inputs import RewardInputs
 from opd_verl.objectives.topk import expected_reward
-
-
-@dataclass(frozen=True)
-class RewardInputs:
-    """What a reward hook may read. All [B, R] (or [B, R, K]), detached, nats, defined where `mask` is 1."""
-
-    log_p_old: Tensor
-    """log p_old(y_t): the student that sampled the rollout."""
-    log_q: Tensor
-    """log q(y_t): the teacher at the same prefix."""
-    mask: Tensor
-    """1 on response tokens whose teacher score is valid."""
-    student_entropy: Tensor
-    """Full-vocabulary entropy of p_old."""
-    task_score: Tensor
-    """The rollout's task reward [B] from verl's reward function."""
-    teacher_entropy: Tensor | None = None
-    """Full-vocabulary entropy of q, where the teacher was asked for it."""
-    log_p_topk: Tensor | None = None
-    """log p_old at the student's top-k ids [B, R, K], where `opd.objective.k` needs them."""
-    log_q_topk: Tensor | None = None
-    """log q at the same ids [B, R, K]."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """A hook may put `opd/<name>` here; it is logged with the step."""
-
-    @property
-    def position(self) -> Tensor:
-        """Index of each token within its response [B, R]."""
-        return torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask)
-
 
 RewardHook = Callable[[RewardInputs], Tensor]
 REWARD_HOOKS: dict[str, RewardHook] = {}
@@ -79,7 +49,8 @@ def total_reward(inputs: RewardInputs, names: Sequence[str]) -> Tensor:
         total = total + reward
     total = torch.where(inputs.mask.bool(), total, 0.0)
     if not total.isfinite().all():
-        raise ValueError(f"the sum of the reward hooks {list(names)} is not finite on {(~total.isfinite()).sum()} tokens")
+        count = int((~total.isfinite()).sum())
+        raise ValueError(f"the sum of the reward hooks {list(names)} is not finite on {count} tokens")
     return total
 
 

@@ -5,7 +5,7 @@ verl's own file and appends the two empty slots; everything else of verl's confi
 """
 
 from importlib import resources
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -30,8 +30,9 @@ class RecipeSlot(ImportlibResourcesConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         """Reads one of verl's configs; the trainer's gets the slots (`null`, so that a typo lists the options)."""
         result = super().load_config(config_path)
+        config: Any = result.config
         if config_path in PRIMARY_CONFIGS:
-            result.config.defaults.extend([{slot: None} for slot in SLOTS])
+            config.defaults.extend([{slot: None} for slot in SLOTS])
         return result
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from tensordict import TensorDict
 from torch import Tensor
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils.losses import ppo_loss
@@ -11,7 +10,7 @@ from opd_verl.objectives.topk import renormalised_reverse_kl
 
 
 def topk_loss(
-    config: Any, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
+    config: Any, model_output: dict[str, Tensor], data: Any, dp_group: Any = None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Exact reverse KL on the student's top-k, mean over the response tokens of the global mini-batch.
 

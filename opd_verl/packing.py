@@ -1,5 +1,7 @@
 """Where the response tokens lie in verl's packed and padded batches. Pure index arithmetic."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,8 @@ def response_positions(sequence_lengths: Tensor, response_lengths: Tensor) -> tu
     Returns:
         rows and columns, int64 [sum R], in order of sequence and token.
     """
-    rows = torch.repeat_interleave(torch.arange(len(response_lengths), device=response_lengths.device), response_lengths)
+    sequences = torch.arange(len(response_lengths), device=response_lengths.device)
+    rows = sequences.repeat_interleave(response_lengths)
     ends = response_lengths.cumsum(0)
     within = torch.arange(int(ends[-1]), device=ends.device) - (ends - response_lengths)[rows]
     return rows, (sequence_lengths - response_lengths - 1)[rows] + within
@@ -32,3 +35,8 @@ def packed_positions(sequence_offsets: Tensor, response_lengths: Tensor) -> Tens
 def jagged(values: Tensor, lengths: Tensor) -> Tensor:
     """A jagged nested tensor of `values` [sum R, ...] split by `lengths` [B]; keeps the gradient."""
     return torch.nested.as_nested_tensor(list(values.split(lengths.tolist())), layout=torch.jagged)
+
+
+def row_lengths(nested: Any) -> Tensor:
+    """Lengths [B] of the rows of a jagged nested tensor (whose layout torch's type stubs do not know)."""
+    return nested.offsets().diff()

@@ -44,7 +44,13 @@ def opd_policy_loss(
 
 @register_policy_loss("opd_none")
 def no_policy_loss(
-    old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, response_mask: Tensor, **kwargs: Any
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Zero: for exact objectives, whose loss comes from `opd_verl.loss`; verl's entropy and KL terms still apply."""
     log_ratio = (log_prob - old_log_prob).detach()

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
@@ -54,7 +53,7 @@ class OpdTrainer(PPOTrainerSync):
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
         names = [f"{self.global_steps:06d}.{row:05d}" for row in range(len(batch))]
-        batch.update(tu.get_tensordict({"uid": np.array(names, dtype=object)}))
+        batch.update(tu.get_tensordict({"uid": names}))
         return batch
 
     def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,1 +1,1 @@
-"""The checks of `opd_verl.preflight`, by what they read: the config alone (`settings`), or the models' files (`models`)."""
+"""The checks of `opd_verl.preflight`: those that read the config alone, and those that read the models' files."""

@@ -33,7 +33,8 @@ def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfi
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ConfigError(key, path, f"no model config there ({first_line(error)})", "give a model folder or hub name") from error
+        problem = f"no model config there ({first_line(error)})"
+        raise ConfigError(key, path, problem, "give a model folder or hub name") from error
     return config.get_text_config()
 
 
@@ -84,7 +85,8 @@ def check_context(key: str, path: str, config: PretrainedConfig, longest: int) -
 def check_k(k: int, tokens: int) -> None:
     """A support cannot hold more ids than there are."""
     if k > tokens:
-        raise ConfigError("opd.objective.k", k, f"the vocabulary has {tokens} tokens", f"opd.objective.k={min(16, tokens)}")
+        remedy = f"opd.objective.k={min(16, tokens)}"
+        raise ConfigError("opd.objective.k", k, f"the vocabulary has {tokens} tokens", remedy)
 
 
 def first_line(error: Exception) -> str:

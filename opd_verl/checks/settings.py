@@ -30,7 +30,8 @@ def check_recipe_is_whole(config: DictConfig, opd: OpdConfig) -> None:
     for key, allowed in NEEDED.items():
         value = OmegaConf.select(config, key)
         if str(value) not in allowed:
-            raise ConfigError(key, value, f"recipe=opd needs {' or '.join(allowed)}", "drop the override, or recipe=grpo")
+            problem = f"recipe=opd needs {' or '.join(allowed)}"
+            raise ConfigError(key, value, problem, "drop the override, or recipe=grpo")
 
 
 def check_objective(config: DictConfig, opd: OpdConfig) -> None:
@@ -39,7 +40,8 @@ def check_objective(config: DictConfig, opd: OpdConfig) -> None:
     exact = opd.objective.support is Support.student_topk
     expected, value = "opd_none" if exact else "opd", OmegaConf.select(config, key)
     if value != expected:
-        raise ConfigError(key, value, f"opd.objective.support={opd.objective.support} needs {expected}", f"{key}={expected}")
+        problem = f"opd.objective.support={opd.objective.support} needs {expected}"
+        raise ConfigError(key, value, problem, f"{key}={expected}")
     needs_k = exact or "reverse_kl_baseline" in opd.rewards
     if opd.objective.k < (1 if needs_k else 0):
         raise ConfigError("opd.objective.k", opd.objective.k, "a top-k support needs k >= 1", "opd.objective.k=16")
@@ -52,16 +54,16 @@ def check_rewards(config: DictConfig, opd: OpdConfig) -> None:
     """Every reward hook must be registered."""
     for name in opd.rewards:
         if name not in REWARD_HOOKS:
-            known = ", ".join(sorted(REWARD_HOOKS))
-            raise ConfigError("opd.rewards", name, f"no such reward hook (there are: {known})", "register it, see opd.plugins")
+            problem = f"no such reward hook (there are: {', '.join(sorted(REWARD_HOOKS))})"
+            raise ConfigError("opd.rewards", name, problem, "register it in a module named in opd.plugins")
 
 
 def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
     """Student and teacher must be divided by one temperature, or r_t compares two different things."""
     rollout = config.actor_rollout_ref.rollout.temperature
     if opd.teacher.temperature != rollout:
-        problem = f"the rollout temperature is {rollout}"
-        raise ConfigError("opd.teacher.temperature", opd.teacher.temperature, problem, "leave it unset: it follows the rollout")
+        problem, remedy = f"the rollout temperature is {rollout}", "leave it unset: it follows the rollout"
+        raise ConfigError("opd.teacher.temperature", opd.teacher.temperature, problem, remedy)
     if rollout <= 0:
         raise ConfigError("actor_rollout_ref.rollout.temperature", rollout, "must be positive", "use 1.0")
 
@@ -86,11 +88,11 @@ def check_data(config: DictConfig, opd: OpdConfig) -> None:
 
 def check_cluster(config: DictConfig, opd: OpdConfig) -> None:
     """Without accelerators verl would wait for them for ever; the other way round they would idle."""
-    device, value = get_device_name(), config.trainer.device
+    key, value, device = "trainer.device", config.trainer.device, get_device_name()
     if device == "cpu" and value != "cpu":
-        raise ConfigError("trainer.device", value, "this machine has no accelerator that torch can use", "cluster=cpu")
+        raise ConfigError(key, value, "this machine has no accelerator that torch can use", "cluster=cpu")
     if device != "cpu" and value == "cpu":
-        raise ConfigError("trainer.device", value, f"this is a {device} machine", "drop cluster=cpu, or VERL_PLATFORM=cpu")
+        raise ConfigError(key, value, f"this is a {device} machine", "drop cluster=cpu, or VERL_PLATFORM=cpu")
 
 
 CHECKS = (

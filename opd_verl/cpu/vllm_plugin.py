@@ -17,6 +17,6 @@ def keep_weights_loadable() -> None:
         return
 
     def keep_plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
+        layer.cpu_linear = torch.nn.functional.linear  # pyright: ignore[reportArgumentType]
 
     utils.dispatch_cpu_unquantized_gemm = keep_plain_linear

@@ -1,21 +1,8 @@
 """Metrics that the driver logs once per training step, pooled over all response tokens of the batch."""
 
-from typing import Protocol
-
 from torch import Tensor
 
-
-class StepInputs(Protocol):
-    """The part of the reward inputs that the metrics read; all [B, R] or [B, R, K]."""
-
-    log_p_old: Tensor
-    log_q: Tensor
-    mask: Tensor
-    student_entropy: Tensor
-    teacher_entropy: Tensor | None
-    log_p_topk: Tensor | None
-    log_q_topk: Tensor | None
-    metrics: dict[str, float]
+from opd_verl.inputs import RewardInputs
 
 
 def token_mean(values: Tensor, mask: Tensor) -> float:
@@ -23,7 +10,7 @@ def token_mean(values: Tensor, mask: Tensor) -> float:
     return (values * mask).sum().item() / max(int(mask.sum()), 1)
 
 
-def step_metrics(inputs: StepInputs, reward: Tensor) -> dict[str, float]:
+def step_metrics(inputs: RewardInputs, reward: Tensor) -> dict[str, float]:
     """`opd/*` of one step (see `opd_verl.metrics.names`), plus what the reward hooks reported.
 
     Args:
