@@ -89,8 +89,9 @@ def parse_opd(config: DictConfig) -> OpdConfig:
         section = OmegaConf.to_container(config.opd, resolve=True)  # `${...}` points outside the section
         merged: Any = OmegaConf.merge(OmegaConf.structured(OpdConfig), section)
     except OmegaConfBaseException as error:
-        key = error.full_key or "opd"
-        raise ConfigError(f"opd.{key}", OmegaConf.select(config.opd, key), str(error.msg), "correct it") from error
+        key, problem = error.full_key or "", str(error.msg).splitlines()[0]
+        value, remedy = OmegaConf.select(config.opd, key), "recipe/opd.yaml shows every key with a value that works"
+        raise ConfigError(f"opd.{key}".rstrip("."), value, problem, remedy) from error
     opd: Any = OmegaConf.to_object(merged)
     return opd
 

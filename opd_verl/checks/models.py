@@ -48,11 +48,10 @@ def load_tokenizer(key: str, path: str, trust_remote_code: bool) -> PreTrainedTo
         raise ConfigError(key, path, f"no tokenizer there ({first_line(error)})", remedy) from error
 
 
-def require_folder(key: str, path: str) -> None:
-    """A path that cannot be a hub name (`owner/name`) must be a folder that exists."""
-    folder = Path(path).expanduser()
-    looks_local = path.startswith((".", "~", "/")) or path.count("/") != 1
-    if looks_local and not folder.is_dir():
+def require_folder(key: str, path: str | None) -> None:
+    """A path that cannot be a hub name (`owner/name`) must be a folder that exists; `~` is nobody's to expand."""
+    looks_local = not path or path.startswith((".", "~", "/")) or path.count("/") != 1
+    if looks_local and not (path and Path(path).is_dir()):
         raise ConfigError(key, path, "no such model folder", f"{key}=/path/to/model, or a hub name like owner/name")
 
 

@@ -10,11 +10,13 @@ from opd_verl.config import OpdConfig, Support
 from opd_verl.engine import MODEL_TYPE
 from opd_verl.errors import ConfigError
 from opd_verl.hooks import REWARD_HOOKS
+from opd_verl.teacher.scorer import DTYPES
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "algorithm.adv_estimator": ("opd",),
     "trainer.v1.trainer_mode": ("opd",),
     "trainer.use_v1": ("True",),
+    "model_engine": ("dp",),
     "actor_rollout_ref.actor.strategy": ("fsdp", "fsdp2"),
     "actor_rollout_ref.model.model_type": (MODEL_TYPE,),
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": ("opd_verl.agent_loop.OpdAgentLoopManager",),
@@ -23,6 +25,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "distillation.enabled": ("False",),
 }
 """Settings that the recipe makes and that OPD cannot do without."""
+POSITIVE = ("nnodes", "n_gpus_per_node", "max_tokens_per_batch", "chunk_rows", "max_state_gib", "timeout_s")
 
 
 def check_recipe_is_whole(config: DictConfig, opd: OpdConfig) -> None:
@@ -51,11 +54,24 @@ def check_objective(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_rewards(config: DictConfig, opd: OpdConfig) -> None:
-    """Every reward hook must be registered."""
+    """Every reward hook must be registered, and the sampled objective needs one: without, r_t is 0 everywhere."""
+    if not opd.rewards and opd.objective.support is Support.sampled:
+        raise ConfigError("opd.rewards", opd.rewards, "nothing to learn from", "opd.rewards=[reverse_kl]")
     for name in opd.rewards:
         if name not in REWARD_HOOKS:
             problem = f"no such reward hook (there are: {', '.join(sorted(REWARD_HOOKS))})"
             raise ConfigError("opd.rewards", name, problem, "register it in a module named in opd.plugins")
+
+
+def check_teacher(config: DictConfig, opd: OpdConfig) -> None:
+    """What the teacher's actors would refuse, minutes later: its dtype, and sizes that are not positive."""
+    if opd.teacher.dtype not in DTYPES:
+        problem = f"the teacher loads in {', '.join(DTYPES)}"
+        raise ConfigError("opd.teacher.dtype", opd.teacher.dtype, problem, "opd.teacher.dtype=bfloat16")
+    for name in POSITIVE:
+        value = getattr(opd.teacher, name)
+        if value <= 0:
+            raise ConfigError(f"opd.teacher.{name}", value, "must be positive", "drop the override")
 
 
 def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
@@ -81,8 +97,8 @@ def check_data(config: DictConfig, opd: OpdConfig) -> None:
     """The data files must be there."""
     for key in ("data.train_files", "data.val_files"):
         files = OmegaConf.select(config, key)
-        for file in [files] if isinstance(files, str) else files:
-            if "://" not in file and not Path(file).expanduser().exists():
+        for file in [files] if isinstance(files, str) else files or [None]:
+            if not file or ("://" not in file and not Path(file).expanduser().exists()):
                 raise ConfigError(key, file, "no such file", f"{key}=/path/to/prompts.parquet")
 
 
@@ -99,6 +115,7 @@ CHECKS = (
     check_recipe_is_whole,
     check_objective,
     check_rewards,
+    check_teacher,
     check_temperature,
     check_rollout_correction,
     check_cluster,

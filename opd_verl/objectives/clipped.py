@@ -21,7 +21,7 @@ def clipped_surrogate(
         loss (same shape), whether the clip decided it (bool), and the log-ratio (detached, nats).
     """
     advantages = advantages.detach()
-    log_ratio = (log_p - log_p_old.detach()).float().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = (log_p.float() - log_p_old.detach().float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     plain = -ratio * advantages
     clipped = -ratio.clamp(1.0 - eps_low, 1.0 + eps_high) * advantages

@@ -42,7 +42,7 @@ class SftSettings:
 
 
 # The student's author forgets most carries: its own greedy answer is then wrong whenever the sum has a carry.
-TEACHER_SFT = SftSettings(max_steps=450)
+TEACHER_SFT = SftSettings(max_steps=600)
 STUDENT_SFT = SftSettings(max_steps=450, forget=0.85)
 
 
@@ -115,11 +115,15 @@ def train_until(
     settings: SftSettings,
     stop: StopRule | None = None,
     label: str = "SFT",
+    line: int = 0,
 ) -> int:
-    """Train in place for `max_steps`, or until `stop` is met; returns the number of steps taken."""
+    """Train in place for `max_steps`, or until `stop` is met; returns the number of steps taken.
+
+    `label` and `line` name and place the progress bar, so that two runs can show theirs side by side.
+    """
     optimizer, schedule = _make_optimizer(model, settings)
     data = islice(batches(tokenizer, settings), settings.max_steps)
-    with tqdm(data, total=settings.max_steps, desc=label) as progress:
+    with tqdm(data, total=settings.max_steps, desc=label, position=line) as progress:
         for step, batch in enumerate(progress, start=1):
             nats = _update(model, optimizer, batch)
             schedule.step()

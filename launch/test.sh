@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Style, types, unit tests, and the end-to-end tests on verl's real main_ppo:
+#   bash launch/test.sh              everything
+#   bash launch/test.sh tests/unit   any pytest arguments: only those tests
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash launch/env.sh
+bin="$(cd "${OPD_VENV:-.venv}" && pwd)/bin"
+if [[ $# -gt 0 ]]; then exec "$bin/python" -m pytest "$@"; fi
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+"$bin/basedpyright" --pythonpath "$bin/python"
+"$bin/python" -m pytest tests/unit tests/e2e --durations=15

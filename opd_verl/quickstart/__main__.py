@@ -1,0 +1,68 @@
+"""`python -m opd_verl.quickstart`: a teacher, a weaker student, on-policy distillation, a table and a picture.
+
+Everything is real and small: Qwen3 models, a trained tokenizer with a chat template, verl's `main_ppo`, Ray, FSDP2,
+vLLM and the teacher actors. `bash launch/quickstart.sh` makes the environment and calls this.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from opd_verl.quickstart.distil import STEPS, distil
+from opd_verl.quickstart.evaluate import OVERLAP_K, distance, grade, sample
+from opd_verl.quickstart.models import load_model
+from opd_verl.quickstart.paths import Paths
+from opd_verl.quickstart.prepare import heldout_problems, prepare
+from opd_verl.quickstart.report import ModelResult, Result, draw_curves, print_table, write_json
+
+EVAL_PROBLEMS, EVAL_SAMPLES = 200, 8
+
+
+def measure(model: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> ModelResult:
+    """One model on the held-out problems: avg@8 at temperature 1, greedy, and its distance from the teacher."""
+    problems = heldout_problems(EVAL_PROBLEMS)
+    rollouts = sample(model, tokenizer, problems, samples=EVAL_SAMPLES)
+    sampled = grade(rollouts, tokenizer, problems)
+    greedy = grade(sample(model, tokenizer, problems, greedy=True), tokenizer, problems)
+    apart = distance(model, teacher, rollouts, len(tokenizer))
+    return ModelResult(sampled.accuracy, greedy.accuracy, sampled.mean_length, apart.reverse_kl, apart.overlap)
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Our own options; anything else goes to `main_ppo` as a Hydra override."""
+    parser = argparse.ArgumentParser(prog="python -m opd_verl.quickstart", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the models, the data and the rollouts")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
+    parser.add_argument("--recipe", default="opd_topk", help="opd_topk, opd or grpo")
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run's files")
+    return parser.parse_known_args()
+
+
+def main() -> None:
+    """Prepare, distil, measure, report."""
+    options, extra = parse_arguments()
+    started, console = time.monotonic(), Console()
+    torch.set_num_threads(os.cpu_count() or 1)
+    paths = Paths((options.out / f"seed{options.seed}").absolute())
+    tokenizer = prepare(paths, options.seed)
+    teacher = load_model(paths.teacher)
+    with console.status("measuring the teacher and the student on held-out problems"):
+        results = [measure(model, teacher, tokenizer) for model in (load_model(paths.student), teacher)]
+    steps = distil(paths, options.recipe, options.steps, options.seed, extra)
+    with console.status("measuring the distilled student"):
+        after = measure(load_model(paths.distilled(options.steps)), teacher, tokenizer)
+    seconds = time.monotonic() - started
+    result = Result(options.recipe, options.seed, options.steps, OVERLAP_K, results[0], after, results[1], seconds)
+    print_table(result, console)
+    write_json(result, paths.table)
+    draw_curves(steps, result, paths.picture)
+    console.print(f"curves: {paths.picture}\nmodel:  {paths.distilled(options.steps)}\nlog:    {paths.log}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Where one quickstart run keeps its files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Files under `<out>/seed<N>`; what the first run prepared, a second one finds here."""
+
+    root: Path
+
+    @property
+    def teacher(self) -> Path:
+        """The trained teacher, as a Hugging Face folder."""
+        return self.root / "teacher"
+
+    @property
+    def student(self) -> Path:
+        """The student before distillation."""
+        return self.root / "student"
+
+    @property
+    def data(self) -> Path:
+        """`train.parquet` and `heldout.parquet`."""
+        return self.root / "data"
+
+    @property
+    def metrics(self) -> Path:
+        """What verl's `file` logger writes, a JSON object a step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Everything that verl, Ray and vLLM print."""
+        return self.root / "main_ppo.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        """verl's `trainer.default_local_dir`."""
+        return self.root / "checkpoints"
+
+    def distilled(self, step: int) -> Path:
+        """The student after `step` steps, as a Hugging Face folder."""
+        return self.checkpoints / f"global_step_{step}" / "actor" / "huggingface"
+
+    @property
+    def table(self) -> Path:
+        """The result table as JSON."""
+        return self.root / "result.json"
+
+    @property
+    def picture(self) -> Path:
+        """The curves."""
+        return self.root / "curves.png"

@@ -1,0 +1,107 @@
+"""The quickstart's result: one table on the terminal, the same as JSON, and the curves as a picture."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What is measured of one model on held-out problems."""
+
+    accuracy: float
+    """avg@8 at temperature 1, 0 to 1."""
+    greedy: float
+    """Greedy accuracy, 0 to 1."""
+    length: float
+    """Mean response tokens at temperature 1."""
+    reverse_kl: float
+    """Mean exact KL(model || teacher) on the model's own responses, nats per token; 0 for the teacher."""
+    overlap: float
+    """Mean share of the top-k that model and teacher have in common, 0 to 1; 1 for the teacher."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One quickstart run."""
+
+    recipe: str
+    seed: int
+    steps: int
+    overlap_k: int
+    before: ModelResult
+    after: ModelResult
+    teacher: ModelResult
+    seconds: float
+    """Wall time of the whole run, downloads and installation excluded."""
+
+    @property
+    def gap_recovery(self) -> float:
+        """`(after - before) / (teacher - before)` of the accuracy at temperature 1 (Rethinking)."""
+        return gap_recovery(self.before.accuracy, self.after.accuracy, self.teacher.accuracy)
+
+
+def gap_recovery(before: float, after: float, teacher: float) -> float:
+    """Share of the gap to the teacher that was closed; negative when the student got worse.
+
+    Raises:
+        ValueError: the teacher is no better than the student was, so that there is no gap.
+    """
+    if teacher <= before:
+        raise ValueError(f"no gap to recover: teacher {teacher:.3f}, student before {before:.3f}")
+    return (after - before) / (teacher - before)
+
+
+def print_table(result: Result, console: Console) -> None:
+    """Before, after and teacher side by side."""
+    table = Table(title=f"recipe={result.recipe}, seed {result.seed}, {result.steps} steps")
+    for column in ("held-out problems", "student before", "student after", "teacher"):
+        table.add_column(column, justify="left" if column == "held-out problems" else "right")
+    columns = (result.before, result.after, result.teacher)
+    for label, name, form in (
+        ("accuracy, avg@8 at temperature 1", "accuracy", "{:.1%}"),
+        ("accuracy, greedy", "greedy", "{:.1%}"),
+        ("reverse KL to the teacher, nats/token", "reverse_kl", "{:.4f}"),
+        (f"overlap ratio of the top {result.overlap_k}", "overlap", "{:.3f}"),
+        ("response length, tokens", "length", "{:.1f}"),
+    ):
+        table.add_row(label, *(form.format(getattr(column, name)) for column in columns))
+    table.add_section()
+    table.add_row("gap recovery rate", "", f"{result.gap_recovery:.1%}", "")
+    table.add_row("wall time", "", f"{result.seconds / 60:.1f} min", "")
+    console.print(table)
+
+
+def write_json(result: Result, path: Path) -> None:
+    """The table as JSON, with the gap recovery rate."""
+    path.write_text(json.dumps(asdict(result) | {"gap_recovery": result.gap_recovery}, indent=2) + "\n")
+
+
+def draw_curves(steps: Sequence[dict[str, float]], result: Result, path: Path) -> None:
+    """Reverse KL, task accuracy and response length of the training rollouts, step by step, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    number = [step["step"] for step in steps]
+    for axes, key, title in zip(
+        panels,
+        ("opd/reverse_kl", "critic/score/mean", "response_length/mean"),
+        ("sampled reverse KL, nats/token", "accuracy of the rollouts (temperature 1)", "response length, tokens"),
+        strict=True,
+    ):
+        axes.plot(number, [step.get(key, float("nan")) for step in steps], color="tab:blue")
+        axes.set(title=title, xlabel="step", ylim=(0, None))
+        axes.grid(alpha=0.3)
+    panels[1].axhline(result.teacher.accuracy, color="tab:green", linestyle="--", label="teacher")
+    panels[1].axhline(result.before.accuracy, color="tab:gray", linestyle=":", label="student before")
+    panels[1].legend()
+    figure.suptitle(f"recipe={result.recipe}, seed {result.seed}: gap recovery {result.gap_recovery:.0%}")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

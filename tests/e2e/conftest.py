@@ -1,0 +1,66 @@
+"""Trained tiny models and the real `main_ppo` as a child process. Shared by all end-to-end tests."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from opd_verl.quickstart.distil import new_steps, overrides
+from opd_verl.quickstart.models import STUDENT, TEACHER
+from opd_verl.quickstart.paths import Paths
+from opd_verl.quickstart.prepare import Pupil, train
+from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT
+from opd_verl.quickstart.task import write_parquet
+from opd_verl.quickstart.tokenizer import build_tokenizer
+
+Steps = list[dict[str, float]]
+Run = Callable[..., Steps]
+SECONDS = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """A teacher and a student of the quickstart's kind, trained for fewer steps."""
+    paths = Paths(tmp_path_factory.mktemp("models"))
+    write_parquet(paths.data, 4096, 64, seed=0)
+    build_tokenizer(paths.root / "tokenizer")
+    for pupil in (
+        Pupil(paths.teacher, TEACHER, replace(TEACHER_SFT, max_steps=200), None),
+        Pupil(paths.student, STUDENT, replace(STUDENT_SFT, max_steps=150, seed=1), None),
+    ):
+        train(pupil, paths.root / "tokenizer", 0)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`main_ppo(name, recipe, steps, *overrides)` runs verl's command and returns the metrics of its steps."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name: str, recipe: str, steps: int, *extra: str) -> Steps:
+        log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
+        environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(metrics), "VLLM_CPU_KVCACHE_SPACE": "1"}
+        environment.pop("WANDB_MODE", None)
+        with log.open("w") as out:
+            done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
+        assert done.returncode == 0, f"{' '.join(command)}\n{tail}"
+        return list(new_steps(metrics, 0))
+
+    run.root = root  # type: ignore[attr-defined]
+    return run
+
+
+def dump(steps: Steps, key: str) -> str:
+    """One metric of all steps, for a failure's message."""
+    return json.dumps([round(step[key], 6) for step in steps])

@@ -1,0 +1,112 @@
+"""The real command for a few steps: verl's main_ppo, Ray, TransferQueue, FSDP2, vLLM and the teacher actors."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, Steps, dump
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from opd_verl.metrics.names import METRICS
+from opd_verl.quickstart.evaluate import distance, sample
+from opd_verl.quickstart.models import load_model
+from opd_verl.quickstart.paths import Paths
+from opd_verl.quickstart.task import distinct_problems
+
+COMPARED = ("actor/loss", "actor/grad_norm", "opd/reverse_kl", "opd/reward_mean", "critic/score/mean")
+SMALL = ("data.train_batch_size=32", "actor_rollout_ref.actor.ppo_mini_batch_size=16")
+
+
+@pytest.fixture(scope="module")
+def sampled(main_ppo: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Steps, Path]:
+    """Five steps of recipe=opd with a checkpoint after three, and where the checkpoints lie."""
+    folder = tmp_path_factory.mktemp("sampled")
+    steps = main_ppo(
+        "sampled", "opd", 5, *SMALL, "trainer.save_freq=3", f"trainer.default_local_dir={folder}",
+        "trainer.logger=[console,file,wandb]",
+    )  # fmt: skip
+    return steps, folder
+
+
+@pytest.fixture(scope="module")
+def topk(main_ppo: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Steps, Path]:
+    """Sixteen steps of recipe=opd_topk, and the distilled student's Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("topk")
+    steps = main_ppo("topk", "opd_topk", 16, f"trainer.default_local_dir={folder}", "trainer.test_freq=16")
+    return steps, folder / "global_step_16" / "actor" / "huggingface"
+
+
+def test_reverse_kl_falls_and_reward_rises(topk: tuple[Steps, Path]) -> None:
+    steps, _ = topk
+    for key, sign in (("opd/reverse_kl", -1), ("opd/reward_mean", 1), ("actor/opd/topk_reverse_kl", -1)):
+        first, last = (sum(step[key] for step in part) / 3 for part in (steps[:3], steps[-3:]))
+        assert sign * (last - first) > 0.3 * abs(first), f"{key}: {dump(steps, key)}"
+
+
+def test_the_checkpoint_loads_into_hugging_face_and_is_closer_to_the_teacher(
+    topk: tuple[Steps, Path], models: Paths
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(topk[1])
+    model = AutoModelForCausalLM.from_pretrained(topk[1], dtype=torch.float32)
+    before, teacher = load_model(models.student), load_model(models.teacher)
+    problems = distinct_problems("heldout", 32, seed=0)
+
+    def reverse_kl(student: torch.nn.Module) -> float:
+        rollouts = sample(student, tokenizer, problems, samples=2)  # type: ignore[arg-type]
+        return distance(student, teacher, rollouts, len(tokenizer)).reverse_kl  # type: ignore[arg-type]
+
+    assert reverse_kl(model) < 0.6 * reverse_kl(before)
+
+
+def test_validation_runs_and_is_not_scored_by_the_teacher(topk: tuple[Steps, Path]) -> None:
+    keys = [key for key in topk[0][-1] if key.startswith("val-core/") and "/acc/" in key]
+    assert keys and all(0.0 <= topk[0][-1][key] <= 1.0 for key in keys)
+
+
+def test_every_token_is_scored_and_every_metric_documented(
+    sampled: tuple[Steps, Path], topk: tuple[Steps, Path]
+) -> None:
+    for step in (*sampled[0], *topk[0]):
+        assert step["opd/teacher_missing_share"] == 0.0
+    logged = {key for step in (*sampled[0], *topk[0]) for key in step if "opd/" in key}
+    assert logged | {"timing_s/teacher"} == set(METRICS)
+
+
+def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, Path]) -> None:
+    """The models' vocabulary is padded; were the padding rows counted on one side, log-probs would differ."""
+    assert max(step["training/rollout_probs_diff_max"] for step in sampled[0]) < 1e-3
+
+
+def test_two_runs_with_one_seed_give_the_same_losses(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
+    again = main_ppo("again", "opd", 5, *SMALL, "trainer.save_freq=-1")
+    for key in COMPARED:
+        expected, found = ([step[key] for step in run] for run in (sampled[0], again))
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7), key
+
+
+def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one(
+    sampled: tuple[Steps, Path], main_ppo: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(sampled[1] / "global_step_3", tmp_path / "global_step_3")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    resumed = main_ppo(
+        "resumed", "opd", 5, *SMALL, "trainer.resume_mode=auto", f"trainer.default_local_dir={tmp_path}",
+        "trainer.save_freq=-1",
+    )  # fmt: skip
+    assert [step["step"] for step in resumed] == [4, 5]
+    for key in COMPARED:
+        expected, found = ([step[key] for step in run] for run in (sampled[0][3:], resumed))
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7), key
+
+
+def test_grpo_swaps_in_by_the_recipe_alone(main_ppo: Run) -> None:
+    steps = main_ppo("grpo", "grpo", 2, "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4")
+    assert [step["step"] for step in steps] == [1, 2]
+    assert not any(key.startswith("opd/") for step in steps for key in step)
+    assert all("actor/pg_clipfrac_lower" in step for step in steps), "verl's own vanilla loss"
+
+
+def test_wandb_writes_offline_without_a_network(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
+    runs = list(main_ppo.root.glob("wandb/offline-run-*/*.wandb"))  # type: ignore[attr-defined]
+    assert runs, list(main_ppo.root.iterdir())  # type: ignore[attr-defined]

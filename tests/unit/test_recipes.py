@@ -1,0 +1,223 @@
+"""Recipes and clusters on verl's own main: what they compose to, and that nothing changes where none is named."""
+
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import verl  # noqa: F401  (loads the plugin, which registers the slots `recipe` and `cluster` with Hydra)
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from opd_verl.config import OpdConfig
+
+CONFIGS = Path(__file__).parents[2] / "hydra_configs"
+RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
+FILES = sorted(CONFIGS.glob("*/*.yaml"))
+PAPER = re.compile(r"(EOPD|Capacity|Rethinking|Unmasking)[^.]*?(table|section|eq\.) ?\w", re.DOTALL)
+SET_BY_IMPORT = ("VERL_PLATFORM", "VERL_ENGINE_DEVICE", "VERL_USE_EXTERNAL_PLUGINS", "VERL_USE_EXTERNAL_MODULES")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run of the real command left behind."""
+
+    code: int
+    out: str
+    err: str
+    cpu_seconds: float
+    ray_started: bool
+
+
+def compose_ppo(*overrides: str, with_hydra: bool = False) -> DictConfig:
+    """verl's trainer config, as `python -m verl.trainer.main_ppo OVERRIDES` would see it."""
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=list(overrides), return_hydra_config=with_hydra)
+
+
+def clean_env(**changes: str) -> dict[str, str]:
+    """This process's environment without what `import verl` wrote into it for its children."""
+    return {name: value for name, value in os.environ.items() if name not in SET_BY_IMPORT} | changes
+
+
+def run_main(folder: Path, *overrides: str, **env: str) -> Finished:
+    """Runs the real command in `folder`; Ray, if it starts, leaves its session in `folder/ray`."""
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=clean_env(RAY_TMPDIR=str(folder / "ray"), **env),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    ray_started = (folder / "ray").exists() or "ray init kwargs" in done.stdout
+    return Finished(done.returncode, done.stdout, done.stderr, cpu_seconds, ray_started)
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, raw value) of everything in a config."""
+    raw = OmegaConf.to_container(node) if isinstance(node, DictConfig) else node
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, raw
+
+
+def header(path: Path) -> str:
+    """The comment that opens a file."""
+    lines = path.read_text().splitlines()
+    end = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def documented_command(path: Path) -> list[str]:
+    """The overrides of the command in a file's header, less the places left open with `...`."""
+    found = re.search(r"^python -m verl\.trainer\.main_ppo (.*)$", header(path), re.MULTILINE)
+    assert found, f"{path.name}: the header has no `python -m verl.trainer.main_ppo` command"
+    return [word for word in shlex.split(found[1]) if word != "..."]
+
+
+def keys_of(cls: Any, path: str = "") -> set[str]:
+    """Dotted keys of a dataclass of dataclasses."""
+    found: set[str] = set()
+    for item in fields(cls):
+        key = f"{path}{item.name}"
+        found |= keys_of(item.type, f"{key}.") if is_dataclass(item.type) else {key}
+    return found
+
+
+def test_the_recipes_are_there() -> None:
+    assert {"grpo", "opd", "opd_topk"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_composes_into_the_root(name: str) -> None:
+    config = compose_ppo(f"recipe={name}")
+    assert "recipe" not in config and "cluster" not in config, "without `# @package _global_` nothing would apply"
+    assert config.trainer.experiment_name == name and config.trainer.project_name == "opd_verl"
+    assert config.critic.enable is False, "verl starts a critic, or warns about it, unless the recipe says no"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_file_opens_with_its_package_and_a_command_that_composes(path: Path) -> None:
+    assert path.read_text().splitlines()[0] == "# @package _global_"
+    overrides = documented_command(path)
+    assert f"{path.parent.name}={path.stem}" in overrides
+    assert compose_ppo(*overrides).trainer.project_name == "opd_verl"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_names_the_paper_setting_it_follows(name: str) -> None:
+    assert PAPER.search(header(CONFIGS / "recipe" / f"{name}.yaml"))
+
+
+def test_without_recipe_verl_is_untouched_to_the_byte(tmp_path: Path) -> None:
+    without, with_plugin = (
+        run_main(tmp_path, "--cfg", "job", VERL_USE_EXTERNAL_PLUGINS=policy) for policy in ("none", "auto")
+    )
+    assert without.code == with_plugin.code == 0
+    assert len(without.out.splitlines()) > 500
+    assert without.out == with_plugin.out
+
+
+def test_an_unknown_recipe_ends_the_run_and_lists_the_recipes(tmp_path: Path) -> None:
+    done = run_main(tmp_path, "recipe=nope")
+    assert done.code != 0 and not done.ray_started
+    assert "recipe/nope" in done.err
+    assert all(re.search(rf"^\s+{name}$", done.err, re.MULTILINE) for name in RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_command_line_beats_the_recipe_on_either_side_of_it(name: str) -> None:
+    override = "actor_rollout_ref.actor.optim.lr=0.125"
+    for overrides in ([override, f"recipe={name}"], [f"recipe={name}", override]):
+        assert compose_ppo(*overrides).actor_rollout_ref.actor.optim.lr == 0.125
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_cluster_adds_to_a_recipe_in_either_order(name: str) -> None:
+    config = compose_ppo(f"recipe={name}", "cluster=cpu")
+    assert config == compose_ppo("cluster=cpu", f"recipe={name}")
+    assert (compose_ppo().trainer.device, config.trainer.device) == ("cuda", "cpu")
+    assert config.trainer.experiment_name == name
+    assert config.actor_rollout_ref.actor.strategy == "fsdp2"
+    if "opd" in config:
+        assert config.opd.teacher.dtype == config.actor_rollout_ref.rollout.dtype == "float32"
+
+
+@pytest.mark.parametrize("config_name", ["ppo_trainer", "ppo_megatron_trainer"])
+def test_the_cluster_slot_comes_after_the_recipe_slot(config_name: str) -> None:
+    from opd_verl.hydra_plugin import VERL_CONFIGS, RecipeSlot
+
+    loaded: Any = RecipeSlot("test", f"{RecipeSlot.scheme()}://{VERL_CONFIGS}").load_config(config_name).config
+    assert list(loaded.defaults)[-2:] == [{"recipe": None}, {"cluster": None}]
+
+
+def test_recipe_opd_composes_with_another_model_engine() -> None:
+    config = compose_ppo("recipe=opd", "model_engine=megatron")
+    assert config.actor_rollout_ref.actor._target_.endswith("McoreActorConfig")
+    assert config.algorithm.adv_estimator == "opd"
+
+
+EOPD_TABLE_8 = {
+    "data.train_batch_size": 128,
+    "data.max_response_length": 4096,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 32,
+    "actor_rollout_ref.actor.optim.lr": 3e-6,
+    "actor_rollout_ref.actor.optim.lr_scheduler_type": "cosine",
+    "actor_rollout_ref.rollout.temperature": 1.0,
+    "actor_rollout_ref.rollout.top_p": 1.0,
+    "actor_rollout_ref.actor.loss_agg_mode": "token-mean",
+}
+RETHINKING_TABLE_2 = {
+    "data.train_batch_size": 64,
+    "data.max_prompt_length": 1024,
+    "data.max_response_length": 7168,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 64,
+    "actor_rollout_ref.actor.optim.lr": 1e-6,
+    "actor_rollout_ref.rollout.n": 4,
+    "actor_rollout_ref.rollout.temperature": 1.0,
+    "actor_rollout_ref.rollout.top_p": 1.0,
+    "opd.objective.k": 16,
+    "opd.objective.support": "student_topk",
+}
+VETTED = {
+    "opd": EOPD_TABLE_8 | {"actor_rollout_ref.rollout.n": 1, "opd.objective.support": "sampled"},
+    "grpo": EOPD_TABLE_8 | {"actor_rollout_ref.rollout.n": 8, "algorithm.adv_estimator": "grpo"},
+    "opd_topk": RETHINKING_TABLE_2,
+}
+
+
+@pytest.mark.parametrize("name", VETTED)
+def test_the_defaults_are_the_papers_settings(name: str) -> None:
+    config = compose_ppo(f"recipe={name}")
+    assert {key: OmegaConf.select(config, key) for key in VETTED[name]} == VETTED[name]
+
+
+def test_grpo_touches_nothing_of_ours_but_the_reward() -> None:
+    config = compose_ppo("recipe=grpo", with_hydra=True)
+    assert "opd" not in config and "opd_preflight" not in config.hydra.callbacks
+    ours = {key: value for key, value in leaves(compose_ppo("recipe=grpo")) if "opd" in f"{key} {value}"}
+    assert ours == {
+        "reward.custom_reward_function.path": "pkg://opd_verl.rewards",
+        "trainer.project_name": "opd_verl",
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "grpo"])
+def test_every_opd_recipe_is_checked_before_it_runs_and_shows_every_key(name: str) -> None:
+    config = compose_ppo(f"recipe={name}", with_hydra=True)
+    assert config.hydra.callbacks.opd_preflight._target_ == "opd_verl.preflight.Preflight"
+    assert {key for key, _ in leaves(compose_ppo(f"recipe={name}").opd)} == keys_of(OpdConfig)
