@@ -3,7 +3,7 @@
 METRICS: dict[str, str] = {
     "opd/reward_mean": "mean r_t, the sum of the reward hooks, over response tokens; nats, rises towards 0",
     "opd/reward_min": "smallest r_t of the step; nats",
-    "opd/reverse_kl": "mean log p_old(y) - log q(y) over response tokens: the sampled reverse KL; nats, falls towards 0",
+    "opd/reverse_kl": "mean log p_old(y) - log q(y) over response tokens: the sampled reverse KL; nats, falls to 0",
     "opd/student_entropy": "mean full-vocabulary entropy of the student over response tokens; nats",
     "opd/teacher_entropy": "mean full-vocabulary entropy of the teacher at the same positions; nats",
     "opd/teacher_missing_share": "share of response tokens without a valid teacher score; they are masked, never 0.0",

@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from opd_verl.quickstart.distil import STEPS, distil
-from opd_verl.quickstart.evaluate import OVERLAP_K, distance, grade, sample
+from opd_verl.quickstart.evaluate import distance, grade, sample
 from opd_verl.quickstart.models import load_model
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import heldout_problems, prepare
@@ -57,7 +57,7 @@ def main() -> None:
     with console.status("measuring the distilled student"):
         after = measure(load_model(paths.distilled(options.steps)), teacher, tokenizer)
     seconds = time.monotonic() - started
-    result = Result(options.recipe, options.seed, options.steps, OVERLAP_K, results[0], after, results[1], seconds)
+    result = Result(options.recipe, options.seed, options.steps, results[0], after, results[1], seconds)
     print_table(result, console)
     write_json(result, paths.table)
     draw_curves(steps, result, paths.picture)

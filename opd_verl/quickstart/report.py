@@ -21,8 +21,8 @@ class ModelResult:
     """Mean response tokens at temperature 1."""
     reverse_kl: float
     """Mean exact KL(model || teacher) on the model's own responses, nats per token; 0 for the teacher."""
-    overlap: float
-    """Mean share of the top-k that model and teacher have in common, 0 to 1; 1 for the teacher."""
+    overlap: dict[int, float]
+    """k: mean share of the top-k that model and teacher have in common, 0 to 1; 1 for the teacher."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Result:
     recipe: str
     seed: int
     steps: int
-    overlap_k: int
     before: ModelResult
     after: ModelResult
     teacher: ModelResult
@@ -65,11 +64,12 @@ def print_table(result: Result, console: Console) -> None:
     for label, name, form in (
         ("accuracy, avg@8 at temperature 1", "accuracy", "{:.1%}"),
         ("accuracy, greedy", "greedy", "{:.1%}"),
-        ("reverse KL to the teacher, nats/token", "reverse_kl", "{:.4f}"),
-        (f"overlap ratio of the top {result.overlap_k}", "overlap", "{:.3f}"),
+        ("reverse KL, nats/token", "reverse_kl", "{:.4f}"),
         ("response length, tokens", "length", "{:.1f}"),
     ):
         table.add_row(label, *(form.format(getattr(column, name)) for column in columns))
+    for k in result.teacher.overlap:
+        table.add_row(f"overlap ratio, top {k}", *(f"{column.overlap[k]:.3f}" for column in columns))
     table.add_section()
     table.add_row("gap recovery rate", "", f"{result.gap_recovery:.1%}", "")
     table.add_row("wall time", "", f"{result.seconds / 60:.1f} min", "")
@@ -90,18 +90,19 @@ def draw_curves(steps: Sequence[dict[str, float]], result: Result, path: Path) -
 
     figure, panels = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     number = [step["step"] for step in steps]
-    for axes, key, title in zip(
+    panels[1].axhline(result.teacher.accuracy, color="tab:green", linestyle="--", label="teacher")
+    panels[1].axhline(result.before.accuracy, color="tab:gray", linestyle=":", label="student before")
+    for axes, key, title, top in zip(
         panels,
         ("opd/reverse_kl", "critic/score/mean", "response_length/mean"),
         ("sampled reverse KL, nats/token", "accuracy of the rollouts (temperature 1)", "response length, tokens"),
+        (None, 1.0, None),
         strict=True,
     ):
         axes.plot(number, [step.get(key, float("nan")) for step in steps], color="tab:blue")
-        axes.set(title=title, xlabel="step", ylim=(0, None))
+        axes.set(title=title, xlabel="step", ylim=(0, top))
         axes.grid(alpha=0.3)
-    panels[1].axhline(result.teacher.accuracy, color="tab:green", linestyle="--", label="teacher")
-    panels[1].axhline(result.before.accuracy, color="tab:gray", linestyle=":", label="student before")
-    panels[1].legend()
+    panels[1].legend(loc="lower right")
     figure.suptitle(f"recipe={result.recipe}, seed {result.seed}: gap recovery {result.gap_recovery:.0%}")
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -12,6 +12,7 @@ from opd_verl.quickstart.evaluate import (
     distance,
     evaluate,
     grade,
+    overlap_ratio,
     response_log_probs,
     response_mask,
     sample,
@@ -171,11 +172,16 @@ def test_distance_of_equals_and_of_a_known_pair(model: Qwen3ForCausalLM, tokeniz
     rollouts = rollouts_of(tokenizer, PROBLEMS, [solution(p) for p in PROBLEMS])
     vocabulary = len(tokenizer)
     same = distance(model, model, rollouts, vocabulary)
-    assert same.reverse_kl == pytest.approx(0.0, abs=1e-6) and same.overlap == 1.0
+    assert same.reverse_kl == pytest.approx(0.0, abs=1e-6) and same.overlap == {1: 1.0, 16: 1.0}
     uniform = build_model(TINY, tokenizer, seed=0)
     torch.nn.init.zeros_(uniform.lm_head.weight)
     log_p = response_log_probs(model, rollouts, vocabulary).double()
     entropy = -(log_p.exp() * log_p).sum(dim=-1).mean().item()
     expected = torch.tensor(vocabulary).log().item() - entropy
     assert distance(model, uniform, rollouts, vocabulary).reverse_kl == pytest.approx(expected, rel=1e-4)
-    assert distance(model, uniform, rollouts, vocabulary, k=vocabulary).overlap == 1.0
+
+
+def test_overlap_ratio_counts_shared_ids_whatever_their_order() -> None:
+    log_p = torch.tensor([[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]])
+    log_q = torch.tensor([[3.0, 4.0, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    assert [overlap_ratio(log_p, log_q, k) for k in (1, 2, 3, 4)] == pytest.approx([0.0, 0.5, 2 / 3, 1.0])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ class Finished:
     ray_started: bool
 
 
+@cache
 def compose_ppo(*overrides: str, with_hydra: bool = False) -> DictConfig:
-    """verl's trainer config, as `python -m verl.trainer.main_ppo OVERRIDES` would see it."""
+    """verl's trainer config, as `python -m verl.trainer.main_ppo OVERRIDES` would see it; to be read, not changed."""
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", overrides=list(overrides), return_hydra_config=with_hydra)
 

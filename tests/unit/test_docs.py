@@ -1,0 +1,30 @@
+"""The README states only what is there."""
+
+import re
+from pathlib import Path
+
+from opd_verl.metrics.names import METRICS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_lists_every_metric_with_its_meaning() -> None:
+    rows = dict(re.findall(r"^\| `([a-z_]+/[a-z_/]+)` \| (.+) \|$", README, flags=re.MULTILINE))
+    assert rows == METRICS
+
+
+def test_every_path_and_link_in_the_documents_exists() -> None:
+    for document in [ROOT / "README.md", *ROOT.glob("recipes/**/*.md")]:
+        text = document.read_text()
+        linked = re.findall(r"\]\(([^)#]+)\)", text)
+        for target in linked:
+            assert target.startswith("http") or (document.parent / target).exists(), f"{document}: {target}"
+        named = re.findall(r"`((?:opd_verl|hydra_configs|recipes|launch|tests)/[\w/.-]+)`", text)
+        for path in named:
+            assert (ROOT / path).exists(), f"{document}: {path}"
+
+
+def test_every_recipe_is_in_the_readme() -> None:
+    for recipe in (ROOT / "hydra_configs" / "recipe").glob("*.yaml"):
+        assert f"`recipe={recipe.stem}`" in README, recipe.stem
