@@ -25,6 +25,7 @@ class RecipeSlot(ImportlibResourcesConfigSource):
 
     @staticmethod
     def scheme() -> str:
+        """The prefix of a search path that this source serves."""
         return "recipe-slot"
 
     def load_config(self, config_path: str) -> ConfigResult:
@@ -41,6 +42,7 @@ class RecipeSource(ImportlibResourcesConfigSource):
 
     @staticmethod
     def scheme() -> str:
+        """The prefix of a search path that this source serves."""
         return "opd-recipe"
 
     def load_config(self, config_path: str) -> ConfigResult:

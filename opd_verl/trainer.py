@@ -19,7 +19,7 @@ from opd_verl.engine import STUDENT_TOPK
 from opd_verl.fields import ADVANTAGE_FIELDS, collect_scores, reward_inputs, teacher_fields
 from opd_verl.hooks import total_reward
 from opd_verl.loss import topk_loss
-from opd_verl.metrics.step import step_metrics
+from opd_verl.metrics.step import TeacherOverlap, step_metrics
 from opd_verl.teacher.start import TEACHER_POOL, start_teacher
 
 
@@ -45,6 +45,7 @@ class OpdTrainer(PPOTrainerSync):
         super().on_init_end()
         pool = self.resource_pool_manager.resource_pool_dict[TEACHER_POOL]
         self.teacher = start_teacher(self.opd, pool, vocab_limit=len(self.tokenizer))
+        self.overlap = TeacherOverlap()
         if self.opd.objective.support is Support.student_topk:
             actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
             self.actor_rollout_wg.set_loss_fn(partial(topk_loss, actor_config))
@@ -67,6 +68,7 @@ class OpdTrainer(PPOTrainerSync):
         with marked_timer("teacher", self.timing_raw):
             scores = collect_scores(batch, self.teacher, self.global_steps, with_topk=self.opd.objective.k > 0)
             self.put(batch, teacher_fields(batch, scores, metrics))
+            metrics.update(self.overlap.update(self.teacher.stats()))
         return batch
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:

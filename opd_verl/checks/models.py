@@ -39,13 +39,16 @@ def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfi
 
 
 def load_tokenizer(key: str, path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """A model's tokenizer."""
+    """A model's tokenizer. Where a folder has none, transformers may make an empty one from the model's config."""
     require_folder(key, path)
+    remedy = f"{key.rsplit('.', 1)[0]}.tokenizer_path=/path/to/tokenizer"
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        remedy = f"{key.rsplit('.', 1)[0]}.tokenizer_path=/path/to/tokenizer"
         raise ConfigError(key, path, f"no tokenizer there ({first_line(error)})", remedy) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ConfigError(key, path, "no tokenizer there", remedy)
+    return tokenizer
 
 
 def require_folder(key: str, path: str | None) -> None:

@@ -25,6 +25,10 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "distillation.enabled": ("False",),
 }
 """Settings that the recipe makes and that OPD cannot do without."""
+ULYSSES = (
+    "actor_rollout_ref.actor.ulysses_sequence_parallel_size",  # deprecated; verl copies it to the other one
+    "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+)
 POSITIVE = ("nnodes", "n_gpus_per_node", "max_tokens_per_batch", "chunk_rows", "max_state_gib", "timeout_s")
 
 
@@ -48,9 +52,9 @@ def check_objective(config: DictConfig, opd: OpdConfig) -> None:
     needs_k = exact or "reverse_kl_baseline" in opd.rewards
     if opd.objective.k < (1 if needs_k else 0):
         raise ConfigError("opd.objective.k", opd.objective.k, "a top-k support needs k >= 1", "opd.objective.k=16")
-    if opd.objective.k and config.actor_rollout_ref.actor.ulysses_sequence_parallel_size > 1:
-        key = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
-        raise ConfigError(key, OmegaConf.select(config, key), "top-k supports are not gathered over ranks", f"{key}=1")
+    for key in ULYSSES if opd.objective.k else ():
+        if (value := OmegaConf.select(config, key)) > 1:
+            raise ConfigError(key, value, "top-k supports are not gathered over ranks", f"{key}=1")
 
 
 def check_rewards(config: DictConfig, opd: OpdConfig) -> None:

@@ -30,3 +30,21 @@ def step_metrics(inputs: RewardInputs, reward: Tensor) -> dict[str, float]:
         found["opd/student_topk_mass"] = token_mean(inputs.log_p_topk.exp().sum(-1), mask)
         found["opd/teacher_mass_at_student_topk"] = token_mean(inputs.log_q_topk.exp().sum(-1), mask)
     return found | inputs.metrics
+
+
+class TeacherOverlap:
+    """How much of the teacher's work was done while rollouts were still being generated, step by step."""
+
+    def __init__(self) -> None:
+        self.before = {"rollouts_asked": 0.0, "rollouts_ready": 0.0, "seconds_busy": 0.0}
+
+    def update(self, stats: dict[str, float]) -> dict[str, float]:
+        """`opd/teacher_ready_share` and `timing_s/teacher_busy` since the last call.
+
+        Args:
+            stats: totals since the start, over all replicas; a restarted replica starts again at 0.
+        """
+        new = {name: max(stats.get(name, 0.0) - value, 0.0) for name, value in self.before.items()}
+        self.before = {name: stats.get(name, 0.0) for name in self.before}
+        share = new["rollouts_ready"] / max(new["rollouts_asked"], 1.0)
+        return {"opd/teacher_ready_share": share, "timing_s/teacher_busy": new["seconds_busy"]}

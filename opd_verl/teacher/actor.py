@@ -81,6 +81,7 @@ class TeacherActor:
         self.store = JobStore(s.max_state_bytes)
         self.wake = threading.Condition()
         self.tokens_scored, self.seconds_busy, self.batches = 0, 0.0, 0
+        self.rollouts_asked, self.rollouts_ready = 0, 0
         threading.Thread(target=self._loop, name="teacher-scorer", daemon=True).start()
 
     def submit(self, requests: Sequence[SubmitItem], step: int) -> int:
@@ -108,6 +109,8 @@ class TeacherActor:
         with self.wake:
             for index, request in enumerate(asked):
                 waiting.setdefault(self.store.add(request, step).future, []).append(index)
+            self.rollouts_asked += len(asked)
+            self.rollouts_ready += sum(len(places) for future, places in waiting.items() if future.done())
             self.store.drop_before(step)
             self.wake.notify_all()
         answers = [b""] * len(asked)
@@ -118,12 +121,15 @@ class TeacherActor:
         return answers
 
     def stats(self) -> dict[str, float]:
-        """Since the start: response tokens, busy seconds, batches. Now: rollouts queued or running, state bytes."""
+        """Since the start: response tokens, busy seconds, batches, rollouts asked for, how many of those were scored by
+        then. Now: rollouts queued or running, state bytes."""
         with self.wake:
             return {
                 "tokens_scored": self.tokens_scored,
                 "seconds_busy": self.seconds_busy,
                 "batches": self.batches,
+                "rollouts_asked": self.rollouts_asked,
+                "rollouts_ready": self.rollouts_ready,
                 "queue_length": len(self.store.queued) + len(self.store.running),
                 "state_bytes": self.store.nbytes,
             }

@@ -107,6 +107,18 @@ class TeacherPool:
                 scores[index] = TeacherScore.missing(len(items[index][2]), topk, width, entropy)
         return [scores[index] for index in range(len(items))]
 
+    def stats(self) -> dict[str, float]:
+        """`TeacherActor.stats` summed over the replicas; a lost replica counts nothing."""
+        total: dict[str, float] = {}
+        for replica in self.replicas:
+            try:
+                found: Any = ray.get(_control(replica.stats).remote(), timeout=self.timeout_s)
+            except LOST:
+                continue
+            for name, value in found.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
     def _attempt(
         self,
         items: Sequence[CollectItem],

