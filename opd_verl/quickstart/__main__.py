@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from opd_verl.quickstart.distil import STEPS, distil
 from opd_verl.quickstart.evaluate import distance, grade, sample
@@ -46,6 +47,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     """Prepare, distil, measure, report."""
     options, extra = parse_arguments()
+    disable_progress_bar()  # transformers' own, for models that load in a blink
     started, console = time.monotonic(), Console()
     torch.set_num_threads(os.cpu_count() or 1)
     paths = Paths((options.out / f"seed{options.seed}").absolute())
