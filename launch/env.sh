@@ -38,7 +38,6 @@ torch_for_cpu() {  # the CPU build from the index pip is set up with, or else fr
 echo "making $VENV (once; about 4 GB; log: $log)"
 : >"$log"
 quietly "virtual environment" "$found" -m venv --clear "$VENV"
-quietly "pip" "$VENV/bin/pip" install --upgrade pip
 quietly "torch $TORCH for CPU" torch_for_cpu
 quietly "verl, ray, transformers and what vLLM needs" "$VENV/bin/pip" install -e ".[cpu,dev]"
 # Without dependencies: torchvision, torchaudio and torchcodec on the package index are CUDA builds (see setup.py).

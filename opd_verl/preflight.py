@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from opd_verl.checks import models, settings
 from opd_verl.config import OpdConfig, import_plugins, parse_opd
@@ -30,6 +31,8 @@ class Preflight(Callback):
             preflight(config)
         except ConfigError as error:
             raise SystemExit(f"opd_verl: {error}") from None
+        except OmegaConfBaseException as error:
+            raise SystemExit(f"opd_verl: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
         except Exception as error:
             traceback.print_exc()
             raise SystemExit(f"opd_verl: the checks before the run failed: {error}") from error

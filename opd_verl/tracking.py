@@ -2,15 +2,15 @@
 
 import netrc
 import os
-import socket
 from typing import Any
 from urllib.parse import urlparse
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
+from opd_verl.network import unreachable
+
 DEFAULT_SERVER = "https://api.wandb.ai"
-CONNECT_SECONDS = 2.0
 
 
 class WandbOffline(Callback):
@@ -33,11 +33,7 @@ def why_offline(server: str) -> str | None:
     host = urlparse(server).hostname or server
     if "WANDB_API_KEY" not in os.environ and not has_netrc_entry(host):
         return "no WANDB_API_KEY and no entry in ~/.netrc"
-    try:
-        socket.create_connection((host, urlparse(server).port or 443), CONNECT_SECONDS).close()
-    except OSError as error:
-        return f"cannot reach {host}: {error}"
-    return None
+    return unreachable(server)
 
 
 def has_netrc_entry(host: str) -> bool:

@@ -33,6 +33,7 @@ class OpdTrainer(PPOTrainerSync):
             config.trainer.v1.trainer_mode = "sync"
         self.opd = parse_opd(config)
         import_plugins(self.opd)
+        self.prompts_named: dict[int, int] = {}
         super().__init__(config)
 
     def _init_resource_pool_mgr(self) -> None:
@@ -53,7 +54,9 @@ class OpdTrainer(PPOTrainerSync):
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
-        names = [f"{self.global_steps:06d}.{row:05d}" for row in range(len(batch))]
+        first = self.prompts_named.get(self.global_steps, 0)  # verl may ask for more prompts within a step
+        self.prompts_named = {self.global_steps: first + len(batch)}
+        names = [f"{self.global_steps:06d}.{first + row:05d}" for row in range(len(batch))]
         batch.update(tu.get_tensordict({"uid": names}))
         return batch
 

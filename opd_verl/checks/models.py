@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from opd_verl.config import OpdConfig
 from opd_verl.errors import ConfigError
+from opd_verl.network import unreachable
 
 STUDENT, TEACHER = "actor_rollout_ref.model.path", "opd.teacher.path"
 
@@ -52,10 +55,19 @@ def load_tokenizer(key: str, path: str, trust_remote_code: bool) -> PreTrainedTo
 
 
 def require_folder(key: str, path: str | None) -> None:
-    """A path that cannot be a hub name (`owner/name`) must be a folder that exists; `~` is nobody's to expand."""
+    """A folder that exists, or a hub name (`owner/name`) in the local cache or on a hub that can be reached.
+
+    `~` is nobody's to expand: neither verl nor transformers does.
+    """
+    if path and Path(path).is_dir():
+        return
     looks_local = not path or path.startswith((".", "~", "/")) or path.count("/") != 1
-    if looks_local and not (path and Path(path).is_dir()):
-        raise ConfigError(key, path, "no such model folder", f"{key}=/path/to/model, or a hub name like owner/name")
+    remedy = f"{key}=/path/to/model, or a hub name like owner/name"
+    if looks_local or path is None:
+        raise ConfigError(key, path, "no such model folder", remedy)
+    cached = isinstance(try_to_load_from_cache(path, "config.json"), str)
+    if not cached and (offline := "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else unreachable(ENDPOINT)):
+        raise ConfigError(key, path, f"no such folder, not in the local hub cache, and {offline}", remedy)
 
 
 def check_same_tokenizer(student: Any, teacher: Any, path: str) -> None:

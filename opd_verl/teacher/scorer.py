@@ -40,6 +40,7 @@ class RolloutState:
 
     @property
     def nbytes(self) -> int:
+        """Memory of all tensors, bytes."""
         tensors = (self.hidden, self.logsumexp, self.log_q, self.entropy, self.topk_ids, self.topk_log_q)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 

@@ -34,6 +34,7 @@ class JobStore:
         self.done: OrderedDict[str, Job] = OrderedDict()
 
     def find(self, key: str) -> Job | None:
+        """The job of this key, in whatever state it is."""
         return self.queued.get(key) or self.running.get(key) or self.done.get(key)
 
     def add(self, request: ScoreRequest, step: int) -> Job:
@@ -48,6 +49,7 @@ class JobStore:
         return job
 
     def start(self, jobs: list[Job]) -> None:
+        """Moves queued jobs to the running ones."""
         for job in jobs:
             self.running[job.request.key] = self.queued.pop(job.request.key)
 

@@ -380,3 +380,12 @@ def test_a_users_plugin_registers_its_hook_before_the_hooks_are_checked(
     from opd_verl.hooks import REWARD_HOOKS
 
     REWARD_HOOKS.pop(name)
+
+
+def test_a_hub_name_without_a_network_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from opd_verl.checks import models
+
+    monkeypatch.setattr(models, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens on the discard port
+    monkeypatch.setattr(models, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ConfigError, match=r"opd\.teacher\.path='models/typo'.*cannot reach 127\.0\.0\.1"):
+        models.load_config("opd.teacher.path", "models/typo", trust_remote_code=False)
