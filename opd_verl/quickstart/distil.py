@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
 from opd_verl.quickstart.paths import Paths
@@ -23,9 +24,12 @@ TAIL_LINES = 30
 def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
     """The command line after `python -m verl.trainer.main_ppo`: the recipe, the machine, and the toy's own sizes.
 
-    The recipe's learning rate is for models of billions of parameters; these have a hundred thousand.
+    The recipe's learning rate is for models of billions of parameters; these have less than one. Its k = 16 would leave
+    0.3% of every token's probability untrained; the toy's whole vocabulary costs nothing.
     """
     teacher = [f"opd.teacher.path={paths.teacher}", "opd.seed_rollouts=true"] if recipe.startswith("opd") else []
+    if recipe == "opd_topk":
+        teacher.append(f"opd.objective.k={len(AutoTokenizer.from_pretrained(paths.student))}")
     return [
         f"recipe={recipe}",
         "cluster=cpu",
