@@ -64,14 +64,17 @@ def teacher_fields(batch: Any, scores: list[TeacherScore], metrics: dict[str, An
     missing = ~valid & mask.bool()
     metrics["opd/teacher_missing_share"] = missing.sum().item() / max(int(mask.sum()), 1)
     fields = {name: fill_missing(value, valid, neutral) for name, (value, neutral) in flat.items()}
+    fields["teacher_valid"] = valid.to(mask.dtype)
     if missing.any():
         fields |= {"response_mask": mask * valid, "loss_mask": mask * valid}
     return {name: jagged(value, lengths) for name, value in fields.items()}
 
 
 def join(parts: Iterable[Tensor | None]) -> Tensor:
-    """Rows of all scores in order; a value that was asked for and is not there is a bug of ours."""
-    found = [part for part in parts if part is not None]
+    """Rows of all scores in order."""
+    every = list(parts)
+    found = [part for part in every if part is not None]
+    assert len(found) == len(every), "the teacher left out a value that it was asked for"
     return torch.cat(found)
 
 

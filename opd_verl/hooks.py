@@ -62,7 +62,7 @@ def reverse_kl(inputs: RewardInputs) -> Tensor:
 
 @register_reward("reverse_kl_baseline")
 def reverse_kl_baseline(inputs: RewardInputs) -> Tensor:
-    """`-E_{v ~ p_old}[log q(v) - log p_old(v)]` over the student's top-k: add it to `reverse_kl` for less variance."""
+    """`-E_{v ~ p_old}[log q(v) - log p_old(v)]` over the student's top-k: a control variate of `reverse_kl`."""
     if inputs.log_p_topk is None or inputs.log_q_topk is None:
         raise ValueError("reverse_kl_baseline reads the student's top-k: set opd.objective.k above 0 (16)")
     return -expected_reward(inputs.log_p_topk, inputs.log_q_topk)

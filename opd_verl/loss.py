@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor
+from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils.losses import ppo_loss
 
@@ -27,6 +28,7 @@ def topk_loss(
         scalar loss (nats per token, times verl's dp_size, which FSDP's gradient mean divides out) and metrics.
     """
     dp_size, num_tokens = data["dp_size"], max(data["batch_num_tokens"], 1)
+    tu.assign_non_tensor(data, batch_num_tokens=num_tokens)  # for verl's own terms: all tokens masked is 0, not 0 / 0
     mask = data["response_mask"].values()
     divergence = renormalised_reverse_kl(
         model_output["student_topk_log_probs"].values(), data["teacher_log_probs_at_student_topk"].values()

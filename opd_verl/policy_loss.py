@@ -38,7 +38,7 @@ def opd_policy_loss(
     )
     if rollout_is_weights is not None:
         losses = losses * rollout_is_weights
-    loss = agg_loss(losses, response_mask, loss_agg_mode, **config.global_batch_info)
+    loss = agg_loss(losses, response_mask, loss_agg_mode, **at_least_one_token(config.global_batch_info))
     return loss, token_metrics(clipped.float(), log_ratio, response_mask)
 
 
@@ -57,8 +57,17 @@ def no_policy_loss(
     return log_prob.new_zeros(()), token_metrics(log_ratio.new_zeros(log_ratio.shape), log_ratio, response_mask)
 
 
+def at_least_one_token(global_batch_info: dict[str, Any]) -> dict[str, Any]:
+    """verl's denominators, such that a mini-batch whose tokens are all masked has loss 0 and not 0 / 0."""
+    tokens = global_batch_info.get("batch_num_tokens")
+    return dict(global_batch_info) if tokens is None else {**global_batch_info, "batch_num_tokens": max(tokens, 1)}
+
+
 def token_metrics(clipped: Tensor, log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
-    """verl's names: `pg_clipfrac` share of clipped tokens, `ppo_kl` mean of log p_old - log p, nats."""
+    """verl's names: `pg_clipfrac` share of clipped tokens, `ppo_kl` mean of log p_old - log p, nats.
+
+    verl averages them over micro-batches, whatever their sizes: unlike the loss they depend on the split.
+    """
     if not mask.any():
         return {"actor/pg_clipfrac": 0.0, "actor/ppo_kl": 0.0}
     return {

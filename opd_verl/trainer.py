@@ -68,6 +68,7 @@ class OpdTrainer(PPOTrainerSync):
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.extra_info[STUDENT_TOPK] = self.opd.objective.k
         batch = super()._compute_old_log_prob(batch, metrics)
+        batch.extra_info[STUDENT_TOPK] = 0  # a reference policy's log-prob pass must not overwrite the student's ids
         with marked_timer("teacher", self.timing_raw):
             scores = collect_scores(batch, self.teacher, self.global_steps, with_topk=self.opd.objective.k > 0)
             self.put(batch, teacher_fields(batch, scores, metrics))

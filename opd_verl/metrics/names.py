@@ -2,7 +2,7 @@
 
 METRICS: dict[str, str] = {
     "opd/reward_mean": "mean r_t, the sum of the reward hooks, over response tokens; nats, rises towards 0",
-    "opd/reward_min": "smallest r_t of the step; nats",
+    "opd/reward_min": "smallest r_t of a response token; nats",
     "opd/reverse_kl": "mean log p_old(y) - log q(y) over response tokens: the sampled reverse KL; nats, falls to 0",
     "opd/student_entropy": "mean full-vocabulary entropy of the student over response tokens; nats",
     "opd/teacher_entropy": "mean full-vocabulary entropy of the teacher at the same positions; nats",

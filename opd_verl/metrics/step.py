@@ -20,7 +20,7 @@ def step_metrics(inputs: RewardInputs, reward: Tensor) -> dict[str, float]:
     mask = inputs.mask
     found = {
         "opd/reward_mean": token_mean(reward, mask),
-        "opd/reward_min": reward.min().item(),
+        "opd/reward_min": reward[mask.bool()].min().item() if mask.any() else 0.0,
         "opd/reverse_kl": token_mean(inputs.log_p_old - inputs.log_q, mask),
         "opd/student_entropy": token_mean(inputs.student_entropy, mask),
     }

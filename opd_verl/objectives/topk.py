@@ -24,8 +24,9 @@ def renormalised_reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 def expected_reward(log_p: Tensor, log_q: Tensor) -> Tensor:
     """`E_{v ~ p, v in S} [log q(v) - log p(v)]`: the control variate of the sampled-token reward (METHODS 1.7).
 
-    Subtracting it from `r_t` leaves the expected gradient as it is (it does not depend on the sampled token) and
-    removes most of its variance. Raw student masses weight the sum; what lies outside S is left out.
+    Subtracting it from `r_t` leaves the expected gradient as it is (it does not depend on the sampled token) and often
+    lowers its variance, most where the teacher is close to deterministic; on a peaked student far from the teacher it
+    can raise it. Raw student masses weight the sum; what lies outside S is left out.
 
     Args:
         log_p: student log-probs at the support's ids [..., K], nats, of the policy that sampled.

@@ -188,7 +188,8 @@ def test_fields_of_a_complete_teacher(store: Store, batch: Any) -> None:
     metrics: dict[str, float] = {}
     fields = teacher_fields(batch, collect_scores(batch, Teacher(), 0, True), metrics)  # type: ignore[arg-type]
     assert metrics == {"opd/teacher_missing_share": 0.0}  # the padding row is masked already: nothing is missing
-    assert set(fields) == {"teacher_log_probs", "teacher_entropy", "teacher_log_probs_at_student_topk"}
+    names = {"teacher_log_probs", "teacher_entropy", "teacher_valid", "teacher_log_probs_at_student_topk"}
+    assert set(fields) == names
     rows = [row.tolist() for row in fields["teacher_log_probs"].unbind()]
     assert rows[:2] == [[0.0, -1.0, -2.0], [-10.0]]
     assert rows[2] == store["old_log_probs"].unbind()[2].tolist()
