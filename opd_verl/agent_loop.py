@@ -28,13 +28,16 @@ class OpdAgentLoopWorker(VerlWorker):
         self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
     ) -> AgentLoopOutput:
         if self.seed_rollouts:
-            sampling_params = {**sampling_params, "seed": self.rollout_seed(trajectory, kwargs["session_id"])}
+            sampling_params = {**sampling_params, "seed": self.rollout_seed(trajectory, **kwargs)}
         return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
 
-    def rollout_seed(self, trajectory: dict[str, Any], session_id: int) -> int:
-        """A seed of its own for every rollout (verl gives all requests the same), equal in every run and resume."""
-        name = f"{self.rollout_config.seed}/{trajectory['step']}/{trajectory['sample_index']}/{session_id}"
-        return zlib.crc32(name.encode())
+    def rollout_seed(self, trajectory: dict[str, Any], uid: str, session_id: int, **kwargs: Any) -> int:
+        """A seed of its own for every rollout (verl gives all requests the same), equal in every run and resume.
+
+        Training prompts have names that OpdTrainer makes of step and row; validation prompts go by their index.
+        """
+        prompt = f"val.{trajectory['step']}.{trajectory['sample_index']}" if trajectory["validate"] else uid
+        return zlib.crc32(f"{self.rollout_config.seed}/{prompt}/{session_id}".encode())
 
     async def _agent_loop_postprocess(
         self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any

@@ -42,6 +42,8 @@ class TeacherConfig:
     """Host or device memory for the open step's hidden states, per replica."""
     timeout_s: float = 600.0
     """A replica that has not answered by then counts as lost."""
+    load_timeout_s: float = 1800.0
+    """Seconds a replica may take to load its weights, their download included."""
     attn_implementation: str = "sdpa"
     """transformers attention of the teacher."""
     trust_remote_code: bool = False

@@ -63,6 +63,11 @@ def teacher_fields(batch: Any, scores: list[TeacherScore], metrics: dict[str, An
         flat["teacher_log_probs_at_student_topk"] = (at_ids, data["student_topk_log_probs"].values())
     missing = ~valid & mask.bool()
     metrics["opd/teacher_missing_share"] = missing.sum().item() / max(int(mask.sum()), 1)
+    if mask.any() and not (mask.bool() & valid).any():
+        raise RuntimeError(
+            "the teacher gave no valid score for any token of this step: its actors are lost or its weights are NaN "
+            "(see the warnings above); the run stops so that the last checkpoint can be resumed"
+        )
     fields = {name: fill_missing(value, valid, neutral) for name, (value, neutral) in flat.items()}
     fields["teacher_valid"] = valid.to(mask.dtype)
     if missing.any():

@@ -2,13 +2,17 @@
 
 import socket
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 CONNECT_SECONDS = 2.0
 
 
 def unreachable(server: str) -> str | None:
-    """What keeps a TCP connection to the server (a URL) from opening, or None."""
+    """What keeps a TCP connection to the server (a URL), or to the proxy in between, from opening; or None."""
     url = urlparse(server)
+    proxy = getproxies().get(url.scheme)
+    if proxy and not proxy_bypass(url.hostname or server):
+        url = urlparse(proxy if "://" in proxy else f"http://{proxy}")
     host, port = url.hostname or server, url.port or (80 if url.scheme == "http" else 443)
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()

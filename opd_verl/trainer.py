@@ -20,6 +20,7 @@ from opd_verl.fields import ADVANTAGE_FIELDS, collect_scores, reward_inputs, tea
 from opd_verl.hooks import total_reward
 from opd_verl.loss import topk_loss
 from opd_verl.metrics.step import TeacherOverlap, step_metrics
+from opd_verl.teacher.placement import check_placement, free_devices
 from opd_verl.teacher.start import TEACHER_POOL, start_teacher
 
 
@@ -39,6 +40,7 @@ class OpdTrainer(PPOTrainerSync):
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         teacher = self.opd.teacher
+        check_placement(free_devices(), self.config.trainer, teacher)
         self.resource_pool_manager.resource_pool_spec[TEACHER_POOL] = [teacher.n_gpus_per_node] * teacher.nnodes
 
     def on_init_end(self) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from pyarrow.parquet import read_schema
 from verl.utils.device import get_device_name
 
 from opd_verl.config import OpdConfig, Support
@@ -29,7 +30,16 @@ ULYSSES = (
     "actor_rollout_ref.actor.ulysses_sequence_parallel_size",  # deprecated; verl copies it to the other one
     "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
 )
-POSITIVE = ("nnodes", "n_gpus_per_node", "max_tokens_per_batch", "chunk_rows", "max_state_gib", "timeout_s")
+POSITIVE = (
+    "nnodes",
+    "n_gpus_per_node",
+    "max_tokens_per_batch",
+    "chunk_rows",
+    "max_state_gib",
+    "timeout_s",
+    "load_timeout_s",
+)
+UNTRUNCATED: dict[str, tuple[float, ...]] = {"top_p": (1.0,), "top_k": (-1, 0)}
 
 
 def check_recipe_is_whole(config: DictConfig, opd: OpdConfig) -> None:
@@ -88,6 +98,15 @@ def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
         raise ConfigError("actor_rollout_ref.rollout.temperature", rollout, "must be positive", "use 1.0")
 
 
+def check_sampling(config: DictConfig, opd: OpdConfig) -> None:
+    """A truncated sampler draws from another distribution than the p_old that r_t, the ratio and the KL are made of."""
+    for name, allowed in UNTRUNCATED.items():
+        key, value = f"actor_rollout_ref.rollout.{name}", config.actor_rollout_ref.rollout[name]
+        if value not in allowed:
+            problem = "rollouts from a truncated distribution bias r_t; student and teacher normalise over all ids"
+            raise ConfigError(key, value, problem, f"{key}={allowed[0]}")
+
+
 def check_rollout_correction(config: DictConfig, opd: OpdConfig) -> None:
     """verl's rollout correction works inside the step that OPD replaces."""
     correction: Any = config.algorithm.get("rollout_correction") or {}
@@ -104,6 +123,17 @@ def check_data(config: DictConfig, opd: OpdConfig) -> None:
         for file in [files] if isinstance(files, str) else files or [None]:
             if not file or ("://" not in file and not Path(file).expanduser().exists()):
                 raise ConfigError(key, file, "no such file", f"{key}=/path/to/prompts.parquet")
+            if file.endswith(".parquet") and "://" not in file:
+                check_columns(key, Path(file).expanduser(), config.data.prompt_key)
+
+
+def check_columns(key: str, file: Path, prompt_key: str) -> None:
+    """verl's reward manager reads a ground truth of every sample, also where nothing is trained on it."""
+    names = set(read_schema(file).names)
+    for column in (prompt_key, "data_source", "reward_model"):
+        if column not in names:
+            remedy = "add it; without answers use reward_model={'style': 'rule', 'ground_truth': ''}"
+            raise ConfigError(key, str(file), f"no column {column!r} (there are: {', '.join(sorted(names))})", remedy)
 
 
 def check_cluster(config: DictConfig, opd: OpdConfig) -> None:
@@ -112,7 +142,8 @@ def check_cluster(config: DictConfig, opd: OpdConfig) -> None:
     if device == "cpu" and value != "cpu":
         raise ConfigError(key, value, "this machine has no accelerator that torch can use", "cluster=cpu")
     if device != "cpu" and value == "cpu":
-        raise ConfigError(key, value, f"this is a {device} machine", "drop cluster=cpu, or VERL_PLATFORM=cpu")
+        problem = f"this torch is built for {device}"
+        raise ConfigError(key, value, problem, "VERL_PLATFORM=cpu if there is no accelerator, else drop cluster=cpu")
 
 
 CHECKS = (
@@ -121,6 +152,7 @@ CHECKS = (
     check_rewards,
     check_teacher,
     check_temperature,
+    check_sampling,
     check_rollout_correction,
     check_cluster,
     check_data,

@@ -43,7 +43,7 @@ class SftSettings:
 
 # The student's author forgets most carries: its own greedy answer is then wrong whenever the sum has a carry.
 TEACHER_SFT = SftSettings(max_steps=600)
-STUDENT_SFT = SftSettings(max_steps=450, forget=0.85)
+STUDENT_SFT = SftSettings(max_steps=450, forget=0.6)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,8 @@ class TeacherSettings:
     """Teacher top-k computed with every forward pass; the most that a collect can ask for."""
     wire_dtype: str = "float16"
     """Of top-k and at-ids log-probs on the wire; the sampled token's are always float32."""
+    keep_hidden: bool = True
+    """Keeps the last hidden states for log-probs at ids named later; without, 12 bytes per token are kept."""
     max_state_bytes: int = 2 << 30
     """Hidden states kept for late questions; older ones are recomputed when asked for."""
 
@@ -104,6 +106,8 @@ class TeacherActor:
         """
         if topk > self.settings.topk:
             raise ValueError(f"top-{topk} asked of a teacher that keeps top-{self.settings.topk}; raise its `topk`")
+        if not self.settings.keep_hidden and any(item[3] is not None for item in requests):
+            raise ValueError("log-probs at ids asked of a teacher that keeps no hidden states; set its `keep_hidden`")
         asked = [self._checked(ScoreRequest(*item[:3])) for item in requests]
         waiting: dict[Future[RolloutState], list[int]] = {}
         with self.wake:
@@ -176,6 +180,8 @@ class TeacherActor:
         begin = time.perf_counter()
         try:
             states = self.scorer.score_batch([job.request for job in batch], self.settings.topk)
+            if not self.settings.keep_hidden:
+                states = [replace(state, hidden=state.hidden[:0].clone()) for state in states]
         except Exception as error:
             logger.exception("teacher failed on a batch of %d rollouts", len(batch))
             with self.wake:

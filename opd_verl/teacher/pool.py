@@ -47,10 +47,12 @@ class TeacherPool:
         num_cpus: float = 1.0,
         env_vars: Mapping[str, str] | None = None,
         timeout_s: float = 1800.0,
+        load_timeout_s: float = 1800.0,
     ) -> Self:
         """Creates the actors, one per (placement group, bundle index) if those are given, and waits until they loaded.
 
-        The actors live as long as a handle of theirs. `timeout_s` bounds the load and each attempt of a `collect`.
+        The actors live as long as a handle of theirs. `load_timeout_s` bounds the load (and
+        download), `timeout_s` each attempt of a `collect`.
         Raises ValueError for a replica count that does not fit; RuntimeError with the actor's cause if a load fails.
         """
         if replicas < 1 or (placement_groups is not None and len(placement_groups) != replicas):
@@ -64,7 +66,7 @@ class TeacherPool:
             options = actor_class.options(name=f"{name_prefix}_{index}", **shared, **place)
             handles.append(options.remote(model_path, settings))
         pool = cls(handles, name_prefix, timeout_s)
-        pool._await_load(model_path)
+        pool._await_load(model_path, load_timeout_s)
         return pool
 
     @classmethod
@@ -163,10 +165,10 @@ class TeacherPool:
             except LOST:
                 return
 
-    def _await_load(self, model_path: str) -> None:
+    def _await_load(self, model_path: str, timeout_s: float) -> None:
         pings = [_control(handle.ping).remote() for handle in self.replicas]
         try:
-            ray.get(pings, timeout=self.timeout_s)
+            ray.get(pings, timeout=timeout_s)
         except LOST as error:
             for handle in self.replicas:
                 ray.kill(handle)

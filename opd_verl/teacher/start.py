@@ -17,7 +17,7 @@ def replica_count(opd: OpdConfig) -> int:
     return opd.teacher.nnodes * opd.teacher.n_gpus_per_node
 
 
-def teacher_settings(teacher: TeacherConfig, vocab_limit: int) -> TeacherSettings:
+def teacher_settings(teacher: TeacherConfig, vocab_limit: int, keep_hidden: bool) -> TeacherSettings:
     """What one replica needs to know, from the `opd.teacher` section."""
     return TeacherSettings(
         vocab_limit=vocab_limit,
@@ -26,6 +26,7 @@ def teacher_settings(teacher: TeacherConfig, vocab_limit: int) -> TeacherSetting
         device=get_device_name(),
         max_tokens_per_batch=teacher.max_tokens_per_batch,
         chunk_rows=teacher.chunk_rows,
+        keep_hidden=keep_hidden,
         max_state_bytes=int(teacher.max_state_gib * 2**30),
         attn_implementation=teacher.attn_implementation,
         trust_remote_code=teacher.trust_remote_code,
@@ -38,10 +39,11 @@ def start_teacher(opd: OpdConfig, resource_pool: Any, vocab_limit: int) -> Teach
     bundles = [(group, index) for group in groups for index in range(group.bundle_count)]
     return TeacherPool.start(
         opd.teacher.path,
-        teacher_settings(opd.teacher, vocab_limit),
+        teacher_settings(opd.teacher, vocab_limit, keep_hidden=opd.objective.k > 0),
         replica_count(opd),
         name_prefix=TEACHER_NAME,
         placement_groups=bundles,
         num_gpus=1,
         timeout_s=opd.teacher.timeout_s,
+        load_timeout_s=opd.teacher.load_timeout_s,
     )

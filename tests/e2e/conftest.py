@@ -50,7 +50,9 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
         log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
         environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(metrics), "VLLM_CPU_KVCACHE_SPACE": "1"}
-        environment.pop("WANDB_MODE", None)
+        for name in ("WANDB_MODE", "WANDB_API_KEY"):
+            environment.pop(name, None)
+        environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": os.devnull}
         with log.open("w") as out:
             done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])

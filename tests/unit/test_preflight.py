@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hydra._internal.callbacks import Callbacks
 from omegaconf import DictConfig, OmegaConf
@@ -63,6 +65,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     (found.root / "no_tokenizer" / "tokenizer_config.json").unlink()
     (found.root / "empty").mkdir()
     (found.root / "prompts").touch()
+    pq.write_table(
+        pa.table({"prompt": [[{"role": "user", "content": "?"}]], "data_source": ["d"]}), found.root / "bare.parquet"
+    )
     return found
 
 
@@ -241,6 +246,27 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
         "@nope.parquet",
         "no such file",
         "data.train_files=/path/to",
+    ),
+    "prompts without the column that verl's reward manager reads": (
+        ["data.train_files=@bare.parquet"],
+        "data.train_files",
+        "@bare.parquet",
+        "no column 'reward_model'",
+        "ground_truth",
+    ),
+    "nucleus sampling": (
+        ["actor_rollout_ref.rollout.top_p=0.9"],
+        "actor_rollout_ref.rollout.top_p",
+        0.9,
+        "truncated distribution",
+        "actor_rollout_ref.rollout.top_p=1.0",
+    ),
+    "top-k sampling": (
+        ["actor_rollout_ref.rollout.top_k=50"],
+        "actor_rollout_ref.rollout.top_k",
+        50,
+        "truncated distribution",
+        "actor_rollout_ref.rollout.top_k=-1",
     ),
     "no validation data": (["data.val_files=null"], "data.val_files", None, "no such file", "data.val_files=/path/to"),
     "other machine": (

@@ -375,3 +375,26 @@ def test_an_answer_to_another_question_is_refused(cluster: None) -> None:
     for key, checksum in ((asked.key, asked.checksum ^ 1), ("other_0", asked.checksum)):
         with pytest.raises(ValueError, match="the teacher answered"):
             with_actors(Confused, 1, key, checksum).collect([asked], None, step=1)
+
+
+def test_a_teacher_without_hidden_states_keeps_little_and_refuses_questions_about_ids(tmp_path: Path) -> None:
+    path = str(save_tiny_qwen3(tmp_path / "model"))
+    asked = ScoreRequest("a_0", np.array([1, 2]), np.arange(3, 9))
+    kept, bare = (TeacherActor(path, {"keep_hidden": keep}) for keep in (True, False))
+    full, short = (ask(actor, [asked], step=1)[0] for actor in (kept, bare))
+    assert torch.equal(full.log_q, short.log_q) and torch.equal(full.valid, short.valid)
+    assert bare.stats()["state_bytes"] == 6 * (4 + 4 + 4) < kept.stats()["state_bytes"]
+    with pytest.raises(ValueError, match="keep_hidden"):
+        bare.collect([(*item(asked), np.zeros((6, 2), np.int32))], step=1)
+
+
+def test_stats_count_what_was_scored_before_it_was_asked_for(tmp_path: Path) -> None:
+    actor = TeacherActor(str(save_tiny_qwen3(tmp_path / "model")), {})
+    early, late = (ScoreRequest(key, np.array([1]), np.array([2, 3])) for key in ("a_0", "b_0"))
+    actor.submit([item(early)], step=1)
+    deadline = time.monotonic() + 60
+    while actor.stats()["queue_length"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ask(actor, [early, late], step=1)
+    stats = actor.stats()
+    assert (stats["rollouts_asked"], stats["rollouts_ready"]) == (2, 1)

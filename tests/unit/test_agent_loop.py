@@ -1,0 +1,81 @@
+"""When a rollout goes to the teacher, and which seed it is sampled with."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opd_verl import agent_loop
+from opd_verl.agent_loop import OpdAgentLoopWorker
+
+
+class RecordingPool:
+    """Stands for the pool's handle: notes what is submitted, in the order of all events."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.events = events
+
+    def submit(self, request: Any, step: int) -> None:
+        self.events.append((request.key, request.prompt_ids.tolist(), request.response_ids.tolist(), step))
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A worker without Ray; verl's own postprocessing only notes that it was called."""
+    made = object.__new__(OpdAgentLoopWorker)
+    made.events = []
+    made.teacher = RecordingPool(made.events)
+    made.seed_rollouts, made.rollout_config = True, SimpleNamespace(seed=7)
+
+    async def postprocess(self: Any, output: Any, validate: bool, **kwargs: Any) -> None:
+        self.events.append("verl: reward, TransferQueue")
+
+    async def run(
+        self: Any, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
+    ) -> dict[str, Any]:
+        return sampling_params
+
+    monkeypatch.setattr(agent_loop.VerlWorker, "_agent_loop_postprocess", postprocess)
+    monkeypatch.setattr(agent_loop.VerlWorker, "_run_agent_loop", run)
+    return made
+
+
+def output(prompt: list[int], response: list[int]) -> Any:
+    return SimpleNamespace(prompt_ids=prompt, response_ids=response)
+
+
+def test_every_output_is_submitted_before_the_reward_under_verls_key(worker: Any) -> None:
+    sample = {"uid": "000003.00001", "session_id": 2, "global_steps": np.int64(3)}
+    asyncio.run(worker._agent_loop_postprocess([output([1, 2], [3]), output([1], [4, 5])], False, **sample))
+    assert worker.events == [
+        ("000003.00001_2_0", [1, 2], [3], 3),
+        ("000003.00001_2_1", [1], [4, 5], 3),
+        "verl: reward, TransferQueue",
+    ]
+
+
+def test_validation_rollouts_are_not_scored(worker: Any) -> None:
+    asyncio.run(worker._agent_loop_postprocess(output([1], [2]), True, uid="u", session_id=0, global_steps=1))
+    assert worker.events == ["verl: reward, TransferQueue"]
+
+
+def seed(worker: Any, step: int = 1, row: int = 0, session: int = 0, validate: bool = False) -> int:
+    trajectory = {"step": step, "sample_index": row, "validate": validate}
+    uid = f"{step:06d}.{row:05d}"
+    return asyncio.run(worker._run_agent_loop({}, trajectory, uid=uid, session_id=session))["seed"]
+
+
+def test_seeds_differ_between_rollouts_and_are_the_same_in_every_run(worker: Any) -> None:
+    seeds = [seed(worker, step, row, session) for step in (1, 2) for row in range(4) for session in range(3)]
+    assert len(set(seeds)) == len(seeds)
+    assert seed(worker, 2, 3, 1) == seed(worker, 2, 3, 1)
+    assert seed(worker, validate=True) != seed(worker)
+    worker.rollout_config.seed = 8
+    assert seed(worker) not in seeds
+
+
+def test_without_the_setting_verl_chooses(worker: Any) -> None:
+    worker.seed_rollouts = False
+    assert asyncio.run(worker._run_agent_loop({"top_p": 1.0}, {}, uid="u", session_id=0)) == {"top_p": 1.0}
