@@ -21,7 +21,7 @@ marker="$VENV/.opd_verl"                # says that the folder is ours; holds th
 [[ -e "$marker" && "$(<"$marker")" == "$stamp" ]] && exit 0
 
 if [[ ! -e "$marker" && -n "$(ls -A "$VENV/" 2>/dev/null)" ]]; then
-  fail "$VENV holds files that launch/env.sh did not make; remove it, or set OPD_VENV to a new folder"
+  fail "$VENV/ holds files that launch/env.sh did not make; remove it, or set OPD_VENV to a new folder"
 fi
 for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3 python; do
   if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then found=$candidate; break; fi

@@ -3,6 +3,7 @@
 #   bash launch/test.sh              everything
 #   bash launch/test.sh tests/unit   any pytest arguments: only those tests
 set -euo pipefail
+[[ "${OPD_VENV:-/}" == /* ]] || export OPD_VENV="$PWD/$OPD_VENV"
 cd "$(dirname "$0")/.."
 bash launch/env.sh
 bin="$(cd "${OPD_VENV:-.venv}" && pwd)/bin"

@@ -14,19 +14,20 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from opd_verl.quickstart.distil import STEPS, distil
+from opd_verl.quickstart.distil import STEPS, check_overrides, distil
 from opd_verl.quickstart.evaluate import distance, grade, sample
 from opd_verl.quickstart.models import load_model
 from opd_verl.quickstart.paths import Paths
-from opd_verl.quickstart.prepare import heldout_problems, prepare
+from opd_verl.quickstart.prepare import check_contract, eval_problems, prepare
 from opd_verl.quickstart.report import ModelResult, Result, draw_curves, print_table, write_json
 
-EVAL_PROBLEMS, EVAL_SAMPLES = 200, 8
+EVAL_SAMPLES = 8
+RECIPES = ("opd_topk", "opd", "grpo")
 
 
 def measure(model: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> ModelResult:
     """One model on the held-out problems: avg@8 at temperature 1, greedy, and its distance from the teacher."""
-    problems = heldout_problems(EVAL_PROBLEMS)
+    problems = eval_problems()
     rollouts = sample(model, tokenizer, problems, samples=EVAL_SAMPLES)
     sampled = grade(rollouts, tokenizer, problems)
     greedy = grade(sample(model, tokenizer, problems, greedy=True), tokenizer, problems)
@@ -39,7 +40,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m opd_verl.quickstart", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the models, the data and the rollouts")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
-    parser.add_argument("--recipe", default="opd_topk", help="opd_topk, opd or grpo")
+    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0], help="what to train with")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run's files")
     return parser.parse_known_args()
 
@@ -50,16 +51,19 @@ def main() -> None:
     disable_progress_bar()  # transformers' own, for models that load in a blink
     started, console = time.monotonic(), Console()
     torch.set_num_threads(os.cpu_count() or 1)
-    paths = Paths((options.out / f"seed{options.seed}").absolute())
+    if extra:
+        check_overrides(options.recipe, extra)
+    paths = Paths((options.out / f"seed{options.seed}").absolute(), options.recipe)
     tokenizer = prepare(paths, options.seed)
     teacher = load_model(paths.teacher)
     with console.status("measuring the teacher and the student on held-out problems"):
-        results = [measure(model, teacher, tokenizer) for model in (load_model(paths.student), teacher)]
+        before, best = (measure(model, teacher, tokenizer) for model in (load_model(paths.student), teacher))
+    check_contract(before.accuracy, best.accuracy)
     steps = distil(paths, options.recipe, options.steps, options.seed, extra)
     with console.status("measuring the distilled student"):
         after = measure(load_model(paths.distilled(options.steps)), teacher, tokenizer)
     seconds = time.monotonic() - started
-    result = Result(options.recipe, options.seed, options.steps, results[0], after, results[1], seconds)
+    result = Result(options.recipe, options.seed, options.steps, before, after, best, seconds)
     print_table(result, console)
     write_json(result, paths.table)
     draw_curves(steps, result, paths.picture)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,22 +22,54 @@ POLL_SECONDS = 0.5
 TAIL_LINES = 30
 
 
+def hydra_value(path: Path) -> str:
+    """`path` in quotes for a Hydra override, so that spaces, brackets, commas and `=` stay parts of it.
+
+    In Hydra's grammar a backslash escapes only a quote, or a backslash in front of one; `${` interpolates even here.
+    """
+    doubled = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", str(path))
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def check_overrides(recipe: str, extra: Sequence[str]) -> None:
+    """Composes verl's config with `extra`, so that a typo shows before minutes of preparation. Takes some seconds.
+
+    Raises:
+        SystemExit: Hydra refuses one of them; the message is Hydra's.
+    """
+    before = dict(os.environ)
+    import verl  # noqa: F401  (loads the plugin, which registers the slots `recipe` and `cluster` with Hydra)
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            compose("ppo_trainer", overrides=[f"recipe={recipe}", "cluster=cpu", *extra])
+    except HydraException as error:
+        raise SystemExit(f"bad override in {' '.join(extra)}\n{error}") from None
+    finally:  # what verl's import sets is meant for its own children
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
     """The command line after `python -m verl.trainer.main_ppo`: the recipe, the machine, and the toy's own sizes.
 
     The recipe's learning rate is for models of billions of parameters; these have less than one. Its k = 16 would leave
     0.3% of every token's probability untrained; the toy's whole vocabulary costs nothing.
     """
-    teacher = [f"opd.teacher.path={paths.teacher}", "opd.seed_rollouts=true"] if recipe.startswith("opd") else []
+    teacher = []
+    if recipe.startswith("opd"):
+        teacher = [f"opd.teacher.path={hydra_value(paths.teacher)}", "opd.seed_rollouts=true"]
     if recipe == "opd_topk":
         teacher.append(f"opd.objective.k={len(AutoTokenizer.from_pretrained(paths.student))}")
     return [
         f"recipe={recipe}",
         "cluster=cpu",
         *teacher,
-        f"actor_rollout_ref.model.path={paths.student}",
-        f"data.train_files={paths.data / 'train.parquet'}",
-        f"data.val_files={paths.data / 'heldout.parquet'}",
+        f"actor_rollout_ref.model.path={hydra_value(paths.student)}",
+        f"data.train_files={hydra_value(paths.data / 'train.parquet')}",
+        f"data.val_files={hydra_value(paths.data / 'heldout.parquet')}",
         f"data.max_prompt_length={PROMPT_LIMIT}",
         f"data.max_response_length={RESPONSE_LIMIT}",
         "data.train_batch_size=128",
@@ -51,7 +84,7 @@ def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
         "trainer.total_epochs=1000",
         f"trainer.save_freq={steps}",
         "trainer.resume_mode=disable",
-        f"trainer.default_local_dir={paths.checkpoints}",
+        f"trainer.default_local_dir={hydra_value(paths.checkpoints)}",
         "trainer.val_before_train=false",
         f"trainer.experiment_name={paths.root.name}",
         "trainer.logger=[console,file]",
@@ -65,9 +98,11 @@ def distil(paths: Paths, recipe: str, steps: int, seed: int, extra: Sequence[str
         SystemExit: the run failed; the message holds the end of its log and the log's path.
     """
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(paths, recipe, steps, seed), *extra]
-    print("$ " + " ".join(["python", *command[1:]]) + f"\n  log: {paths.log}", flush=True)
+    print(f"$ {shlex.join(['python', *command[1:]])}\n  log: {paths.log}", flush=True)
     shutil.rmtree(paths.checkpoints, ignore_errors=True)
-    paths.metrics.unlink(missing_ok=True)
+    paths.run.mkdir(parents=True, exist_ok=True)
+    for stale in (paths.metrics, paths.table, paths.picture):
+        stale.unlink(missing_ok=True)
     environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(paths.metrics)}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     with paths.log.open("w") as log:

@@ -6,9 +6,21 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Paths:
-    """Files under `<out>/seed<N>`; what the first run prepared, a second one finds here."""
+    """What is prepared lies under `root`, `<out>/seed<N>`, for all recipes; what a run leaves, under its recipe."""
 
     root: Path
+    recipe: str = ""
+    """Folder of one recipe's run below `root`."""
+
+    @property
+    def run(self) -> Path:
+        """What one run of `main_ppo` leaves."""
+        return self.root / self.recipe
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that both models share."""
+        return self.root / "tokenizer"
 
     @property
     def teacher(self) -> Path:
@@ -28,17 +40,17 @@ class Paths:
     @property
     def metrics(self) -> Path:
         """What verl's `file` logger writes, a JSON object a step."""
-        return self.root / "metrics.jsonl"
+        return self.run / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
         """Everything that verl, Ray and vLLM print."""
-        return self.root / "main_ppo.log"
+        return self.run / "main_ppo.log"
 
     @property
     def checkpoints(self) -> Path:
         """verl's `trainer.default_local_dir`."""
-        return self.root / "checkpoints"
+        return self.run / "checkpoints"
 
     def distilled(self, step: int) -> Path:
         """The student after `step` steps, as a Hugging Face folder."""
@@ -47,9 +59,9 @@ class Paths:
     @property
     def table(self) -> Path:
         """The result table as JSON."""
-        return self.root / "result.json"
+        return self.run / "result.json"
 
     @property
     def picture(self) -> Path:
         """The curves."""
-        return self.root / "curves.png"
+        return self.run / "curves.png"

@@ -2,29 +2,52 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from opd_verl.quickstart.evaluate import evaluate
 from opd_verl.quickstart.models import STUDENT, TEACHER, ModelSize, build_model, save_model
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT, SftSettings, StopRule, train_until
-from opd_verl.quickstart.task import Problem, distinct_problems, write_parquet
+from opd_verl.quickstart.task import COLUMNS, Problem, distinct_problems, write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
 
 TRAIN_PROMPTS, HELDOUT_PROMPTS = 16384, 256
+EVAL_PROBLEMS, STOP_PROBLEMS = 200, 64
 TEACHER_TARGET = 0.95
+TEACHER_AT_LEAST, STUDENT_BELOW = 0.90, 0.40
 DONE = "prepared.json"
 
 
-def heldout_problems(count: int) -> list[Problem]:
-    """The problems on which everything is measured; the same for every seed."""
-    return distinct_problems("heldout", count, seed=0)
+def eval_problems() -> list[Problem]:
+    """The held-out problems on which everything is measured; the same for every seed."""
+    return distinct_problems("heldout", EVAL_PROBLEMS, seed=0)
+
+
+def stop_problems() -> list[Problem]:
+    """The held-out problems that decide when the teacher is good enough; none of them is in `eval_problems`."""
+    return distinct_problems("heldout", EVAL_PROBLEMS + STOP_PROBLEMS, seed=0)[EVAL_PROBLEMS:]
+
+
+def check_contract(student: float, teacher: float) -> None:
+    """Refuses models between which there is little to distil; accuracies at temperature 1 on held-out problems.
+
+    Raises:
+        SystemExit: the teacher does not solve the task, or the student nearly does; names both numbers.
+    """
+    if teacher < TEACHER_AT_LEAST or student >= STUDENT_BELOW:
+        raise SystemExit(
+            f"this seed's models leave little to distil: the teacher solves {teacher:.1%} of the held-out problems "
+            f"(at least {TEACHER_AT_LEAST:.0%} wanted), the student {student:.1%} (less than {STUDENT_BELOW:.0%} "
+            "wanted); try another --seed"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,26 +67,36 @@ def pupils(paths: Paths, seed: int) -> list[Pupil]:
     return [Pupil(paths.teacher, TEACHER, teacher, TEACHER_TARGET), Pupil(paths.student, STUDENT, student, None)]
 
 
+def made_with(todo: Sequence[Pupil], seed: int) -> dict[str, object]:
+    """The settings that decide what is prepared, as JSON holds them."""
+    models = [asdict(pupil) | {"directory": pupil.directory.name} for pupil in todo]
+    sizes = {"columns": COLUMNS, "train": TRAIN_PROMPTS, "heldout": HELDOUT_PROMPTS, "stop": STOP_PROBLEMS}
+    return {"seed": seed, "problems": sizes, "models": models}
+
+
 def prepare(paths: Paths, seed: int) -> PreTrainedTokenizerFast:
-    """Tokenizer, data, teacher and student under `paths`; does nothing where they are already there."""
-    if (paths.root / DONE).exists():
+    """Tokenizer, data, teacher and student under `paths.root`, unless they are there, made with the same settings."""
+    done, todo = paths.root / DONE, pupils(paths, seed)
+    settings = made_with(todo, seed)
+    if done.exists() and json.loads(done.read_text()).get("settings") == settings:
         print(f"reusing the models and data in {paths.root}")
         return AutoTokenizer.from_pretrained(paths.teacher)
-    shutil.rmtree(paths.root, ignore_errors=True)
-    paths.root.mkdir(parents=True)
+    done.unlink(missing_ok=True)
+    for stale in (paths.tokenizer, paths.data, paths.teacher, paths.student):
+        shutil.rmtree(stale, ignore_errors=True)
     write_parquet(paths.data, TRAIN_PROMPTS, HELDOUT_PROMPTS, seed)
-    tokenizer = build_tokenizer(paths.root / "tokenizer")
-    todo = pupils(paths, seed)
+    tokenizer = build_tokenizer(paths.tokenizer)
     # One thread each: at this size a second thread waits more than it works.
     with ProcessPoolExecutor(len(todo), mp_context=get_context("spawn"), initializer=single_thread) as pool:
-        steps = list(pool.map(train, todo, [paths.root / "tokenizer"] * len(todo), range(len(todo))))
-    (paths.root / DONE).write_text(json.dumps({"seed": seed, "teacher_steps": steps[0], "student_steps": steps[1]}))
+        steps = list(pool.map(train, todo, [paths.tokenizer] * len(todo), range(len(todo))))
+    done.write_text(json.dumps({"settings": settings, "teacher_steps": steps[0], "student_steps": steps[1]}, indent=2))
     return tokenizer
 
 
 def single_thread() -> None:
     """Holds this process to one core."""
     torch.set_num_threads(1)
+    disable_progress_bar()  # transformers' own, for models that are written in a blink
 
 
 def train(pupil: Pupil, tokenizer_path: Path, line: int) -> int:
@@ -72,7 +105,7 @@ def train(pupil: Pupil, tokenizer_path: Path, line: int) -> int:
     model = build_model(pupil.size, tokenizer, pupil.settings.seed)
     stop = None
     if pupil.target is not None:
-        problems = heldout_problems(64)
+        problems = stop_problems()
         stop = StopRule(lambda m: evaluate(m, tokenizer, problems, samples=2).accuracy, pupil.target, 100)
     steps = train_until(model, tokenizer, pupil.settings, stop, f"{pupil.directory.name} SFT", line)
     save_model(model, tokenizer, pupil.directory)

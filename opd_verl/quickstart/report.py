@@ -39,9 +39,16 @@ class Result:
     """Wall time of the whole run, downloads and installation excluded."""
 
     @property
-    def gap_recovery(self) -> float:
-        """`(after - before) / (teacher - before)` of the accuracy at temperature 1 (Rethinking)."""
+    def gap_recovery(self) -> float | None:
+        """`(after - before) / (teacher - before)` of the accuracy at temperature 1 (Rethinking); None without a gap."""
+        if self.teacher.accuracy <= self.before.accuracy:
+            return None
         return gap_recovery(self.before.accuracy, self.after.accuracy, self.teacher.accuracy)
+
+    @property
+    def gap_text(self) -> str:
+        """The gap recovery rate in percent, or "n/a"."""
+        return "n/a" if self.gap_recovery is None else f"{self.gap_recovery:.1%}"
 
 
 def gap_recovery(before: float, after: float, teacher: float) -> float:
@@ -71,13 +78,13 @@ def print_table(result: Result, console: Console) -> None:
     for k in result.teacher.overlap:
         table.add_row(f"overlap ratio, top {k}", *(f"{column.overlap[k]:.3f}" for column in columns))
     table.add_section()
-    table.add_row("gap recovery rate", "", f"{result.gap_recovery:.1%}", "")
+    table.add_row("gap recovery rate", "", result.gap_text, "")
     table.add_row("wall time", "", f"{result.seconds / 60:.1f} min", "")
     console.print(table)
 
 
 def write_json(result: Result, path: Path) -> None:
-    """The table as JSON, with the gap recovery rate."""
+    """The table as JSON, with the gap recovery rate (null without a gap)."""
     path.write_text(json.dumps(asdict(result) | {"gap_recovery": result.gap_recovery}, indent=2) + "\n")
 
 
@@ -103,6 +110,6 @@ def draw_curves(steps: Sequence[dict[str, float]], result: Result, path: Path) -
         axes.set(title=title, xlabel="step", ylim=(0, top))
         axes.grid(alpha=0.3)
     panels[1].legend(loc="lower right")
-    figure.suptitle(f"recipe={result.recipe}, seed {result.seed}: gap recovery {result.gap_recovery:.0%}")
+    figure.suptitle(f"recipe={result.recipe}, seed {result.seed}: gap recovery {result.gap_text}")
     figure.savefig(path, dpi=130)
     plt.close(figure)
