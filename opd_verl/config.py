@@ -1,7 +1,6 @@
 """The typed `opd:` section of the config, and every check that needs nothing but the config itself."""
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
@@ -9,13 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opd_verl.errors import ConfigError
-
-
-class Support(StrEnum):
-    """The token ids an objective looks at."""
-
-    sampled = "sampled"
-    student_topk = "student_topk"
+from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Truncation, Weighting
 
 
 @dataclass
@@ -52,12 +45,98 @@ class TeacherConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What is minimised."""
+    """What is minimised: support x divergence x tail, or a registered objective."""
 
+    name: str | None = None
+    """A registered objective of yours; None: what `support` and `paper_compat` say."""
     support: Support = Support.sampled
-    """`sampled`: clipped surrogate on r_t. `student_topk`: exact reverse KL on the student's top-k."""
+    """`sampled`: clipped surrogate on r_t. Any other: an exact divergence on these token ids."""
     k: int = 0
-    """Size of the student's top-k support; 0 where no objective and no reward hook reads one."""
+    """Size of a top-k support; 0 where no objective and no reward hook reads one."""
+    divergence: Divergence = Divergence.reverse
+    """reverse KL(p || q), forward KL(q || p), or jsd."""
+    beta: float = 0.5
+    """The teacher's share in the mixture of `jsd`, in (0, 1)."""
+    tail: Tail = Tail.renorm
+    """What happens to the probability outside the support."""
+    paper_compat: bool = False
+    """Policy gradient with a clip per support token, as Rethinking's published runs, instead of the exact gradient."""
+    paper_compat_weights: Weighting = Weighting.student
+    """Weight of each support token under paper_compat."""
+
+
+@dataclass
+class ForwardKLConfig:
+    """EOPD's second term: forward KL on the teacher's top-k, added to the objective."""
+
+    placement: Placement = Placement.none
+    """none, gated (EOPD), full, random."""
+    tau: float = 0.8
+    """`gated`: teacher entropy above which the term applies, nats."""
+    k: int = 16
+    """Size of the teacher's top-k."""
+    share: float = 0.2
+    """`random`: share of every rollout's positions."""
+    coefficient: float = 1.0
+    """Factor of the term."""
+
+
+@dataclass
+class TokenConfig:
+    """Which response tokens distillation trains on, and how much each counts."""
+
+    masks: list[str] = field(default_factory=list)
+    """Registered token masks; a token must pass all of them."""
+    weights: list[str] = field(default_factory=list)
+    """Registered token weights, multiplied."""
+    share: float = 0.2
+    """Masks top_*_entropy: share of every rollout's positions that is kept."""
+    low_entropy: float = 0.3
+    """Masks drop_*q3: student entropy below which a token counts as confident, nats."""
+    divergence_quantile: float = 0.5
+    """Mask high_divergence: quantile of |r_t| within a rollout above which a token is kept."""
+    first_position: int = 0
+    """Mask depth_window: first position that is kept."""
+    last_position: int | None = None
+    """Mask depth_window: last position that is kept; None: no limit."""
+    half_life: float = 4096.0
+    """Weight depth_decay: positions after which a token counts half."""
+    correct: float = 1.0
+    """Weight correctness: of tokens in correct rollouts."""
+    incorrect: float = 1.0
+    """Weight correctness: of tokens in incorrect rollouts."""
+    truncated: Truncation = Truncation.keep
+    """keep, mask, mask_tail or drop rollouts that hit the length limit."""
+    tail_tokens: int = 256
+    """`mask_tail`: how many of the last tokens."""
+
+
+@dataclass
+class AdvantageConfig:
+    """From r_t to the advantage, in this order."""
+
+    clamp: float | None = None
+    """Clamps r_t to [-clamp, clamp], nats; None: no clamp."""
+    gamma: float = 0.0
+    """Discount of the reward-to-go; 0: every token its own reward."""
+    length_normalise: bool = False
+    """Divides the reward-to-go by the sum of its discounts (MiniLLM)."""
+    shaping_alpha: float = 0.0
+    """Advantage shaping A + min(alpha H, |A| / kappa) (EOPD eq. 11); 0: off, the paper's value is 0.1."""
+    shaping_kappa: float = 2.0
+    """kappa of the shaping."""
+
+
+@dataclass
+class MixConfig:
+    """A = task * A_task + opd * A_opd."""
+
+    opd: float = 1.0
+    """Weight of distillation; of an exact divergence too."""
+    task: float = 0.0
+    """Weight of the task reward's advantage."""
+    estimator: str = "grpo"
+    """verl's advantage estimator for the task reward."""
 
 
 @dataclass
@@ -66,10 +145,18 @@ class OpdConfig:
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    forward_kl: ForwardKLConfig = field(default_factory=ForwardKLConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     rewards: list[str] = field(default_factory=lambda: ["reverse_kl"])
     """Reward hooks whose sum is r_t."""
     plugins: list[str] = field(default_factory=list)
     """Modules to import in every process: they register the user's own hooks."""
+    fused: bool = True
+    """The LM head in chunks of rows: logits [tokens, vocabulary] never exist. False: the plain reference path."""
+    fused_rows: int | None = None
+    """Rows of logits that exist at one time in the actor; None: 2048 on an accelerator, 256 on a CPU."""
     seed_rollouts: bool = False
     """Gives every rollout its own seed, so that a run can be repeated. verl's `rollout.full_determinism` does too, and
     adds vLLM's batch-invariant kernels, which need a GPU."""

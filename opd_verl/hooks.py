@@ -1,14 +1,21 @@
-"""Reward hooks: how a per-token reward r_t reaches the advantage estimator.
+"""Hooks on tokens: rewards, masks and weights. Pure functions of `RewardInputs`, named in the `opd:` section.
 
-A hook is a pure function `RewardInputs -> Tensor[B, R]` (nats). `opd.rewards` names the hooks; their sum is r_t.
+* `opd.rewards`: reward hooks -> [B, R], nats; their sum is r_t.
+* `opd.tokens.masks`: mask hooks -> [B, R], bool or 0/1; distillation trains on tokens that pass all of them.
+* `opd.tokens.weights`: weight hooks -> [B, R], finite and not negative; their product multiplies a token's loss.
 
-    from opd_verl.hooks import RewardInputs, register_reward
+    from opd_verl.hooks import RewardInputs, register_mask, register_reward
 
     @register_reward("clamped_reverse_kl")
     def clamped_reverse_kl(inputs: RewardInputs) -> Tensor:
         return (inputs.log_q - inputs.log_p_old).clamp(-5.0, 5.0)
 
-`opd.plugins=[my_package.my_rewards]` imports the module that holds it.
+    @register_mask("after_the_first_256")
+    def after_the_first_256(inputs: RewardInputs) -> Tensor:
+        return inputs.position >= 256
+
+`opd.plugins=[my_package.my_hooks]` imports the module that holds them. What a hook returns where the mask is 0 does
+not matter.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,23 +23,50 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from opd_verl import selection, weights
+from opd_verl.config import TokenConfig
 from opd_verl.inputs import RewardInputs
-from opd_verl.objectives.topk import expected_reward
+from opd_verl.metrics.step import token_mean
+from opd_verl.objectives.baseline import expected_reward
+from opd_verl.objectives.names import Truncation
+from opd_verl.registry import Registry
 
 RewardHook = Callable[[RewardInputs], Tensor]
-REWARD_HOOKS: dict[str, RewardHook] = {}
+MaskHook = Callable[[RewardInputs], Tensor]
+WeightHook = Callable[[RewardInputs], Tensor]
+REWARD_HOOKS: Registry[RewardHook] = Registry("reward hook")
+MASK_HOOKS: Registry[MaskHook] = Registry("token mask")
+WEIGHT_HOOKS: Registry[WeightHook] = Registry("token weight")
+
+KNOWS_CORRECTNESS = "a task reward whose score tells correct from incorrect"
+KNOWS_TEACHER_ENTROPY = "the teacher's entropy, which this run does not score"
 
 
 def register_reward(name: str) -> Callable[[RewardHook], RewardHook]:
     """Registers a reward hook under `name`; a name taken by another function is a ValueError."""
+    return REWARD_HOOKS.register(name)
 
-    def register(hook: RewardHook) -> RewardHook:
-        if REWARD_HOOKS.get(name, hook) is not hook:
-            raise ValueError(f"reward hook {name!r} is already registered; choose another name")
-        REWARD_HOOKS[name] = hook
-        return hook
 
-    return register
+def register_mask(name: str) -> Callable[[MaskHook], MaskHook]:
+    """Registers a token mask under `name`; a name taken by another function is a ValueError."""
+    return MASK_HOOKS.register(name)
+
+
+def register_weight(name: str) -> Callable[[WeightHook], WeightHook]:
+    """Registers a token weight under `name`; a name taken by another function is a ValueError."""
+    return WEIGHT_HOOKS.register(name)
+
+
+def call(hooks: Registry[Callable[[RewardInputs], Tensor]], name: str, inputs: RewardInputs) -> Tensor:
+    """What the named hook returns [B, R].
+
+    Raises:
+        ValueError: it is of another shape.
+    """
+    found, shape = hooks[name](inputs), inputs.log_q.shape
+    if found.shape != shape:
+        raise ValueError(f"{hooks.kind} {name!r} returned {tuple(found.shape)}, expected {tuple(shape)}")
+    return found
 
 
 def total_reward(inputs: RewardInputs, names: Sequence[str]) -> Tensor:
@@ -43,15 +77,80 @@ def total_reward(inputs: RewardInputs, names: Sequence[str]) -> Tensor:
     """
     total = torch.zeros_like(inputs.log_q)
     for name in names:
-        reward = REWARD_HOOKS[name](inputs)
-        if reward.shape != total.shape:
-            raise ValueError(f"reward hook {name!r} returned {tuple(reward.shape)}, expected {tuple(total.shape)}")
-        total = total + reward
+        total = total + call(REWARD_HOOKS, name, inputs)
     total = torch.where(inputs.mask.bool(), total, 0.0)
     if not total.isfinite().all():
         count = int((~total.isfinite()).sum())
         raise ValueError(f"the sum of the reward hooks {list(names)} is not finite on {count} tokens")
     return total
+
+
+def token_weights(inputs: RewardInputs) -> Tensor | None:
+    """Product of the truncation policy and all masks and weights that `inputs.tokens` names, float32 [B, R].
+
+    0 where the mask is 0; None where nothing is configured. Puts `opd/kept_share` (share of response tokens with a
+    positive weight) and `opd/kept_share/<mask>` (share that this mask alone keeps) into `inputs.metrics`.
+
+    Raises:
+        ValueError: a hook returned another shape or a value that it may not, or needs what the run does not know.
+    """
+    tokens = inputs.tokens
+    if tokens is None or not (tokens.masks or tokens.weights or tokens.truncated is not Truncation.keep):
+        return None
+    product = usable(inputs, tokens).float()
+    for name in tokens.masks:
+        kept = kept_tokens(name, inputs)
+        inputs.metrics[f"opd/kept_share/{name}"] = token_mean(kept, inputs.mask)
+        product = product * kept
+    for name in tokens.weights:
+        product = product * token_weight(name, inputs)
+    inputs.metrics["opd/kept_share"] = token_mean(product > 0, inputs.mask)
+    return product
+
+
+def usable(inputs: RewardInputs, tokens: TokenConfig) -> Tensor:
+    """What the truncation policy leaves, bool [B, R]."""
+    if tokens.truncated is Truncation.keep:
+        return inputs.mask.bool()
+    truncated = known(inputs.truncated, f"opd.tokens.truncated={tokens.truncated}", "to know which rollouts were cut")
+    return selection.truncated_mask(tokens.truncated, truncated, inputs.mask, tokens.tail_tokens)
+
+
+def kept_tokens(name: str, inputs: RewardInputs) -> Tensor:
+    """Unmasked tokens that the named mask keeps, bool [B, R].
+
+    Raises:
+        ValueError: a value other than 0 and 1.
+    """
+    present, kept = inputs.mask.bool(), call(MASK_HOOKS, name, inputs)
+    if not ((kept == 0) | (kept == 1) | ~present).all():
+        raise ValueError(f"token mask {name!r} returned values other than 0 and 1; register it as a weight")
+    return present & (kept == 1)
+
+
+def token_weight(name: str, inputs: RewardInputs) -> Tensor:
+    """The named weight, float32 [B, R], 0 where masked.
+
+    Raises:
+        ValueError: a value that is negative or not finite.
+    """
+    weight = torch.where(inputs.mask.bool(), call(WEIGHT_HOOKS, name, inputs), 0.0).float()
+    if not (weight.isfinite() & (weight >= 0)).all():
+        raise ValueError(f"token weight {name!r} returned values that are negative or not finite")
+    return weight
+
+
+def known(value: Tensor | None, name: str, what: str) -> Tensor:
+    """`value`; a ValueError that names who needs what where the run does not have it."""
+    if value is None:
+        raise ValueError(f"{name} needs {what}")
+    return value
+
+
+def settings(inputs: RewardInputs) -> TokenConfig:
+    """`opd.tokens`, which masks and weights read."""
+    assert inputs.tokens is not None
+    return inputs.tokens
 
 
 @register_reward("reverse_kl")
@@ -66,3 +165,61 @@ def reverse_kl_baseline(inputs: RewardInputs) -> Tensor:
     if inputs.log_p_topk is None or inputs.log_q_topk is None:
         raise ValueError("reverse_kl_baseline reads the student's top-k: set opd.objective.k above 0 (16)")
     return -expected_reward(inputs.log_p_topk, inputs.log_q_topk)
+
+
+@register_mask("top_student_entropy")
+def top_student_entropy(inputs: RewardInputs) -> Tensor:
+    """The `share` of each rollout's tokens with the highest student entropy (Capacity 5.3)."""
+    return selection.top_share(inputs.student_entropy, inputs.mask, settings(inputs).share)
+
+
+@register_mask("top_teacher_entropy")
+def top_teacher_entropy(inputs: RewardInputs) -> Tensor:
+    """The `share` of each rollout's tokens with the highest teacher entropy."""
+    entropy = known(inputs.teacher_entropy, "top_teacher_entropy", KNOWS_TEACHER_ENTROPY)
+    return selection.top_share(entropy, inputs.mask, settings(inputs).share)
+
+
+@register_mask("top_either_entropy")
+def top_either_entropy(inputs: RewardInputs) -> Tensor:
+    """Tokens in `top_student_entropy` or `top_teacher_entropy`: up to twice the `share`."""
+    return selection.either(top_student_entropy(inputs), top_teacher_entropy(inputs))
+
+
+@register_mask("drop_q3")
+def drop_q3(inputs: RewardInputs) -> Tensor:
+    """All but confident tokens that the teacher suppresses (Capacity table 5)."""
+    return selection.drop_q3(reverse_kl(inputs), inputs.student_entropy, inputs.mask, settings(inputs).low_entropy)
+
+
+@register_mask("drop_destructive_q3")
+def drop_destructive_q3(inputs: RewardInputs) -> Tensor:
+    """The same, in correct rollouts only (Capacity 5.3)."""
+    correct, low_entropy = known(inputs.correct, "drop_destructive_q3", KNOWS_CORRECTNESS), settings(inputs).low_entropy
+    return selection.drop_destructive_q3(reverse_kl(inputs), inputs.student_entropy, correct, inputs.mask, low_entropy)
+
+
+@register_mask("high_divergence")
+def high_divergence(inputs: RewardInputs) -> Tensor:
+    """Tokens with `|r_t|` at or above its quantile within the rollout (Unmasking 4.3)."""
+    return selection.high_divergence(reverse_kl(inputs), inputs.mask, settings(inputs).divergence_quantile)
+
+
+@register_mask("depth_window")
+def depth_window(inputs: RewardInputs) -> Tensor:
+    """Tokens from `first_position` to `last_position`."""
+    first, last = settings(inputs).first_position, settings(inputs).last_position
+    return selection.depth_window(inputs.position, inputs.mask, first, last)
+
+
+@register_weight("correctness")
+def correctness(inputs: RewardInputs) -> Tensor:
+    """`correct` in correct rollouts, `incorrect` in the others."""
+    told, tokens = known(inputs.correct, "correctness", KNOWS_CORRECTNESS), settings(inputs)
+    return weights.correctness_weight(told, inputs.mask, tokens.correct, tokens.incorrect)
+
+
+@register_weight("depth_decay")
+def depth_decay(inputs: RewardInputs) -> Tensor:
+    """Half as much every `half_life` positions."""
+    return weights.depth_decay(inputs.position, inputs.mask, settings(inputs).half_life)

@@ -1,25 +1,28 @@
 """verl's synchronous trainer with one more step: collect the teacher's scores and make r_t of them."""
 
-from functools import partial
+import zlib
 from typing import Any
 
 import transfer_queue as tq
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
-from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
+from verl.utils.model import get_generation_config
 from verl.workers.utils.padding import response_to_nested
 
-from opd_verl.config import Support, import_plugins, parse_opd
-from opd_verl.engine import STUDENT_TOPK
-from opd_verl.fields import ADVANTAGE_FIELDS, collect_scores, reward_inputs, teacher_fields
-from opd_verl.hooks import total_reward
-from opd_verl.loss import topk_loss
-from opd_verl.metrics.step import TeacherOverlap, step_metrics
+from opd_verl.compose import make_terms
+from opd_verl.config import OpdConfig, import_plugins, parse_opd
+from opd_verl.credit import Rollouts, credit
+from opd_verl.engine import AT_TEACHER_TOPK, FUSED_ROWS, STUDENT_TOPK
+from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, reward_inputs, task_rewards
+from opd_verl.loss import OpdLoss
+from opd_verl.metrics.step import TeacherOverlap
+from opd_verl.scores import collect_scores, merge, read, teacher_fields, teacher_topk_fields
+from opd_verl.teacher.needs import needs_hidden, student_topk, teacher_topk
 from opd_verl.teacher.placement import check_placement, free_devices
 from opd_verl.teacher.start import TEACHER_POOL, start_teacher
 
@@ -44,15 +47,15 @@ class OpdTrainer(PPOTrainerSync):
         self.resource_pool_manager.resource_pool_spec[TEACHER_POOL] = [teacher.n_gpus_per_node] * teacher.nnodes
 
     def on_init_end(self) -> None:
-        """After verl's own: the teacher loads, and an exact objective replaces the actor's loss."""
+        """After verl's own: the teacher loads, and the actor gets its loss."""
         super().on_init_end()
         pool = self.resource_pool_manager.resource_pool_dict[TEACHER_POOL]
         self.teacher = start_teacher(self.opd, pool, vocab_limit=len(self.tokenizer))
         self.overlap = TeacherOverlap()
-        if self.opd.objective.support is Support.student_topk:
-            actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-            self.actor_rollout_wg.set_loss_fn(partial(topk_loss, actor_config))
+        self.actor_rollout_wg.set_loss_fn(make_loss(self.config.actor_rollout_ref.actor, self.opd))
         self.replay_buffer.poll_interval = self.opd.poll_interval_s
+        model = self.config.actor_rollout_ref.model
+        self.end_ids = end_ids(model.path, self.tokenizer, model.trust_remote_code)
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
@@ -68,35 +71,62 @@ class OpdTrainer(PPOTrainerSync):
         return super()._balance_batch(batch, *args, **kwargs)
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        batch.extra_info[STUDENT_TOPK] = self.opd.objective.k
+        topk, at_student_topk, hidden = teacher_topk(self.opd), student_topk(self.opd) > 0, needs_hidden(self.opd)
+        scores = None
+        if topk:  # before the log-prob pass, which reads the student at the teacher's ids
+            scores = self.collect(batch, topk=topk, hidden=hidden)
+            self.put(batch, teacher_topk_fields(batch, scores))
+        batch.extra_info |= {STUDENT_TOPK: student_topk(self.opd), AT_TEACHER_TOPK: topk > 0}
+        batch.extra_info[FUSED_ROWS] = (self.opd.fused_rows or 0) if self.opd.fused else -1
         batch = super()._compute_old_log_prob(batch, metrics)
-        batch.extra_info[STUDENT_TOPK] = 0  # a reference policy's log-prob pass must not overwrite the student's ids
-        with marked_timer("teacher", self.timing_raw):
-            scores = collect_scores(batch, self.teacher, self.global_steps, with_topk=self.opd.objective.k > 0)
-            self.put(batch, teacher_fields(batch, scores, metrics))
-            metrics.update(self.overlap.update(self.teacher.stats()))
+        # A reference policy's log-prob pass must not overwrite the student's ids.
+        batch.extra_info |= {STUDENT_TOPK: 0, AT_TEACHER_TOPK: False}
+        if scores is None:
+            scores = self.collect(batch, at_student_topk=at_student_topk, hidden=hidden)
+        elif at_student_topk:
+            scores = merge(scores, self.collect(batch, at_student_topk=True))
+        self.put(batch, teacher_fields(batch, scores, metrics))
+        metrics.update(self.overlap.update(self.teacher.stats()))
         return batch
 
-    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=ADVANTAGE_FIELDS)
-        lengths = data["response_mask"]
-        inputs = reward_inputs(data)
-        reward = total_reward(inputs, self.opd.rewards)
-        estimator = get_adv_estimator_fn(self.config.algorithm.adv_estimator)
-        advantages, returns = estimator(
-            token_level_rewards=reward, response_mask=inputs.mask, config=self.config.algorithm
-        )
-        metrics.update(step_metrics(inputs, reward))
-        fields = {"advantages": advantages, "returns": returns, "token_level_rewards": reward}
-        return self.put(batch, {name: response_to_nested(value, lengths) for name, value in fields.items()})
+    def collect(self, batch: Any, **wanted: Any) -> Any:
+        """The teacher's scores of the batch, timed."""
+        with marked_timer("teacher", self.timing_raw):
+            return collect_scores(batch, self.teacher, self.global_steps, **wanted)
 
-    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        exact = self.opd.objective.support is Support.student_topk
-        batch.extra_info[STUDENT_TOPK] = self.opd.objective.k if exact else 0
-        return super()._update_actor(batch, metrics)
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        data = read(batch, [*ADVANTAGE_FIELDS, "uid"])
+        uids = data.pop("uid").tolist()
+        inputs = reward_inputs(data, self.opd.tokens, self.config.data.max_response_length, self.end_ids)
+        seed = zlib.crc32(f"{self.config.actor_rollout_ref.rollout.seed}/{self.global_steps}".encode())
+        rollouts = Rollouts(batch.keys, uids, task_rewards(data))
+        found = credit(inputs, rollouts, self.opd, self.config, seed)
+        metrics.update(found.metrics)
+        fields = {name: response_to_nested(value, data["response_mask"]) for name, value in found.fields.items()}
+        return self.put(batch, fields | joint_fields(data, self.opd.objective.support, self.opd.objective.k, metrics))
 
     @staticmethod
     def put(batch: Any, fields: dict[str, Any]) -> Any:
         """Writes nested fields of the batch's rows to TransferQueue."""
         record = TensorDict(fields, batch_size=len(batch))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=record)
+
+
+def make_loss(actor: DictConfig, opd: OpdConfig) -> OpdLoss:
+    """The actor's loss from verl's actor section and ours."""
+    changes = {
+        "config": {},
+        "policy_only": {"entropy_coeff": 0.0, "use_kl_loss": False},
+        "regularisers": {"policy_loss": {"loss_mode": "opd_none"}},
+    }
+    configs: Any = {name: omega_conf_to_dataclass(OmegaConf.merge(actor, change)) for name, change in changes.items()}
+    terms = make_terms(opd, configs["config"].clip_ratio_low, configs["config"].clip_ratio_high)
+    return OpdLoss(**configs, terms=terms, own_tokens=not opd.mix.task)
+
+
+def end_ids(path: str, tokenizer: Any, trust_remote_code: bool) -> set[int]:
+    """Token ids that end a response: the tokenizer's, and those of the model's generation config."""
+    config = get_generation_config(path, trust_remote_code=trust_remote_code)
+    found = None if config is None else config.eos_token_id
+    several = found if isinstance(found, list) else [found]
+    return {int(one) for one in (tokenizer.eos_token_id, *several) if one is not None}

@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from opd_verl.config import OpdConfig
 from opd_verl.errors import ConfigError
+from opd_verl.fused.head import LOGIT_KEYS
 from opd_verl.network import unreachable
+from opd_verl.objectives.names import Placement
 
 STUDENT, TEACHER = "actor_rollout_ref.model.path", "opd.teacher.path"
 
@@ -27,7 +29,11 @@ def check_models(config: DictConfig, opd: OpdConfig) -> None:
     for key, path, found in ((STUDENT, model.path, student_config), (TEACHER, teacher.path, teacher_config)):
         check_vocabulary(key, path, found, len(tokenizer))
         check_context(key, path, found, longest)
-    check_k(opd.objective.k, len(tokenizer))
+    check_k("opd.objective.k", opd.objective.k, len(tokenizer))
+    if opd.forward_kl.placement is not Placement.none:
+        check_k("opd.forward_kl.k", opd.forward_kl.k, len(tokenizer))
+    if opd.fused:
+        check_plain_head(model.path, student_config)
 
 
 def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfig:
@@ -96,11 +102,18 @@ def check_context(key: str, path: str, config: PretrainedConfig, longest: int) -
         raise ConfigError(key, path, problem, f"lower data.max_response_length by {longest - limit}")
 
 
-def check_k(k: int, tokens: int) -> None:
+def check_k(key: str, k: int, tokens: int) -> None:
     """A support cannot hold more ids than there are."""
     if k > tokens:
-        remedy = f"opd.objective.k={min(16, tokens)}"
-        raise ConfigError("opd.objective.k", k, f"the vocabulary has {tokens} tokens", remedy)
+        raise ConfigError(key, k, f"the vocabulary has {tokens} tokens", f"{key}={min(16, tokens)}")
+
+
+def check_plain_head(path: str, config: PretrainedConfig) -> None:
+    """The fused path multiplies hidden states by the LM head; models that scale or cap their logits do more."""
+    for name in LOGIT_KEYS:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            problem = f"its config.{name}={getattr(config, name)} changes the logits behind the fused LM head"
+            raise ConfigError(STUDENT, path, problem, "opd.fused=false")
 
 
 def first_line(error: Exception) -> str:

@@ -7,7 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 from pyarrow.parquet import read_schema
 from verl.utils.device import get_device_name
 
-from opd_verl.config import OpdConfig, Support
+from opd_verl.checks.objective import is_exact
+from opd_verl.config import OpdConfig
 from opd_verl.engine import MODEL_TYPE
 from opd_verl.errors import ConfigError
 from opd_verl.hooks import REWARD_HOOKS
@@ -26,10 +27,6 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "distillation.enabled": ("False",),
 }
 """Settings that the recipe makes and that OPD cannot do without."""
-ULYSSES = (
-    "actor_rollout_ref.actor.ulysses_sequence_parallel_size",  # deprecated; verl copies it to the other one
-    "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
-)
 POSITIVE = (
     "nnodes",
     "n_gpus_per_node",
@@ -51,25 +48,19 @@ def check_recipe_is_whole(config: DictConfig, opd: OpdConfig) -> None:
             raise ConfigError(key, value, problem, "drop the override, or recipe=grpo")
 
 
-def check_objective(config: DictConfig, opd: OpdConfig) -> None:
-    """The objective, its support size and verl's policy loss must fit together."""
+def check_policy_loss(config: DictConfig, opd: OpdConfig) -> None:
+    """verl's policy loss must be there where an advantage is trained on, and silent where none is."""
     key = "actor_rollout_ref.actor.policy_loss.loss_mode"
-    exact = opd.objective.support is Support.student_topk
-    expected, value = "opd_none" if exact else "opd", OmegaConf.select(config, key)
-    if value != expected:
-        problem = f"opd.objective.support={opd.objective.support} needs {expected}"
+    value, silent = OmegaConf.select(config, key), is_exact(opd) and not opd.mix.task
+    if silent != (value == "opd_none"):
+        expected = "opd_none" if silent else "opd"
+        problem = f"opd.objective.support={opd.objective.support}, opd.mix.task={opd.mix.task} need {expected}"
         raise ConfigError(key, value, problem, f"{key}={expected}")
-    needs_k = exact or "reverse_kl_baseline" in opd.rewards
-    if opd.objective.k < (1 if needs_k else 0):
-        raise ConfigError("opd.objective.k", opd.objective.k, "a top-k support needs k >= 1", "opd.objective.k=16")
-    for key in ULYSSES if opd.objective.k else ():
-        if (value := OmegaConf.select(config, key)) > 1:
-            raise ConfigError(key, value, "top-k supports are not gathered over ranks", f"{key}=1")
 
 
 def check_rewards(config: DictConfig, opd: OpdConfig) -> None:
     """Every reward hook must be registered, and the sampled objective needs one: without, r_t is 0 everywhere."""
-    if not opd.rewards and opd.objective.support is Support.sampled:
+    if not opd.rewards and not is_exact(opd):
         raise ConfigError("opd.rewards", opd.rewards, "nothing to learn from", "opd.rewards=[reverse_kl]")
     for name in opd.rewards:
         if name not in REWARD_HOOKS:
@@ -148,7 +139,7 @@ def check_cluster(config: DictConfig, opd: OpdConfig) -> None:
 
 CHECKS = (
     check_recipe_is_whole,
-    check_objective,
+    check_policy_loss,
     check_rewards,
     check_teacher,
     check_temperature,

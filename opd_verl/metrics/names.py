@@ -8,15 +8,27 @@ METRICS: dict[str, str] = {
     "opd/teacher_entropy": "mean full-vocabulary entropy of the teacher at the same positions; nats",
     "opd/teacher_missing_share": "share of response tokens without a valid teacher score; they are masked, never 0.0",
     "opd/teacher_ready_share": "share of the step's rollouts that the teacher had scored before the trainer asked",
-    "opd/student_topk_mass": "student probability on its own top-k (only where a top-k is read)",
-    "opd/teacher_mass_at_student_topk": "teacher probability on the student's top-k (only where a top-k is read)",
-    "actor/opd/topk_reverse_kl": "the exact objective as trained on: mean KL on the student's top-k, both sides "
-    "renormalised; nats per token, mean over the step's mini-batches",
-    "timing_s/teacher": "seconds that the trainer waited for teacher scores after the log-prob pass "
-    "(part of timing_s/old_log_prob)",
+    "opd/truncated_share": "share of rollouts that hit the length limit without an end-of-sequence token",
+    "timing_s/teacher": "seconds that the trainer waited for teacher scores",
     "timing_s/teacher_busy": "seconds of the teacher's forward passes, summed over replicas, wherever they were hidden",
 }
+"""Logged by every OPD run."""
+
+CONDITIONAL: dict[str, str] = {
+    "actor/opd/divergence": "the exact objective as trained on, mean over eligible tokens: the divergence of the "
+    "recipe in nats (the surrogate's value under paper_compat or an objective of yours); mean over the mini-batches",
+    "actor/opd/forward_kl": "the extra forward KL as trained on: gated, mean over all eligible tokens; nats",
+    "opd/gated_share": "share of response tokens where the extra forward KL applies",
+    "opd/student_topk_mass": "student probability on its own top-k",
+    "opd/teacher_mass_at_student_topk": "teacher probability on the student's top-k",
+    "opd/overlap_ratio": "share of the student's top-k that is in the teacher's (where both are read)",
+    "opd/support_size": "mean number of ids in a union, intersection or symmetric difference",
+    "opd/kept_share": "share of response tokens with a positive weight (where masks, weights or a truncation policy "
+    "are set)",
+    "opd/kept_share/<mask>": "share of response tokens that one mask alone keeps",
+}
+"""Logged where the configuration reads or makes them."""
 
 if __name__ == "__main__":
-    for name, meaning in METRICS.items():
+    for name, meaning in (METRICS | CONDITIONAL).items():
         print(f"{name:36} {meaning}")

@@ -24,6 +24,8 @@ def step_metrics(inputs: RewardInputs, reward: Tensor) -> dict[str, float]:
         "opd/reverse_kl": token_mean(inputs.log_p_old - inputs.log_q, mask),
         "opd/student_entropy": token_mean(inputs.student_entropy, mask),
     }
+    if inputs.truncated is not None:
+        found["opd/truncated_share"] = inputs.truncated.float().mean().item()
     if inputs.teacher_entropy is not None:
         found["opd/teacher_entropy"] = token_mean(inputs.teacher_entropy, mask)
     if inputs.log_p_topk is not None and inputs.log_q_topk is not None:

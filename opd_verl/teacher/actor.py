@@ -1,6 +1,7 @@
 """One teacher replica: a background thread scores what is submitted, callers collect what they need.
 
-A plain class; `TeacherPool` makes it a Ray actor whose `submit`, `ping` and `stats` run beside a waiting `collect`.
+A plain class; `TeacherPool` makes it a Ray actor whose `submit`, `ping`, `stats` and `lm_head` run
+beside a waiting `collect`.
 """
 
 import logging
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd_verl.fused.head import LMHead
 from opd_verl.teacher.batching import fed_tokens, plan_batches
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
 from opd_verl.teacher.scorer import RolloutState, Scorer
@@ -53,7 +55,8 @@ class TeacherSettings:
     wire_dtype: str = "float16"
     """Of top-k and at-ids log-probs on the wire; the sampled token's are always float32."""
     keep_hidden: bool = True
-    """Keeps the last hidden states for log-probs at ids named later; without, 12 bytes per token are kept."""
+    """Keeps the last hidden states, for log-probs at ids named later and to hand them out; without, 12 bytes per token
+    are kept."""
     max_state_bytes: int = 2 << 30
     """Hidden states kept for late questions; older ones are recomputed when asked for."""
 
@@ -98,16 +101,21 @@ class TeacherActor:
             self.wake.notify_all()
             return len(self.store.queued)
 
-    def collect(self, requests: Sequence[CollectItem], step: int, topk: int = 0, entropy: bool = True) -> list[bytes]:
+    def collect(
+        self,
+        requests: Sequence[CollectItem],
+        step: int,
+        topk: int = 0,
+        entropy: bool = True,
+        hidden: bool = False,
+    ) -> list[bytes]:
         """Encoded scores in the order of `requests`, waiting for those not scored yet and queueing those not known.
 
-        Closes all steps before `step`. Per request: log-probs at its at_ids if given; top-k and entropy if asked.
+        Closes all steps before `step`. Per request: log-probs at its at_ids if given; top-k, entropy and hidden
+        states if asked.
         Raises the exception of a scoring that failed, and ValueError for requests that cannot be answered.
         """
-        if topk > self.settings.topk:
-            raise ValueError(f"top-{topk} asked of a teacher that keeps top-{self.settings.topk}; raise its `topk`")
-        if not self.settings.keep_hidden and any(item[3] is not None for item in requests):
-            raise ValueError("log-probs at ids asked of a teacher that keeps no hidden states; set its `keep_hidden`")
+        self._check_settings(topk, at_ids=any(item[3] is not None for item in requests), hidden=hidden)
         asked = [self._checked(ScoreRequest(*item[:3])) for item in requests]
         waiting: dict[Future[RolloutState], list[int]] = {}
         with self.wake:
@@ -120,7 +128,7 @@ class TeacherActor:
         answers = [b""] * len(asked)
         for future in as_completed(tuple(waiting)):  # answered as they come: evicted states are not held back here
             for index in waiting.pop(future):
-                score = self._score(future.result(), requests[index][3], topk, entropy)
+                score = self._score(future.result(), requests[index][3], topk, entropy, hidden)
                 answers[index] = encode(score, asked[index].key, asked[index].checksum)
         return answers
 
@@ -142,11 +150,30 @@ class TeacherActor:
         """The process id; an answer means the model is loaded."""
         return os.getpid()
 
+    def lm_head(self) -> LMHead:
+        """The LM head on the CPU, in the model's dtype: with `hidden` it gives q_t in another process.
+
+        Its vocab_limit rows are copied: a view would drag the model's whole matrix along.
+        """
+        head = self.scorer.head
+        bias = None if head.bias is None else head.bias.to("cpu", copy=True)
+        return replace(head, weight=head.weight.to("cpu", copy=True), bias=bias)
+
+    def _check_settings(self, topk: int, at_ids: bool, hidden: bool) -> None:
+        """Raises ValueError for what this replica's settings leave out."""
+        if topk > self.settings.topk:
+            raise ValueError(f"top-{topk} asked of a teacher that keeps top-{self.settings.topk}; raise its `topk`")
+        if not self.settings.keep_hidden and (at_ids or hidden):
+            what = "hidden states" if hidden else "log-probs at ids"
+            raise ValueError(f"{what} asked of a teacher that keeps no hidden states; set its `keep_hidden`")
+
     def _checked(self, request: ScoreRequest) -> ScoreRequest:
         self.scorer.check(request)
         return request
 
-    def _score(self, state: RolloutState, at_ids: np.ndarray | None, topk: int, entropy: bool) -> TeacherScore:
+    def _score(
+        self, state: RolloutState, at_ids: np.ndarray | None, topk: int, entropy: bool, hidden: bool
+    ) -> TeacherScore:
         at = None if at_ids is None else self.scorer.log_q_at(state, torch.from_numpy(np.array(at_ids)))
         return TeacherScore(
             log_q=state.log_q,
@@ -155,6 +182,7 @@ class TeacherActor:
             topk_ids=state.topk_ids[:, :topk] if topk and state.topk_ids is not None else None,
             topk_log_q=self._wire(state.topk_log_q[:, :topk]) if topk and state.topk_log_q is not None else None,
             at_ids_log_q=None if at is None else self._wire(at),
+            hidden=state.hidden.cpu() if hidden else None,
         )
 
     def _wire(self, values: Tensor) -> Tensor:

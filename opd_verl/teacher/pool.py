@@ -8,11 +8,13 @@ from typing import Any, Self
 
 import numpy as np
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, ObjectLostError, RayActorError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from opd_verl.fused.head import LMHead
 from opd_verl.teacher.actor import CollectItem, TeacherActor, TeacherSettings
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
 from opd_verl.teacher.wire import decode
@@ -22,8 +24,10 @@ logger = logging.getLogger(__name__)
 LOST = (RayActorError, GetTimeoutError, ObjectLostError)
 """The replica is gone or silent. Anything else that it raises is a bug or a bad setting, and propagates."""
 CONTROL, COLLECTS = "control", 16
-"""One thread for submit, ping and stats, so that they return beside up to 16 waiting collects."""
+"""One thread for submit, ping, stats and lm_head, so that they return beside up to 16 waiting collects."""
 POLL_SECONDS = 0.2
+NO_HIDDEN = (0, torch.float32)
+"""Width and dtype of hidden states that nobody asked for or nobody has seen yet."""
 
 
 class TeacherPool:
@@ -33,6 +37,7 @@ class TeacherPool:
         self.replicas = list(replicas)
         self.names = [f"{name_prefix}_{index}" for index in range(len(self.replicas))]
         self.timeout_s = timeout_s
+        self.hidden_like = NO_HIDDEN
 
     @classmethod
     def start(
@@ -90,24 +95,40 @@ class TeacherPool:
         step: int,
         topk: int = 0,
         entropy: bool = True,
+        hidden: bool = False,
     ) -> list[TeacherScore]:
         """Scores in the order of `requests`; `at_ids`: per request integers [R, K'] (array or CPU tensor), or None.
 
         Requests of a lost replica are sent once more, to the next one; if that is lost too, their tokens come back
-        invalid (NaN, `valid` False), with a warning. Raises ValueError for an answer whose key or tokens differ from
-        the request's, and whatever the scoring itself raised.
+        invalid (NaN, `valid` False), with a warning. Their hidden states have the width and dtype of any answer that
+        this pool ever got; before its first one, when no token of the batch is valid, `hidden` is None.
+        Raises ValueError for an answer whose key or tokens differ from the request's, and whatever the scoring itself
+        raised.
         """
         items = [_collect_item(r, None if at_ids is None else at_ids[i]) for i, r in enumerate(requests)]
         scores: dict[int, TeacherScore] = {}
         for attempt in range(2):
             todo = [index for index in range(len(items)) if index not in scores]
-            scores.update(self._attempt(items, requests, todo, attempt, step, topk, entropy))
-        for index in range(len(items)):
-            ids = items[index][3]
-            if index not in scores:
-                width = 0 if ids is None else ids.shape[1]
-                scores[index] = TeacherScore.missing(len(items[index][2]), topk, width, entropy)
-        return [scores[index] for index in range(len(items))]
+            scores.update(self._attempt(items, requests, todo, attempt, (step, topk, entropy, hidden)))
+        answered = [score.hidden for score in scores.values() if score.hidden is not None]
+        if answered:
+            self.hidden_like = (answered[0].shape[1], answered[0].dtype)
+        like = self.hidden_like if hidden else NO_HIDDEN
+        return [scores.get(index) or _missing(item, topk, entropy, like) for index, item in enumerate(items)]
+
+    def lm_head(self) -> LMHead:
+        """The LM head on the CPU, from the first replica that answers; all hold the same.
+
+        A replica that is being restarted is waited for, up to `timeout_s`. Raises RuntimeError if none answers.
+        """
+        for replica, handle in enumerate(self.replicas):
+            deadline = time.monotonic() + self.timeout_s
+            self._await_alive(replica, deadline)
+            try:
+                return ray.get(_control(handle.lm_head).remote(), timeout=max(0.0, deadline - time.monotonic()))
+            except LOST as error:
+                logger.warning("teacher %s gave no LM head: %s", self.names[replica], error)
+        raise RuntimeError(f"no LM head from any of the teacher's replicas {self.names}; see the warnings above")
 
     def stats(self) -> dict[str, float]:
         """`TeacherActor.stats` summed over the replicas; a lost replica counts nothing."""
@@ -127,11 +148,12 @@ class TeacherPool:
         requests: Sequence[ScoreRequest],
         todo: Sequence[int],
         attempt: int,
-        step: int,
-        topk: int,
-        entropy: bool,
+        options: tuple[int, int, bool, bool],
     ) -> dict[int, TeacherScore]:
-        """Asks all replicas at once, `attempt` places after each request's own; the scores that came back, by index."""
+        """Asks all replicas at once, `attempt` places after each request's own; the scores that came back, by index.
+
+        `options`: step, topk, entropy and hidden of `TeacherActor.collect`.
+        """
         groups: dict[int, list[int]] = {}
         for index in todo:
             replica = (self.replica_of(requests[index].key) + attempt) % len(self.replicas)
@@ -140,7 +162,7 @@ class TeacherPool:
         for replica in groups if attempt else ():
             self._await_alive(replica, deadline)
         sent = {
-            replica: self.replicas[replica].collect.remote([items[i] for i in group], step, topk, entropy)
+            replica: self.replicas[replica].collect.remote([items[i] for i in group], *options)
             for replica, group in groups.items()
         }
         scores: dict[int, TeacherScore] = {}
@@ -186,6 +208,12 @@ def _control(method: Any) -> Any:
 def _collect_item(request: ScoreRequest, at_ids: Any) -> CollectItem:
     ids = None if at_ids is None else np.asarray(at_ids, dtype=np.int32)
     return request.key, request.prompt_ids, request.response_ids, ids
+
+
+def _missing(item: CollectItem, topk: int, entropy: bool, hidden_like: tuple[int, torch.dtype]) -> TeacherScore:
+    """A score without a single value, of the fields that were asked for."""
+    at_ids = 0 if item[3] is None else item[3].shape[1]
+    return TeacherScore.missing(len(item[2]), topk, at_ids, entropy, *hidden_like)
 
 
 def _open(data: bytes, request: ScoreRequest) -> TeacherScore:

@@ -1,6 +1,7 @@
 """What is asked of the teacher and what it answers: plain records, no transport.
 
-Shapes: R response tokens, K teacher top-k, K' ids asked for (the student's top-k). All log-probs and entropies in nats.
+Shapes: R response tokens, K teacher top-k, K' ids asked for (the student's top-k), H the teacher's hidden size. All
+log-probs and entropies in nats.
 """
 
 import struct
@@ -14,6 +15,8 @@ from torch import Tensor
 
 LOG_PROB_DTYPES = (torch.float32, torch.float16)
 """f16 moves a top-k gradient by 7e-4; bf16 moves it by tens of percent and is refused."""
+HIDDEN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""A teacher's own dtypes: hidden states travel as the model made them, so that nothing is lost."""
 
 
 def _token_ids(ids: np.ndarray, what: str) -> np.ndarray:
@@ -58,6 +61,7 @@ class TeacherScore:
     topk_ids         i32 [R, K]     teacher's most likely ids, descending, or None
     topk_log_q       f32|f16 [R, K] their log-probs, or None
     at_ids_log_q     f32|f16 [R, K'] log-probs at the caller's ids, in the caller's order, or None
+    hidden           f32|f16|bf16 [R, H] last hidden states h_t, model dtype: q_t = softmax(LM head of h_t); or None
 
     A non-finite value in any field sets `valid` False for its token; the value stays non-finite and never becomes 0.0.
     """
@@ -68,10 +72,11 @@ class TeacherScore:
     topk_ids: Tensor | None = None
     topk_log_q: Tensor | None = None
     at_ids_log_q: Tensor | None = None
+    hidden: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._assert_layout()
-        for values in (self.log_q, self.entropy, self.topk_log_q, self.at_ids_log_q):
+        for values in (self.log_q, self.entropy, self.topk_log_q, self.at_ids_log_q, self.hidden):
             if values is not None:
                 finite = torch.isfinite(values)
                 self.valid = self.valid & (finite if values.ndim == 1 else finite.all(-1))
@@ -90,13 +95,25 @@ class TeacherScore:
             assert self.entropy.dtype == torch.float32 and self.entropy.shape == (length,), self.entropy
         if self.topk_ids is not None and self.topk_log_q is not None:
             assert self.topk_ids.dtype == torch.int32 and self.topk_ids.shape == self.topk_log_q.shape
-        for values in (self.topk_log_q, self.at_ids_log_q):
+        wide = ((self.topk_log_q, LOG_PROB_DTYPES), (self.at_ids_log_q, LOG_PROB_DTYPES), (self.hidden, HIDDEN_DTYPES))
+        for values, dtypes in wide:
             if values is not None:
-                assert values.dtype in LOG_PROB_DTYPES and values.ndim == 2 and len(values) == length, values
+                assert values.dtype in dtypes and values.ndim == 2 and len(values) == length, values
 
     @classmethod
-    def missing(cls, length: int, topk: int = 0, at_ids: int = 0, entropy: bool = True) -> Self:
-        """A score nobody could compute: every token invalid, every value NaN, ids 0."""
+    def missing(
+        cls,
+        length: int,
+        topk: int = 0,
+        at_ids: int = 0,
+        entropy: bool = True,
+        hidden: int = 0,
+        hidden_dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """A score nobody could compute: every token invalid, every value NaN, ids 0; a width of 0 leaves a field out.
+
+        `hidden` is H, and `hidden_dtype` that of the other scores: joined, they keep it.
+        """
         nan = torch.full((length,), torch.nan)
         return cls(
             log_q=nan,
@@ -105,4 +122,5 @@ class TeacherScore:
             topk_ids=torch.zeros(length, topk, dtype=torch.int32) if topk else None,
             topk_log_q=torch.full((length, topk), torch.nan) if topk else None,
             at_ids_log_q=torch.full((length, at_ids), torch.nan) if at_ids else None,
+            hidden=torch.full((length, hidden), torch.nan, dtype=hidden_dtype) if hidden else None,
         )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from opd_verl.fused.head import LMHead
+from opd_verl.fused.statistics import RowStatistics, row_statistics
 from opd_verl.teacher.batching import fed_ids, fed_tokens, plan_batches
-from opd_verl.teacher.head import LMHead, RowStatistics, row_statistics
 from opd_verl.teacher.score import ScoreRequest
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Scorer:
         lengths = [len(request.response_ids) for request in requests]
         tokens = torch.cat([torch.tensor(request.response_ids, dtype=torch.long) for request in requests]).to(device)
         hidden = self._response_rows(requests)
-        stats = row_statistics(self.head, hidden, tokens, topk, self.chunk_rows)
+        stats = row_statistics(self.head, hidden, tokens[:, None], topk, rows=self.chunk_rows)
         return _split_states(hidden, stats, lengths, topk)
 
     @torch.inference_mode()
@@ -191,13 +192,13 @@ class Scorer:
         if (ours - theirs).norm() > PROBE_TOLERANCE * theirs.norm():
             raise ValueError(
                 f"{type(self.model).__name__}: logits are not lm_head(last hidden state); look in its config for a "
-                "logit scale, soft cap or multiplier, and add it to opd_verl/teacher/head.py"
+                "logit scale, soft cap or multiplier, and add it to opd_verl/fused/head.py"
             )
 
 
 def _split_states(hidden: Tensor, stats: RowStatistics, lengths: list[int], topk: int) -> list[RolloutState]:
     """One state per request; clones, so that dropping one rollout frees its memory."""
-    cpu = [x.cpu() for x in (stats.log_q, stats.entropy, stats.topk_ids, stats.topk_log_q)]
+    cpu = [x.cpu() for x in (stats.log_p[:, 0], stats.entropy, stats.topk_ids, stats.topk_log_p)]
     rows = zip(*(x.split(lengths) for x in (hidden, stats.logsumexp, *cpu)), strict=True)
     keep = slice(None) if topk else slice(0, 4)
     return [RolloutState(*(part.clone() for part in row[keep])) for row in rows]

@@ -8,7 +8,7 @@ Every rank runs all of CASES from the same weights; rank 0 writes what they gave
 import os
 import subprocess
 import sys
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,122 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-HEAD_ROWS, TOKENIZER_IDS, K, ENTROPY_COEFF = 70, 61, 5, 0.05
-TEMPERATURE = {"sampled": 1.0, "topk": 0.7}
+from opd_verl.config import ForwardKLConfig, ObjectiveConfig, OpdConfig
+from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting
+from opd_verl.objectives.reference import reference_divergence, reference_full, reference_policy_gradient
+
+HEAD_ROWS, TOKENIZER_IDS, K, FORWARD_K, TEACHER_WIDTH, BETA = 70, 61, 5, 3, 4, 0.3
+EPS_LOW, EPS_HIGH, ENTROPY_COEFF = 0.2, 0.3, 0.05
+FUSED_ROWS = 5
+"""Several chunks in every micro-batch, the last one not full."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective and how it is run."""
+
+    opd: OpdConfig
+    temperature: float = 1.0
+    entropy_coeff: float = 0.0
+    policy: bool = False
+    """Whether verl's policy loss takes part."""
+    weighted: bool = False
+    """Whether tokens carry weights, some of them 0."""
+
+
+def exact(support: str, divergence: str = "reverse", tail: str = "renorm", **more: Any) -> OpdConfig:
+    """`opd:` with an exact divergence on a support."""
+    return OpdConfig(
+        objective=ObjectiveConfig(
+            support=Support(support), k=K, divergence=Divergence(divergence), tail=Tail(tail), beta=BETA, **more
+        )
+    )
+
+
+EOPD = OpdConfig(forward_kl=ForwardKLConfig(placement=Placement.gated, k=FORWARD_K, coefficient=0.5))
+CASES: dict[str, Case] = {
+    "sampled": Case(OpdConfig(), policy=True),
+    "sampled_weighted": Case(OpdConfig(), policy=True, weighted=True, entropy_coeff=ENTROPY_COEFF),
+    "topk": Case(exact("student_topk"), temperature=0.7),
+    "topk_entropy": Case(exact("student_topk"), temperature=0.7, entropy_coeff=ENTROPY_COEFF),
+    "topk_weighted": Case(exact("teacher_topk", "forward", "bucket"), weighted=True, entropy_coeff=ENTROPY_COEFF),
+    "union": Case(exact("union", "jsd", "generalised")),
+    "difference": Case(exact("symmetric_difference", "reverse", "none"), temperature=0.7),
+    "compat": Case(exact("intersection", paper_compat=True, paper_compat_weights=Weighting.student)),
+    "eopd": Case(EOPD, policy=True, temperature=0.7),
+    "full": Case(exact("full"), temperature=0.7),
+    "full_jsd_policy": Case(exact("full", "jsd"), policy=True, weighted=True),
+}
+PLAIN = ("sampled", "topk_entropy", "topk_weighted", "union", "compat", "eopd", "full")
+"""Cases that also run on the plain path."""
 ORDER = [5, 0, 7, 2, 4, 1, 6, 3]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "micro1": {"micro_batch_size_per_gpu": 1},
-    "micro2": {"micro_batch_size_per_gpu": 2},
     "micro4": {"micro_batch_size_per_gpu": 4},
     "dynamic": {"use_dynamic_bsz": True, "max_token_len_per_gpu": 24},
     "packed": {"micro_batch_size_per_gpu": 4, "use_remove_padding": True},
     "shuffled": {"micro_batch_size_per_gpu": 2, "order": ORDER},
     "half_masked": {"micro_batch_size_per_gpu": 2, "half_masked": True},
 }
-INFER_LAYOUTS = ("micro2", "dynamic", "packed")
+INFER_LAYOUTS = ("micro4", "dynamic", "packed")
 Row = dict[str, Tensor]
 
 
-def make_rows(half_masked: bool = False) -> list[Row]:
+def paths() -> list[tuple[str, bool]]:
+    """(case, fused) of everything that is run."""
+    return [(name, True) for name in CASES] + [(name, False) for name in PLAIN]
+
+
+def teacher_weight() -> Tensor:
+    """The teacher's LM head [TOKENIZER_IDS, TEACHER_WIDTH]."""
+    return torch.randn(TOKENIZER_IDS, TEACHER_WIDTH, generator=torch.Generator().manual_seed(3))
+
+
+def joint_support(row: Row) -> Row:
+    """The fields of union and symmetric difference, and of the intersection, by the definition, id by id."""
+    found: dict[str, list[list[float]]] = {"ids": [], "q": [], "old": []}
+    for t in range(len(row["responses"])):
+        q = teacher_probs(row)[t]
+        ids = support_ids(row, t, Support(row["kind"]))
+        width = 2 * K
+        found["ids"].append(ids + [-1] * (width - len(ids)))
+        found["q"].append([q[i].log().item() for i in ids] + [-3.0] * (width - len(ids)))
+        found["old"].append([row["p_old"][t, i].log().item() for i in ids] + [-4.0] * (width - len(ids)))
+    return {
+        "support_ids": torch.tensor(found["ids"], dtype=torch.int32),
+        "teacher_log_probs_at_support": torch.tensor(found["q"]),
+        "student_log_probs_at_support": torch.tensor(found["old"]),
+    }
+
+
+def support_ids(row: Row, t: int, support: Support) -> list[int]:
+    """S_t by its definition."""
+    student, teacher = (row[name][t].tolist() for name in ("student_topk_ids", "teacher_topk_ids"))
+    every = range(TOKENIZER_IDS)
+    return {
+        Support.student_topk: student,
+        Support.teacher_topk: teacher,
+        Support.union: [i for i in every if i in student or i in teacher],
+        Support.intersection: [i for i in every if i in student and i in teacher],
+        Support.symmetric_difference: [i for i in every if (i in student) != (i in teacher)],
+    }[support]
+
+
+def teacher_probs(row: Row) -> Tensor:
+    """q [R, TOKENIZER_IDS] in float64, from hidden states and head."""
+    return (row["teacher_hidden"].double() @ teacher_weight().double().T).softmax(-1)
+
+
+def make_rows(half_masked: bool = False, kind: str = "union") -> list[Row]:
     """Eight rollouts; the second half is longer, so that two ranks hold different numbers of tokens."""
     generator = torch.Generator().manual_seed(7)
     rows = []
     for prompt, response in [(3, 1), (2, 4), (5, 2), (1, 3), (4, 9), (2, 7), (6, 8), (3, 6)]:
-        ids = torch.randint(TOKENIZER_IDS, (prompt + response,), generator=generator)
+        ids = torch.randint(2, TOKENIZER_IDS, (prompt + response,), generator=generator)  # 1 pads: its row is not trained
         mask = (torch.rand(response, generator=generator) > 0.25).long()
         mask[-1] = 1
-        scores = torch.randn(response, TOKENIZER_IDS, generator=generator)
+        p_old = torch.randn(response, TOKENIZER_IDS, generator=generator).softmax(-1)
+        weights = torch.rand(response, generator=generator) + 0.5
         row = {
             "prompts": ids[:prompt],
             "responses": ids[prompt:],
@@ -49,10 +140,26 @@ def make_rows(half_masked: bool = False) -> list[Row]:
             "response_mask": mask * (not (half_masked and len(rows) >= 4)),
             "old_log_probs": -3.5 * torch.rand(response, generator=generator) - 2.5,
             "advantages": torch.randn(response, generator=generator),
-            "student_topk_ids": scores.argsort(-1)[:, :K].int(),  # any ids: the update must read them, not find its own
-            "teacher_log_probs_at_student_topk": -4 * torch.rand(response, K, generator=generator) - 0.1,
+            "student_topk_ids": p_old.argsort(-1)[:, :K].int(),  # any ids: the update must read them, not find its own
+            "teacher_hidden": torch.randn(response, TEACHER_WIDTH, generator=generator),
+            "forward_kl_gate": (torch.rand(response, generator=generator) > 0.5).float(),
+            "opd_weights": weights * (torch.rand(response, generator=generator) > 0.3),
+            "p_old": p_old,
+            "kind": kind if kind in ("intersection", "symmetric_difference") else "union",
         }
-        rows.append(row | {"loss_mask": row["response_mask"]})
+        q = teacher_probs(row)
+        at_student, top = q.gather(-1, row["student_topk_ids"].long()), q.topk(K, dim=-1)
+        row |= {
+            "teacher_log_probs": q.gather(-1, ids[prompt:, None])[:, 0].log().float(),
+            "teacher_entropy": -(q * q.log()).sum(-1).float(),
+            "teacher_log_probs_at_student_topk": at_student.log().float(),
+            "student_topk_log_probs": p_old.gather(-1, row["student_topk_ids"].long()).log(),
+            "teacher_topk_ids": top.indices.int(),
+            "teacher_topk_log_probs": top.values.log().float(),
+            "student_log_probs_at_teacher_topk": p_old.gather(-1, top.indices).log(),
+            "loss_mask": row["response_mask"],
+        }
+        rows.append(row | joint_support(row))
     return rows
 
 
@@ -62,25 +169,48 @@ def next_token_probs(model: Qwen3ForCausalLM, row: Row, temperature: float) -> T
     return logits.exp() / logits.exp().sum(-1, keepdim=True)
 
 
-def naive_loss(model: Qwen3ForCausalLM, rows: list[Row], objective: str) -> tuple[Tensor, Tensor]:
-    """The loss of one mini-batch and its mean top-k reverse KL, token by token, from explicit probabilities."""
-    total = divergence = torch.zeros((), dtype=torch.float64)
+def naive_policy(p_y: Tensor, row: Row, t: int) -> Tensor:
+    """The clipped surrogate of one token."""
+    ratio, a = p_y / row["old_log_probs"][t].double().exp(), row["advantages"][t].double()
+    return torch.maximum(-ratio * a, -ratio.clamp(1 - EPS_LOW, 1 + EPS_HIGH) * a)
+
+
+def naive_exact(p: Tensor, row: Row, t: int, case: Case) -> Tensor:
+    """The exact terms of one token from full distributions; p [TOKENIZER_IDS]."""
+    q, objective, total = teacher_probs(row)[t], case.opd.objective, torch.zeros((), dtype=torch.float64)
+    if objective.support is Support.full:
+        total = total + reference_full(p, q, objective.divergence, BETA)
+    elif objective.support is not Support.sampled:
+        ids = support_ids(row, t, objective.support)
+        if objective.paper_compat:
+            args = (objective.paper_compat_weights, EPS_LOW, EPS_HIGH)
+            total = total + reference_policy_gradient(p, row["p_old"][t].double(), q, ids, *args)
+        else:
+            total = total + reference_divergence(p, q, ids, objective.divergence, objective.tail, BETA)
+    if case.opd.forward_kl.placement is not Placement.none:
+        ids = row["teacher_topk_ids"][t, :FORWARD_K].tolist()
+        forward = reference_divergence(p, q, ids, Divergence.forward, Tail.renorm_teacher, BETA)
+        total = total + case.opd.forward_kl.coefficient * row["forward_kl_gate"][t].double() * forward
+    return total
+
+
+def naive_loss(model: Qwen3ForCausalLM, rows: list[Row], case: Case) -> tuple[Tensor, Tensor]:
+    """The loss of one mini-batch and its mean exact term, token by token, from explicit probabilities."""
+    own = rest = divergence = torch.zeros((), dtype=torch.float64)
+    tokens = eligible = 0
     for row in rows:
-        p = next_token_probs(model, row, TEMPERATURE[objective])[len(row["prompts"]) - 1 :]
+        p = next_token_probs(model, row, case.temperature)[len(row["prompts"]) - 1 :]
         for t, y in enumerate(row["responses"].tolist()):
             if not row["response_mask"][t]:
                 continue
-            if objective == "sampled":
-                ratio, a = p[t, y] / row["old_log_probs"][t].double().exp(), row["advantages"][t].double()
-                total = total + torch.maximum(-ratio * a, -ratio.clamp(0.8, 1.3) * a)
-                continue
-            p_s = p[t, row["student_topk_ids"][t].long()]
-            q_s = row["teacher_log_probs_at_student_topk"][t].double().exp()
-            p_s, q_s = p_s / p_s.sum(), q_s / q_s.sum()
-            divergence = divergence + (p_s * (p_s / q_s).log()).sum()
-            total = total + ENTROPY_COEFF * (p[t] * p[t].log()).sum()
-    tokens = sum(int(row["response_mask"].sum()) for row in rows)
-    return (total + divergence) / tokens, divergence / tokens
+            tokens += 1
+            rest = rest + case.entropy_coeff * (p[t] * p[t].log()).sum()
+            weight = row["opd_weights"][t].double() if case.weighted else torch.tensor(1.0)
+            if weight > 0:
+                eligible += 1
+                own = own + (naive_policy(p[t, y], row, t) if case.policy else 0.0)
+                divergence = divergence + weight * naive_exact(p[t], row, t, case)
+    return (own + divergence) / eligible + rest / tokens, divergence / eligible
 
 
 def run_world(path: str, folder: Path, world: int) -> dict[str, Any]:
@@ -137,7 +267,7 @@ def share(rows: list[Row], **flags: Any) -> Any:
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     mine = rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
-    data = tu.list_of_dict_to_tensordict(mine)
+    data = tu.list_of_dict_to_tensordict([{k: v for k, v in row.items() if k not in ("p_old", "kind")} for row in mine])
     common = {"use_remove_padding": False, "use_dynamic_bsz": False, "calculate_entropy": True, "pad_token_id": 0}
     tu.assign_non_tensor(data, **{**common, "global_batch_size": len(rows), **flags})
     return data
@@ -150,40 +280,53 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
-def infer(engine: Any, temperature: float, layout: str) -> dict[str, list[Tensor]]:
+def infer(engine: Any, temperature: float, layout: str, fused: bool) -> dict[str, list[Tensor]]:
     """Outputs of the log-prob pass, per sequence of the whole mini-batch."""
-    data = share(make_rows(), temperature=temperature, opd_student_topk=K, compute_loss=False, **LAYOUTS[layout])
+    flags = {"opd_student_topk": K, "opd_at_teacher_topk": True, "opd_fused_rows": FUSED_ROWS if fused else -1}
+    data = share(make_rows(), temperature=temperature, compute_loss=False, **flags, **LAYOUTS[layout])
     with engine.eval_mode():
         output = engine.infer_batch(data)["model_output"]
     ranks = gathered({name: [row.clone() for row in value.unbind()] for name, value in output.items()})
     return {name: [row for rank in ranks for row in rank[name]] for name in output}
 
 
-def train(engine: Any, objective: str, half_masked: bool = False, order: list[int] | None = None, **layout: Any) -> Any:
+def make_loss(case: Case) -> Any:
+    """The loss as the trainer makes it."""
+    from omegaconf import OmegaConf
+
+    from opd_verl.trainer import make_loss
+
+    actor = {
+        "_target_": "verl.workers.config.FSDPActorConfig",
+        "strategy": "fsdp2",
+        "rollout_n": 1,
+        "ppo_micro_batch_size_per_gpu": 1,
+        "clip_ratio_low": EPS_LOW,
+        "clip_ratio_high": EPS_HIGH,
+        "policy_loss": {
+            "_target_": "verl.workers.config.PolicyLossConfig",
+            "loss_mode": "opd" if case.policy else "opd_none",
+        },
+        "entropy_coeff": case.entropy_coeff,
+    }
+    return make_loss(OmegaConf.create(actor), case.opd)
+
+
+def train(
+    engine: Any, case: Case, fused: bool, half_masked: bool = False, order: list[int] | None = None, **layout: Any
+) -> Any:
     """One update from the first weights: loss, gradient norm, gradients, new weights, metrics; weights are put back."""
     from verl.utils.metric import Metric
-    from verl.workers.config import FSDPActorConfig
-    from verl.workers.config.actor import PolicyLossConfig
-    from verl.workers.utils.losses import ppo_loss
 
-    from opd_verl.loss import topk_loss
-
-    exact = objective == "topk"
-    config = FSDPActorConfig(
-        strategy="fsdp2",
-        rollout_n=1,
-        ppo_micro_batch_size_per_gpu=1,
-        clip_ratio_low=0.2,
-        clip_ratio_high=0.3,
-        policy_loss=PolicyLossConfig(loss_mode="opd_none" if exact else "opd"),
-        entropy_coeff=ENTROPY_COEFF if exact else 0.0,
-    )
-    rows = make_rows(half_masked)
+    rows = make_rows(half_masked, case.opd.objective.support.value)
     rows = [rows[index] for index in order] if order else rows
-    flags = {"temperature": TEMPERATURE[objective], "opd_student_topk": K if exact else 0, **layout}
+    if not case.weighted:
+        rows = [{name: value for name, value in row.items() if name != "opd_weights"} for row in rows]
+    flags = {"temperature": case.temperature, "opd_fused_rows": FUSED_ROWS if fused else -1, **layout}
+    flags["calculate_entropy"] = case.entropy_coeff != 0
     first = {name: weight.detach().clone() for name, weight in engine.module.named_parameters()}
     with engine.train_mode():
-        output = engine.train_batch(share(rows, **flags), partial(topk_loss if exact else ppo_loss, config))
+        output = engine.train_batch(share(rows, **flags), make_loss(case))
         weights = dict(engine.module.named_parameters())
         grads = {name: weight.grad.full_tensor().clone() for name, weight in weights.items()}
         updated = {name: weight.detach().full_tensor().clone() for name, weight in weights.items()}
@@ -201,18 +344,28 @@ def train(engine: Any, objective: str, half_masked: bool = False, order: list[in
     }
 
 
+def label(name: str, fused: bool, layout: str) -> str:
+    """The key of one result."""
+    return f"{name}-{'fused' if fused else 'plain'}-{layout}"
+
+
 def main(path: str, folder: str, rank: int, world: int) -> None:
     """One rank: every case, then the report of rank 0."""
+    from opd_verl.fused.head import LMHead
+
     rendezvous = f"file://{folder}/rendezvous{world}"
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     engine = build_engine(path)
     found: dict[str, Any] = {
-        f"infer-{temperature}-{layout}": infer(engine, temperature, layout)
+        label(f"infer{temperature}", fused, layout): infer(engine, temperature, layout, fused)
         for temperature in (1.0, 0.7)
         for layout in INFER_LAYOUTS
+        for fused in (True, False)
     }
-    for objective in TEMPERATURE:
-        found |= {f"{objective}-{name}": train(engine, objective, **layout) for name, layout in LAYOUTS.items()}
+    engine.teacher_head = LMHead(teacher_weight(), None, scale=1.0, softcap=None, temperature=1.0)
+    for name, fused in paths():
+        for layout, settings in LAYOUTS.items():
+            found[label(name, fused, layout)] = train(engine, CASES[name], fused, **settings)
     if rank == 0:
         torch.save(found, f"{folder}/world{world}.pt")
     torch.distributed.barrier()

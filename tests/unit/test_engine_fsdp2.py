@@ -6,22 +6,24 @@ from typing import Any
 import pytest
 import torch
 from engine_harness import (
+    CASES,
     HEAD_ROWS,
     INFER_LAYOUTS,
     LAYOUTS,
-    TEMPERATURE,
     TOKENIZER_IDS,
     K,
+    label,
     make_rows,
     naive_loss,
     next_token_probs,
+    paths,
     run_world,
 )
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-TRAIN_CASES = [f"{objective}-{layout}" for objective in TEMPERATURE for layout in LAYOUTS]
+TRAIN_CASES = [(name, fused, layout) for name, fused in paths() for layout in LAYOUTS]
 BASE = "micro1"
 
 
@@ -35,15 +37,16 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
-    """Loss, divergence and gradients in float64, by objective and whether the second half is masked."""
+    """Loss, divergence and gradients in float64, by case and whether the second half is masked."""
     found = {}
-    for objective in TEMPERATURE:
+    for name, case in CASES.items():
         for half_masked in (False, True):
             model = double_model()
-            loss, divergence = naive_loss(model, make_rows(half_masked), objective)
+            rows = make_rows(half_masked, case.opd.objective.support.value)
+            loss, divergence = naive_loss(model, rows, case)
             loss.backward()
             grads = {name: weight.grad for name, weight in model.named_parameters()}
-            found[objective, half_masked] = {"loss": loss.item(), "divergence": divergence.item(), "grads": grads}
+            found[name, half_masked] = {"loss": loss.item(), "divergence": divergence.item(), "grads": grads}
     return found
 
 
@@ -57,68 +60,75 @@ def relative(value: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("layout", INFER_LAYOUTS)
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("world", [1, 2])
-def test_log_prob_pass(worlds: dict[int, Any], world: int, temperature: float, layout: str) -> None:
-    found, model = worlds[world][f"infer-{temperature}-{layout}"], double_model()
+def test_log_prob_pass(worlds: dict[int, Any], world: int, temperature: float, fused: bool, layout: str) -> None:
+    found, model = worlds[world][label(f"infer{temperature}", fused, layout)], double_model()
     for index, row in enumerate(make_rows()):
         with torch.no_grad():
-            p = next_token_probs(model, row, temperature)
-        response = p[len(row["prompts"]) - 1 :]
-        top = response.topk(K, dim=-1)
+            p = next_token_probs(model, row, temperature)[len(row["prompts"]) - 1 :]
+        top = p.topk(K, dim=-1)
         expected = {
-            "log_probs": p.gather(-1, row["input_ids"][1:, None])[:, 0].log(),
+            "log_probs": p.gather(-1, row["responses"][:, None])[:, 0].log(),
             "entropy": -(p * p.log()).sum(-1),
             "student_topk_log_probs": top.values.log(),
+            "student_log_probs_at_teacher_topk": p.gather(-1, row["teacher_topk_ids"].long()).log(),
         }
         for name, value in expected.items():
-            ours = found[name][index][: len(value)].double()  # verl's last position predicts nothing
-            torch.testing.assert_close(ours, value, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+            ours = found[name][index]
+            if name in ("log_probs", "entropy"):  # whole sequences; the last position predicts nothing
+                ours = ours[len(row["prompts"]) - 1 : -1]
+            torch.testing.assert_close(ours.double(), value, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
         assert found["student_topk_log_probs"][index].shape == (len(row["responses"]), K)
         assert found["student_topk_ids"][index].dtype == torch.int32
         assert torch.equal(found["student_topk_ids"][index].long(), top.indices)
 
 
-@pytest.mark.parametrize("case", TRAIN_CASES)
+@pytest.mark.parametrize(("name", "fused", "layout"), TRAIN_CASES)
 @pytest.mark.parametrize("world", [1, 2])
-def test_update_equals_naive_gradient(worlds: dict[int, Any], reference: dict[Any, Any], world: int, case: str) -> None:
-    found = worlds[world][case]
-    expected = reference[case.split("-")[0], case.endswith("half_masked")]
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+def test_update_equals_naive_gradient(
+    worlds: dict[int, Any], reference: dict[Any, Any], world: int, name: str, fused: bool, layout: str
+) -> None:
+    found, expected = worlds[world][label(name, fused, layout)], reference[name, layout == "half_masked"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-6)
     norm = torch.stack([grad.norm() for grad in expected["grads"].values()]).norm().item()
     assert found["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    for name, grad in expected["grads"].items():
-        assert relative(found["grads"][name], grad) < 2e-5, name
+    for weight, grad in expected["grads"].items():
+        assert relative(found["grads"][weight], grad) < 3e-5, weight
     assert not found["grads"]["lm_head.weight"][TOKENIZER_IDS:].any(), "ids that no side can emit were trained"
 
 
-@pytest.mark.parametrize("case", [case for case in TRAIN_CASES if not case.endswith("half_masked")])
+@pytest.mark.parametrize(("name", "fused", "layout"), [case for case in TRAIN_CASES if case[2] != "half_masked"])
 @pytest.mark.parametrize("world", [1, 2])
-def test_layout_changes_nothing(worlds: dict[int, Any], world: int, case: str) -> None:
-    found, base = worlds[world][case], worlds[1][f"{case.split('-')[0]}-{BASE}"]
-    assert found["loss"] == pytest.approx(base["loss"], rel=1e-5)
+def test_layout_and_path_change_nothing(
+    worlds: dict[int, Any], world: int, name: str, fused: bool, layout: str
+) -> None:
+    found, base = worlds[world][label(name, fused, layout)], worlds[1][label(name, True, BASE)]
+    assert found["loss"] == pytest.approx(base["loss"], rel=1e-5, abs=1e-6)
     assert found["grad_norm"] == pytest.approx(base["grad_norm"], rel=1e-5)
     start = dict(tiny_qwen3(HEAD_ROWS).named_parameters())
-    for name, weight in base["weights"].items():
-        assert relative(found["weights"][name], weight.double()) < 1e-6, name
-        assert not torch.equal(weight, start[name]), f"{name} was not updated"
+    for weight, value in base["weights"].items():
+        assert relative(found["weights"][weight], value.double()) < 1e-6, weight
+        assert not torch.equal(value, start[weight]), f"{weight} was not updated"
 
 
-def test_a_rank_without_tokens_changes_nothing(worlds: dict[int, Any]) -> None:
-    for objective in TEMPERATURE:
-        one, two = (worlds[world][f"{objective}-half_masked"] for world in (1, 2))
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-        for name, weight in one["weights"].items():
-            assert relative(two["weights"][name], weight.double()) < 1e-6, name
-        assert all(torch.tensor(value).isfinite() for value in two["metrics"].values()), two["metrics"]
+@pytest.mark.parametrize(("name", "fused"), paths())
+def test_a_rank_without_tokens_changes_nothing(worlds: dict[int, Any], name: str, fused: bool) -> None:
+    one, two = (worlds[world][label(name, fused, "half_masked")] for world in (1, 2))
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-6)
+    for weight, value in one["weights"].items():
+        assert relative(two["weights"][weight], value.double()) < 1e-6, weight
+    assert all(torch.tensor(value).isfinite() for value in two["metrics"].values()), two["metrics"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("sampled")])
 @pytest.mark.parametrize("world", [1, 2])
-def test_topk_metric_is_the_token_mean(
-    worlds: dict[int, Any], reference: dict[Any, Any], world: int, layout: str
+def test_the_metric_is_the_mean_over_eligible_tokens(
+    worlds: dict[int, Any], reference: dict[Any, Any], world: int, name: str, layout: str
 ) -> None:
-    metrics = worlds[world][f"topk-{layout}"]["metrics"]
-    expected = reference["topk", layout == "half_masked"]["divergence"]
-    assert metrics["opd/topk_reverse_kl"] == pytest.approx(expected, rel=1e-5)
-    assert metrics["actor/pg_loss"] == 0.0
+    metrics = worlds[world][label(name, True, layout)]["metrics"]
+    key = "opd/forward_kl" if name == "eopd" else "opd/divergence"
+    assert metrics[key] == pytest.approx(reference[name, layout == "half_masked"]["divergence"], rel=1e-5, abs=1e-6)
+    assert CASES[name].policy or metrics["actor/pg_loss"] == 0.0

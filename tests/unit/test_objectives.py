@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from opd_verl.objectives.baseline import expected_reward
 from opd_verl.objectives.clipped import MAX_LOG_RATIO, clipped_surrogate
-from opd_verl.objectives.topk import expected_reward, renormalised_reverse_kl
+from opd_verl.objectives.divergence import support_divergence
+from opd_verl.objectives.names import Divergence, Tail
 
 EPS_LOW, EPS_HIGH = 0.2, 0.28
 SHAPES = [(), (1,), (7,), (3, 1), (2, 5), (2, 3, 4)]
@@ -27,6 +29,10 @@ def log_probs(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 
 def double(value: Tensor) -> Tensor:
     return value.detach().double().requires_grad_()
+
+
+def renormalised_reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return support_divergence(log_p, log_q, Divergence.reverse, Tail.renorm)
 
 
 def naive_surrogate(log_p: Tensor, log_p_old: Tensor, advantages: Tensor) -> Tensor:
@@ -50,6 +56,7 @@ def assert_same(ours: Callable[[Tensor], Tensor], naive: Callable[[Tensor], Tens
     (expected * weights).sum().backward()
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
     grad_tolerance = 8e-3 if source.dtype == torch.bfloat16 else 1e-5  # a bf16 leaf has a bf16 gradient
+    assert x.grad is not None
     torch.testing.assert_close(x.grad.double(), y.grad, rtol=grad_tolerance, atol=1e-5)
 
 
@@ -90,7 +97,7 @@ def test_clip_by_sign(ratio: float, advantage: float, loss: float, slope: float,
     )
     value.sum().backward()
     assert value.item() == pytest.approx(loss, rel=1e-5)
-    assert log_p.grad.item() == pytest.approx(slope, rel=1e-5)
+    assert log_p.grad is not None and log_p.grad.item() == pytest.approx(slope, rel=1e-5)
     assert clipped.item() is was_clipped
     assert log_ratio.item() == pytest.approx(math.log(ratio), abs=1e-6) and not log_ratio.requires_grad
 
@@ -99,7 +106,8 @@ def test_clipped_surrogate_detaches_and_stays_finite() -> None:
     log_p, old, advantages = (torch.tensor([x], requires_grad=True) for x in (-1.0, -500.0, -1.5))
     value, _, log_ratio = clipped_surrogate(log_p, old, advantages, EPS_LOW, EPS_HIGH)
     value.sum().backward()
-    assert value.isfinite().all() and log_p.grad.isfinite().all() and log_ratio.item() == MAX_LOG_RATIO
+    assert value.isfinite().all() and log_p.grad is not None and log_p.grad.isfinite().all()
+    assert log_ratio.item() == MAX_LOG_RATIO
     assert old.grad is None and advantages.grad is None
 
 
@@ -108,14 +116,14 @@ def test_clipped_surrogate_detaches_and_stays_finite() -> None:
 def test_renormalised_reverse_kl(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     log_p, log_q = log_probs(*shape, seed=1, dtype=dtype) - 0.5, log_probs(*shape, seed=2, dtype=dtype) - 2.0
     value = renormalised_reverse_kl(log_p, log_q)
-    assert value.shape == shape[:-1] and value.dtype == torch.float32
+    assert value.shape == shape[:-1] and value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_same(lambda x: renormalised_reverse_kl(x, log_q), lambda x: naive_kl(x, log_q.double()), log_p)
 
 
 def test_teacher_gets_no_gradient() -> None:
     log_p, log_q = log_probs(3, 4).requires_grad_(), log_probs(3, 4, seed=1).requires_grad_()
     renormalised_reverse_kl(log_p, log_q).sum().backward()
-    assert log_q.grad is None and log_p.grad.abs().sum() > 0
+    assert log_q.grad is None and log_p.grad is not None and log_p.grad.abs().sum() > 0
     assert not expected_reward(log_p, log_q).requires_grad
 
 
@@ -161,7 +169,7 @@ def test_equal_distributions_give_zero_and_no_gradient(logits: list[float], shif
     value = renormalised_reverse_kl(log_p, log_p.detach() + shift)
     value.backward()
     assert value.item() == pytest.approx(0.0, abs=1e-5)
-    assert log_p.grad.abs().max() < 1e-5
+    assert log_p.grad is not None and log_p.grad.abs().max() < 1e-5
 
 
 def token_gradients(logits: Tensor, log_q: Tensor, baseline: Tensor | float) -> tuple[Tensor, Tensor]:

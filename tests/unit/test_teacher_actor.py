@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import RayActorError
 from test_teacher_scorer import reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 
+from opd_verl.fused.head import LMHead
 from opd_verl.teacher.actor import TeacherActor, TeacherSettings
 from opd_verl.teacher.pool import TeacherPool
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
@@ -264,6 +266,17 @@ def test_the_pool_scores_in_order(pool: TeacherPool) -> None:
     assert pool.collect([], None, step=1) == []
 
 
+def test_the_pool_hands_out_hidden_states_and_the_head_that_makes_log_probs_of_them(pool: TeacherPool) -> None:
+    scores, head, model = pool.collect(REQUESTS, AT_IDS, step=1, topk=2, hidden=True), pool.lm_head(), tiny_qwen3(VOCAB)
+    assert_right(scores, AT_IDS)
+    assert torch.equal(head.weight, model.lm_head.weight[:LIMIT])
+    for asked, score in zip(REQUESTS, scores, strict=True):
+        assert score.hidden is not None and score.hidden.dtype == torch.float32
+        log_probs = head.logits(score.hidden).log_softmax(-1).double()
+        torch.testing.assert_close(log_probs, reference(model, asked, LIMIT), **CLOSE)
+    assert all(score.hidden is None for score in pool.collect(REQUESTS, None, step=1)), "not asked, not shipped"
+
+
 def test_another_process_connects_and_submits(pool: TeacherPool) -> None:
     asked = request("remote_0_0", 6, 17)
 
@@ -330,8 +343,17 @@ def test_a_dead_replica_hands_over_to_the_other(
     teacher = with_actors(TeacherActor, 2, model_path, SETTINGS)
     ray.get([handle.ping.remote() for handle in teacher.replicas])
     ray.kill(teacher.replicas[0])
-    assert_right(teacher.collect(REQUESTS, AT_IDS, step=1), AT_IDS)
-    assert "test_0" in caplog.text and "test_1" not in caplog.text
+    scores = teacher.collect(REQUESTS, AT_IDS, step=1, hidden=True)
+    assert_right(scores, AT_IDS)
+    assert all(score.hidden is not None and score.hidden.isfinite().all() for score in scores)
+    assert teacher.lm_head().weight.shape == (LIMIT, 32)
+    assert "test_0 gave no LM head" in caplog.text and "test_1" not in caplog.text
+    ray.kill(teacher.replicas[1])
+    for asked, score in zip(REQUESTS, teacher.collect(REQUESTS, None, step=1, hidden=True), strict=True):
+        assert score.hidden is not None and score.hidden.shape == (len(asked.response_ids), 32)
+        assert score.hidden.isnan().all() and not score.valid.any()
+    with pytest.raises(RuntimeError, match=r"no LM head from any.*test_0.*test_1"):
+        teacher.lm_head()
 
 
 def test_rows_of_lost_replicas_are_missing_never_zero(
@@ -340,12 +362,75 @@ def test_rows_of_lost_replicas_are_missing_never_zero(
     teacher = with_actors(TeacherActor, 1, model_path, SETTINGS)
     ray.get(teacher.replicas[0].ping.remote())
     ray.kill(teacher.replicas[0])
-    for asked, score in zip(REQUESTS, teacher.collect(REQUESTS, AT_IDS, step=1, topk=2), strict=True):
+    scores = teacher.collect(REQUESTS, AT_IDS, step=1, topk=2, hidden=True)
+    for asked, score in zip(REQUESTS, scores, strict=True):
         length = len(asked.response_ids)
         assert score.length == length and not score.valid.any() and score.log_q.isnan().all()
         assert score.at_ids_log_q is not None and score.at_ids_log_q.shape == (length, 3)
         assert score.topk_log_q is not None and score.topk_log_q.shape == (length, 2)
+        assert score.hidden is None, "no answer ever told H"
     assert "test_0 lost 16 rollouts, their tokens are masked" in caplog.text
+
+
+def test_lost_rows_look_like_the_answered_ones_of_the_same_batch(cluster: None) -> None:
+    """A request that kills whoever reads it takes both replicas with it, one after the other."""
+
+    def ones(length: int) -> TeacherScore:
+        valid = torch.ones(length, dtype=torch.bool)
+        return TeacherScore(torch.zeros(length), valid, hidden=torch.ones(length, 7, dtype=torch.bfloat16))
+
+    class Mortal:
+        def collect(self, requests: list[Any], *_: Any) -> list[bytes]:
+            if any(item[0].startswith("0_") for item in requests):
+                os._exit(1)
+            asked = [ScoreRequest(*item[:3]) for item in requests]
+            return [encode(ones(len(r.response_ids)), r.key, r.checksum) for r in asked]
+
+        def ping(self) -> int:
+            return 0
+
+    remote: Any = ray.remote(concurrency_groups={"control": 1})(Mortal)  # type: ignore[call-overload]
+    teacher = TeacherPool([remote.remote() for _ in range(2)], "test", 60.0)
+    lost_to = teacher.replica_of("0_0")
+    scores = teacher.collect(REQUESTS, None, step=1, hidden=True)
+    for asked, score in zip(REQUESTS, scores, strict=True):
+        assert score.hidden is not None and score.hidden.dtype == torch.bfloat16
+        assert score.hidden.shape == (len(asked.response_ids), 7)
+        lost = teacher.replica_of(asked.key) == lost_to
+        assert score.hidden.isnan().all() if lost else (score.hidden == 1).all()
+
+
+def test_the_head_comes_while_all_collects_wait_and_after_a_restart(cluster: None) -> None:
+    class Busy:
+        def __init__(self, head: LMHead) -> None:
+            self.head = head
+
+        def ping(self) -> int:
+            return os.getpid()
+
+        def collect(self) -> None:
+            time.sleep(600)
+
+        def lm_head(self) -> LMHead:
+            return self.head
+
+    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    sent = LMHead(weight, torch.arange(5).bfloat16(), scale=0.5, softcap=30.0, temperature=0.7)
+    teacher = with_actors(Busy, 1, sent)
+    replica: Any = teacher.replicas[0]
+    pid: Any = ray.get(replica.ping.options(concurrency_group="control").remote())
+    waiting = [replica.collect.remote() for _ in range(8)]
+    for attempt in range(2):
+        begin, got = time.monotonic(), teacher.lm_head()
+        assert time.monotonic() - begin < 50
+        assert got.weight.dtype == torch.bfloat16 and torch.equal(got.weight, sent.weight)
+        assert got.bias is not None and torch.equal(got.bias, torch.arange(5).bfloat16())
+        assert (got.scale, got.softcap, got.temperature) == (0.5, 30.0, 0.7)
+        if not attempt:
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(RayActorError):
+                ray.get(waiting[0])
+    ray.kill(replica)
 
 
 def test_a_silent_replica_times_out_into_missing(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -386,6 +471,9 @@ def test_a_teacher_without_hidden_states_keeps_little_and_refuses_questions_abou
     assert bare.stats()["state_bytes"] == 6 * (4 + 4 + 4) < kept.stats()["state_bytes"]
     with pytest.raises(ValueError, match="keep_hidden"):
         bare.collect([(*item(asked), np.zeros((6, 2), np.int32))], step=1)
+    with pytest.raises(ValueError, match="hidden states asked of a teacher that keeps no hidden states"):
+        ask(bare, [asked], step=1, hidden=True)
+    assert torch.equal(bare.lm_head().weight, kept.lm_head().weight), "the head is there all the same"
 
 
 def test_stats_count_what_was_scored_before_it_was_asked_for(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig
 
+from opd_verl.fused.rows import Workspace
 from opd_verl.teacher.batching import plan_batches
 from opd_verl.teacher.score import ScoreRequest
 from opd_verl.teacher.scorer import RolloutState, Scorer
@@ -157,9 +158,9 @@ def test_plan_covers_each_request_once_within_the_budget(lengths: Sequence[int],
 def test_at_most_chunk_rows_of_logits_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(tiny_qwen3(VOCAB), LIMIT, chunk_rows=8)
     shapes: list[tuple[int, ...]] = []
-    original = type(scorer.head).logits
+    original = Workspace.logits
     monkeypatch.setattr(
-        type(scorer.head), "logits", lambda self, h: shapes.append((len(h), len(self.weight))) or original(self, h)
+        Workspace, "logits", lambda self, h: shapes.append(tuple(self.logits_CV.shape)) or original(self, h)
     )
     scorer.score(MIXED)
     assert max(rows for rows, _ in shapes) == 8 and {ids for _, ids in shapes} == {LIMIT}

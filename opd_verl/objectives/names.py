@@ -1,0 +1,82 @@
+"""The choices that an objective is composed of, by the names that the config uses."""
+
+from enum import StrEnum
+
+
+class Support(StrEnum):
+    """The token ids S_t that an objective looks at (METHODS 1.3)."""
+
+    sampled = "sampled"
+    """The sampled token y_t alone."""
+    student_topk = "student_topk"
+    """The k most likely ids of the student that sampled the rollout."""
+    teacher_topk = "teacher_topk"
+    """The k most likely ids of the teacher."""
+    union = "union"
+    """Both top-k."""
+    intersection = "intersection"
+    """Ids in both top-k: overlap only."""
+    symmetric_difference = "symmetric_difference"
+    """Ids in one top-k but not in the other: non-overlap only."""
+    full = "full"
+    """The whole vocabulary."""
+
+
+class Divergence(StrEnum):
+    """What is measured between student p and teacher q."""
+
+    reverse = "reverse"
+    """KL(p || q)."""
+    forward = "forward"
+    """KL(q || p)."""
+    jsd = "jsd"
+    """beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p."""
+
+
+class Tail(StrEnum):
+    """What happens to the probability outside the support."""
+
+    renorm = "renorm"
+    """Both sides are renormalised on the support (the papers)."""
+    none = "none"
+    """Raw masses; the sum can be negative."""
+    bucket = "bucket"
+    """One extra symbol holds everything outside the support."""
+    generalised = "generalised"
+    """Raw masses plus the term that makes each summand non-negative: `- p + q` (reverse), `- q + p` (forward)."""
+    renorm_teacher = "renorm_teacher"
+    """The teacher renormalised on the support, the student's full softmax (EOPD eq. 10)."""
+
+
+class Weighting(StrEnum):
+    """The weight of each support token in the policy-gradient top-k (METHODS 1.4)."""
+
+    student = "student"
+    """The student's probability, renormalised on the support."""
+    teacher = "teacher"
+    """The teacher's, renormalised on the support."""
+    uniform = "uniform"
+    """1."""
+
+
+class Placement(StrEnum):
+    """Where the extra forward KL applies (METHODS 1.5, EOPD 5.6)."""
+
+    none = "none"
+    gated = "gated"
+    """Where the teacher's full-vocabulary entropy exceeds tau."""
+    full = "full"
+    random = "random"
+    """A seeded share of every rollout's positions."""
+
+
+class Truncation(StrEnum):
+    """What becomes of a rollout that hit the length limit without an end-of-sequence token (METHODS 1.7)."""
+
+    keep = "keep"
+    mask = "mask"
+    """No distillation on it; verl's entropy and reference-KL terms still see it."""
+    mask_tail = "mask_tail"
+    """No distillation on its last tokens."""
+    drop = "drop"
+    """No term sees it, and a task reward's group statistics leave it out."""

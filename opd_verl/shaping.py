@@ -1,0 +1,85 @@
+"""From r_t to the advantage of distillation (METHODS 1.7): clamp, reward-to-go, entropy shaping.
+
+Shapes: B rollouts, R response tokens. Nothing here carries a gradient.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from opd_verl.inputs import RewardInputs
+
+if TYPE_CHECKING:
+    from opd_verl.config import AdvantageConfig
+
+
+def clamp_reward(reward: Tensor, clamp: float | None) -> Tensor:
+    """r_t limited to [-clamp, clamp], nats; None: as it is."""
+    return reward if clamp is None else reward.clamp(-clamp, clamp)
+
+
+def discounted_suffix_sum(values: Tensor, gamma: float) -> Tensor:
+    """`sum_{t' >= t} gamma^(t' - t) values_t'` along the last dimension, float64; 0^0 = 1.
+
+    Doubling: after n rounds a position holds the sum of 2^n terms, and adds gamma^(2^n) times the sum that starts
+    2^n further on. Only positive powers of gamma occur, so nothing overflows or cancels at any length.
+    """
+    total, factor, step = values.double(), gamma, 1
+    while step < total.shape[-1]:
+        total = total + factor * pad(total[..., step:], (0, step))
+        factor, step = factor * factor, 2 * step
+    return total
+
+
+def reward_to_go(reward: Tensor, mask: Tensor, gamma: float, length_normalise: bool) -> Tensor:
+    """`R_t = sum_{t' >= t} gamma^(t' - t) r_t'` [B, R], nats (MiniLLM); 0 where masked.
+
+    gamma = 0 is r_t itself, to the bit. `t' - t` counts positions; masked tokens contribute nothing to any sum.
+
+    Args:
+        reward: r_t [B, R], nats; may hold anything where masked.
+        mask: 1 on response tokens [B, R].
+        gamma: discount per position, in [0, 1].
+        length_normalise: divides by `sum_{t' >= t} gamma^(t' - t) mask_t'`: with gamma 1, the mean of the remaining
+            rewards.
+    """
+    present = mask.bool()
+    own = torch.where(present, reward, 0.0)
+    if gamma == 0:
+        return own
+    total = discounted_suffix_sum(own, gamma)
+    if length_normalise:
+        total = total / discounted_suffix_sum(present, gamma)
+    return torch.where(present, total, 0.0).to(reward.dtype)
+
+
+def shape_advantage(advantage: Tensor, entropy: Tensor, alpha: float, kappa: float) -> Tensor:
+    """`A_t + min(alpha H_t, |A_t| / kappa)` (EOPD eq. 11); the sign of A_t stays, for kappa > 1.
+
+    Args:
+        advantage: A_t [B, R], nats.
+        entropy: full-vocabulary student entropy H_t [B, R], nats; detached.
+        alpha: the paper's 0.1; 0 leaves A_t as it is.
+        kappa: the paper's 2.
+    """
+    return advantage + torch.minimum(alpha * entropy.detach(), advantage.abs() / kappa)
+
+
+def shaped_advantage(reward: Tensor, inputs: RewardInputs, config: "AdvantageConfig") -> Tensor:
+    """r_t clamped, summed over what follows, shaped by the student's entropy [B, R], nats, in this order.
+
+    The default settings give r_t to the bit. 0 where masked.
+
+    Args:
+        reward: r_t [B, R], nats.
+        inputs: its mask and student entropy are read.
+        config: `opd.advantage`.
+    """
+    clamped = clamp_reward(reward, config.clamp)
+    advantage = reward_to_go(clamped, inputs.mask, config.gamma, config.length_normalise)
+    if config.shaping_alpha == 0:
+        return advantage
+    shaped = shape_advantage(advantage, inputs.student_entropy, config.shaping_alpha, config.shaping_kappa)
+    return torch.where(inputs.mask.bool(), shaped, 0.0)

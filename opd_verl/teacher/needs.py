@@ -1,0 +1,29 @@
+"""What the `opd:` section makes us ask of the teacher: how many of its most likely ids, and hidden states."""
+
+from opd_verl.config import OpdConfig
+from opd_verl.objectives.names import Placement, Support
+
+TEACHER_SIDED = (Support.teacher_topk, Support.union, Support.intersection, Support.symmetric_difference)
+"""Supports made of the teacher's top-k, alone or with the student's (METHODS 1.3)."""
+
+
+def teacher_topk(opd: OpdConfig) -> int:
+    """The largest teacher top-k that the objective or the extra forward KL reads; 0: none."""
+    objective = opd.objective.k if opd.objective.support in TEACHER_SIDED else 0
+    forward_kl = opd.forward_kl.k if opd.forward_kl.placement is not Placement.none else 0
+    return max(objective, forward_kl)
+
+
+def student_topk(opd: OpdConfig) -> int:
+    """The student top-k at whose ids the teacher is asked late, for the objective or for reward hooks; 0: none."""
+    return opd.objective.k
+
+
+def needs_hidden(opd: OpdConfig) -> bool:
+    """Whether the teacher's hidden states travel to the student: the whole vocabulary's q_t is formed there."""
+    return opd.objective.support is Support.full
+
+
+def keeps_hidden(opd: OpdConfig) -> bool:
+    """Whether the teacher must keep hidden states after scoring: for ids named later, or to hand them out."""
+    return student_topk(opd) > 0 or needs_hidden(opd)
