@@ -60,7 +60,7 @@ def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
     0.3% of every token's probability untrained; the toy's whole vocabulary costs nothing.
     """
     teacher = []
-    if recipe.startswith("opd"):
+    if recipe != "grpo":
         teacher = [f"opd.teacher.path={hydra_value(paths.teacher)}", "opd.seed_rollouts=true"]
     if recipe == "opd_topk":
         teacher.append(f"opd.objective.k={len(AutoTokenizer.from_pretrained(paths.student))}")
@@ -76,7 +76,7 @@ def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
         "data.train_batch_size=128",
         f"data.seed={seed}",
         f"actor_rollout_ref.rollout.seed={seed}",
-        f"actor_rollout_ref.rollout.n={8 if recipe == 'grpo' else 1}",
+        f"actor_rollout_ref.rollout.n={8 if recipe.endswith('grpo') else 1}",
         "actor_rollout_ref.actor.ppo_mini_batch_size=32",
         "actor_rollout_ref.actor.optim.lr=3e-4",
         "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine",

@@ -74,9 +74,12 @@ def made_with(todo: Sequence[Pupil], seed: int) -> dict[str, object]:
     return {"seed": seed, "problems": sizes, "models": models}
 
 
-def prepare(paths: Paths, seed: int) -> PreTrainedTokenizerFast:
-    """Tokenizer, data, teacher and student under `paths.root`, unless they are there, made with the same settings."""
-    done, todo = paths.root / DONE, pupils(paths, seed)
+def prepare(paths: Paths, seed: int, todo: Sequence[Pupil] | None = None) -> PreTrainedTokenizerFast:
+    """Tokenizer, data, teacher and student under `paths.root`, unless they are there, made with the same settings.
+
+    `todo`: the teacher and the student; None: the quickstart's own.
+    """
+    done, todo = paths.root / DONE, todo or pupils(paths, seed)
     settings = made_with(todo, seed)
     if done.exists() and json.loads(done.read_text()).get("settings") == settings:
         print(f"reusing the models and data in {paths.root}")

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from opd_verl.quickstart.task import careless_solution, problem_stream
+from opd_verl.quickstart.task import careless_solution, open_lines, problem_stream
 from opd_verl.quickstart.tokenizer import encode_prompts, encode_responses, pad_id
 
 IGNORED = -100
@@ -39,6 +39,8 @@ class SftSettings:
     """Probability that the data's author forgets a carry; 0 for correct work."""
     seed: int = 0
     """Seed of the data."""
+    openers: tuple[float, ...] = ()
+    """Weights of the letters that open a line (see `open_lines`); empty: no letters."""
 
 
 # The student's author forgets most carries: its own greedy answer is then wrong whenever the sum has a carry.
@@ -77,6 +79,8 @@ def batches(tokenizer: PreTrainedTokenizerFast, settings: SftSettings) -> Iterat
     while True:
         problems = list(islice(stream, settings.batch))
         solutions = [careless_solution(problem, settings.forget, rng) for problem in problems]
+        if settings.openers:
+            solutions = [open_lines(text, settings.openers, rng) for text in solutions]
         prompts, responses = encode_prompts(tokenizer, problems), encode_responses(tokenizer, solutions)
         yield collate(prompts, responses, pad_id(tokenizer))
 

@@ -98,6 +98,15 @@ def careless_solution(problem: Problem, forget: float, rng: random.Random) -> st
     return solution(problem, [rng.random() < forget for _ in range(COLUMNS)])
 
 
+def open_lines(text: str, weights: Sequence[float], rng: random.Random) -> str:
+    """Begins every line but the last with a letter drawn by `weights`: a, b, c, ... Where they are alike, each such
+    place is a fork at which all continuations are equally good.
+    """
+    letters = [chr(ord("a") + index) for index in range(len(weights))]
+    *lines, last = text.split("\n")
+    return "\n".join([*(f"{rng.choices(letters, weights)[0]} {line}" for line in lines), last])
+
+
 def rows(split: Split, problems: Sequence[Problem]) -> list[dict[str, object]]:
     """Problems as rows of verl's parquet format."""
     return [
