@@ -3,9 +3,9 @@
     python -m opd_verl.experiments.findings F3 F4 F5 --seeds 0 1 2 --out runs/findings
     python -m opd_verl.experiments.findings F5 --seeds 0 --steps 4 --out runs/try
 
-Models are the quickstart's; F3 needs a teacher that is uncertain somewhere, so that its models open every line with a
-Models are the quickstart's; F3 needs a teacher that is uncertain somewhere, so its models open every line with a letter:
-eight of them, equally good for the teacher and not for the student. What is there already is not run again.
+Models are the quickstart's. F3 needs a teacher that is uncertain somewhere, so its models open every line with one of
+eight letters, equally good for the teacher and not for the student. What is there already is not run again.
+"""
 
 import argparse
 import json
