@@ -76,7 +76,7 @@ class OpdEngine(FSDPEngineWithLMHead):
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """verl's inputs; on the fused path the LM head is told what to answer and on which rows."""
         inputs, args = super().prepare_model_inputs(micro_batch)
-        rows = tu.get_non_tensor_data(micro_batch, FUSED_ROWS, default=-1)
+        rows: Any = tu.get_non_tensor_data(micro_batch, FUSED_ROWS, default=-1)
         self.request = self.head_request(micro_batch, args, rows)
         if rows >= 0:
             self.switch.request = self.request
@@ -98,10 +98,11 @@ class OpdEngine(FSDPEngineWithLMHead):
                 rows=rows if rows > 0 else None,
             )
         at_teacher = tu.get_non_tensor_data(micro_batch, AT_TEACHER_TOPK, default=False)
+        topk: Any = tu.get_non_tensor_data(micro_batch, STUDENT_TOPK, default=0)
         return LogProbPass(
             tokens=micro_batch["responses"].values(),
             teacher_ids=micro_batch[TEACHER_FIELDS.ids].values() if at_teacher else None,
-            topk=tu.get_non_tensor_data(micro_batch, STUDENT_TOPK, default=0),
+            topk=topk,
             temperature=temperature,
             rows=rows if rows > 0 else None,
         )

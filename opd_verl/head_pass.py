@@ -155,7 +155,7 @@ class HeadSwitch:
         self.request: HeadRequest | None = None
         self.select: Callable[[Tensor], Tensor] = lambda hidden: hidden
         self.names: tuple[str, ...] = ()
-        layer.forward = self.forward
+        layer.forward = self.forward  # type: ignore[method-assign]
 
     def forward(self, hidden: Tensor) -> Any:
         """`hidden` [1, T, H] packed or [B, L, H] padded; logits, or the request's answers."""

@@ -117,15 +117,15 @@ def usable(inputs: RewardInputs, tokens: TokenConfig) -> Tensor:
 
 
 def kept_tokens(name: str, inputs: RewardInputs) -> Tensor:
-    """Unmasked tokens that the named mask keeps, bool [B, R].
+    """Tokens that the named mask keeps, bool [B, R]; without meaning where the mask is 0.
 
     Raises:
-        ValueError: a value other than 0 and 1.
+        ValueError: a value other than 0 and 1 on an unmasked token.
     """
-    present, kept = inputs.mask.bool(), call(MASK_HOOKS, name, inputs)
-    if not ((kept == 0) | (kept == 1) | ~present).all():
+    kept = call(MASK_HOOKS, name, inputs)
+    if not ((kept == 0) | (kept == 1) | ~inputs.mask.bool()).all():
         raise ValueError(f"token mask {name!r} returned values other than 0 and 1; register it as a weight")
-    return present & (kept == 1)
+    return kept == 1
 
 
 def token_weight(name: str, inputs: RewardInputs) -> Tensor:

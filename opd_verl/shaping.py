@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from opd_verl.inputs import RewardInputs
 
@@ -23,14 +22,13 @@ def clamp_reward(reward: Tensor, clamp: float | None) -> Tensor:
 def discounted_suffix_sum(values: Tensor, gamma: float) -> Tensor:
     """`sum_{t' >= t} gamma^(t' - t) values_t'` along the last dimension, float64; 0^0 = 1.
 
-    Doubling: after n rounds a position holds the sum of 2^n terms, and adds gamma^(2^n) times the sum that starts
-    2^n further on. Only positive powers of gamma occur, so nothing overflows or cancels at any length.
+    The recursion `S_t = values_t + gamma S_{t+1}` from the end: only products with gamma, no division by its powers, so
+    nothing overflows or vanishes at any length.
     """
-    total, factor, step = values.double(), gamma, 1
-    while step < total.shape[-1]:
-        total = total + factor * pad(total[..., step:], (0, step))
-        factor, step = factor * factor, 2 * step
-    return total
+    total = values.double().movedim(-1, 0).clone(memory_format=torch.contiguous_format)  # a row per step
+    for position in range(len(total) - 2, -1, -1):
+        total[position] += gamma * total[position + 1]
+    return total.movedim(0, -1)
 
 
 def reward_to_go(reward: Tensor, mask: Tensor, gamma: float, length_normalise: bool) -> Tensor:

@@ -119,7 +119,8 @@ def make_loss(actor: DictConfig, opd: OpdConfig) -> OpdLoss:
         "policy_only": {"entropy_coeff": 0.0, "use_kl_loss": False},
         "regularisers": {"policy_loss": {"loss_mode": "opd_none"}},
     }
-    configs: Any = {name: omega_conf_to_dataclass(OmegaConf.merge(actor, change)) for name, change in changes.items()}
+    merged: Any = {name: OmegaConf.merge(actor, change) for name, change in changes.items()}
+    configs: Any = {name: omega_conf_to_dataclass(config) for name, config in merged.items()}
     terms = make_terms(opd, configs["config"].clip_ratio_low, configs["config"].clip_ratio_high)
     return OpdLoss(**configs, terms=terms, own_tokens=not opd.mix.task)
 

@@ -4,22 +4,18 @@ Where the loss is a weighted sum over tokens whose weights are known beforehand,
 while its probabilities are at hand; the backward pass only hands it on.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from opd_verl.fused.full_chunk import FullChunk
 from opd_verl.fused.head import LMHead
 from opd_verl.fused.rows import ChunkSizes, HeadWeights, Workspace, parts
 from opd_verl.fused.sums import GradientSums
-from opd_verl.fused.topk import block_topk
-from opd_verl.objectives.divergence import full_slope
+from opd_verl.fused.support_chunk import SupportChunk, TokenLoss
 from opd_verl.objectives.names import Divergence
-
-TokenLoss = Callable[[Tensor, slice], Tensor]
-"""(log-probs [C, M] of a chunk, which rows these are) -> loss per token [C]; differentiable."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +67,7 @@ def fused_support_loss(
         topk: how many of the student's most likely ids to return beside.
         rows: rows of logits that exist at one time; None: what suits the device.
     """
-    chunk_loss = _SupportChunk(ids_NM.long().clamp(min=0), token_loss, weights_N.float(), temperature_N, topk)
+    chunk_loss = SupportChunk(ids_NM.long().clamp(min=0), token_loss, weights_N.float(), temperature_N, topk)
     return _apply(hidden_NH, head, chunk_loss, rows)
 
 
@@ -102,7 +98,7 @@ def fused_full_divergence(
     """
     sizes = ChunkSizes.of(hidden_NH.device, rows)
     space = Workspace(teacher_head.weight, teacher_head.bias, sizes, len(hidden_NH))
-    chunk_loss = _FullChunk(
+    chunk_loss = FullChunk(
         ids_NM=tokens_N.long()[:, None],
         teacher_hidden_NG=teacher_hidden_NG,
         teacher_head=teacher_head,
@@ -119,78 +115,6 @@ def _apply(hidden_NH: Tensor, head: HeadWeights, chunk_loss: ChunkLoss, rows: in
     sizes = ChunkSizes.of(hidden_NH.device, rows)
     found: Any = _LossInForward.apply(hidden_NH, head.weight, head.bias, head.limit, chunk_loss, sizes)
     return FusedLoss(*found)
-
-
-@dataclass(frozen=True, eq=False)
-class _SupportChunk:
-    """dz = (scatter(g) - p sum g) / temperature with g = w d l / d log p."""
-
-    ids_NM: Tensor
-    token_loss: TokenLoss
-    weights_N: Tensor
-    temperature_N: Tensor | None
-    topk: int
-
-    def __call__(self, space: Workspace, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
-        ids_CM = self.ids_NM[chunk]
-        log_p_CM = torch.empty(ids_CM.shape, dtype=torch.float32, device=logits_CV.device)
-        topk_ids_CK = torch.empty(len(ids_CM), self.topk, dtype=torch.long, device=logits_CV.device)
-        for block in parts(len(logits_CV), space.block):
-            heat_B = None if self.temperature_N is None else self.temperature_N[chunk][block]
-            scaled_BV, probs_BV, lse_B = space.softmax(logits_CV[block], heat_B)
-            log_p_CM[block] = scaled_BV.gather(-1, ids_CM[block]) - lse_B[:, None]
-            if self.topk:
-                topk_ids_CK[block] = block_topk(scaled_BV, self.topk)[1]
-            logits_CV[block] = probs_BV
-        losses_C, slope_CM = self.slopes(log_p_CM, chunk)
-        if self.temperature_N is not None:
-            slope_CM = slope_CM / self.temperature_N[chunk, None]
-        total_C1 = slope_CM.sum(-1, keepdim=True)
-        logits_CV.mul_(-total_C1)
-        # At the support the two terms nearly cancel where the student is close: formed in float32 from log p itself.
-        same_CMM = ids_CM[:, :, None] == ids_CM[:, None, :]
-        at_ids_CM = (same_CMM * slope_CM[:, None, :]).sum(-1) - log_p_CM.exp() * total_C1
-        logits_CV.scatter_(-1, ids_CM, at_ids_CM.to(logits_CV.dtype))
-        return losses_C, log_p_CM, topk_ids_CK
-
-    def slopes(self, log_p_CM: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-        """l_t [C] and w_t d l_t / d log p [C, M]."""
-        with torch.enable_grad():
-            leaf_CM = log_p_CM.detach().requires_grad_()
-            losses_C = self.token_loss(leaf_CM, chunk).float()
-            (slope_CM,) = torch.autograd.grad((losses_C * self.weights_N[chunk]).sum(), leaf_CM)
-        return losses_C.detach(), slope_CM
-
-
-@dataclass(frozen=True, eq=False)
-class _FullChunk:
-    """dz = w d D / dz / temperature, closed form (`full_slope`)."""
-
-    ids_NM: Tensor
-    teacher_hidden_NG: Tensor
-    teacher_head: LMHead
-    teacher_space: Workspace
-    divergence: Divergence
-    beta: float
-    weights_N: Tensor
-    temperature_N: Tensor | None
-
-    def __call__(self, space: Workspace, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
-        ids_CM = self.ids_NM[chunk]
-        log_p_CM = torch.empty(ids_CM.shape, dtype=torch.float32, device=logits_CV.device)
-        losses_C = torch.empty(len(ids_CM), dtype=torch.float32, device=logits_CV.device)
-        teacher_CV = self.teacher_space.logits(self.teacher_hidden_NG[chunk])
-        for block in parts(len(logits_CV), space.block):
-            heat_B = None if self.temperature_N is None else self.temperature_N[chunk][block]
-            scaled_BV, _, lse_B = space.softmax(logits_CV[block], heat_B)
-            log_p_BV = scaled_BV.sub_(lse_B[:, None])
-            log_p_CM[block] = log_p_BV.gather(-1, ids_CM[block])
-            log_q_BV = self.teacher_head.finish(teacher_CV[block]).log_softmax(-1)
-            losses_C[block], slope_BV = full_slope(log_p_BV, log_q_BV, self.divergence, self.beta)
-            weight_B = self.weights_N[chunk][block]
-            slope_BV.mul_((weight_B if heat_B is None else weight_B / heat_B)[:, None])
-            logits_CV[block] = slope_BV
-        return losses_C, log_p_CM, ids_CM.new_empty(len(ids_CM), 0)
 
 
 class _LossInForward(torch.autograd.Function):
@@ -219,10 +143,11 @@ class _LossInForward(torch.autograd.Function):
         return total + (losses_N * chunk_loss.weights_N).sum(), losses_N, log_p_NM, topk_ids_NK
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the fused loss was differentiated before; its gradients are given away once")
         found, ctx.gradients = ctx.gradients, None
-        if grad_loss.item() != 1.0:
-            found = tuple(None if grad is None else grad.mul_(grad_loss.to(grad.dtype)) for grad in found)
+        factor = grads[0]
+        if factor.item() != 1.0:
+            found = tuple(None if grad is None else grad.mul_(factor.to(grad.dtype)) for grad in found)
         return (*found, None, None, None)

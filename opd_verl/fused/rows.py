@@ -88,4 +88,9 @@ def entropy(scaled_BV: Tensor, probs_BV: Tensor, logsumexp_B: Tensor) -> Tensor:
     An id whose probability underflows to 0 adds 0 (its log-prob is finite).
     """
     log_p_BV = scaled_BV.sub_(logsumexp_B[:, None])
-    return -torch.bmm(probs_BV[:, None], log_p_BV[:, :, None])[:, 0, 0]
+    return -dot(probs_BV, log_p_BV)
+
+
+def dot(left_BV: Tensor, right_BV: Tensor) -> Tensor:
+    """Sum of products of every row [B], without a [B, V] tensor between."""
+    return torch.bmm(left_BV[:, None], right_BV[:, :, None])[:, 0, 0]
