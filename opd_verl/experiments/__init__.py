@@ -1,1 +1,1 @@
-"""Experiments of the papers that need no language model."""
+"""Experiments that reproduce the papers' findings at a small scale."""

@@ -51,7 +51,7 @@ def topk(name: str, k: int, *more: str) -> Variant:
 
 
 SAMPLED, TOP16 = Variant("sampled", "opd"), topk("top-16", 16)
-COMPAT = "opd.objective.paper_compat=true"
+# One renormalised token has nothing to learn from: the top-1 of F5 is the papers' policy gradient.
 FINDINGS: dict[str, tuple[Variant, ...]] = {
     "F3": (Variant("opd on forks", "opd", forks=True), Variant("eopd on forks", "eopd", forks=True)),
     "F4": (
@@ -59,7 +59,7 @@ FINDINGS: dict[str, tuple[Variant, ...]] = {
         topk("overlap only", 16, "opd.objective.support=intersection"),
         topk("non-overlap only", 16, "opd.objective.support=symmetric_difference"),
     ),
-    "F5": (SAMPLED, topk("top-1", 1), topk("top-1, policy gradient", 1, COMPAT), topk("top-4", 4), TOP16),
+    "F5": (SAMPLED, topk("top-1", 1, "opd.objective.paper_compat=true"), topk("top-4", 4), TOP16),
 }
 
 

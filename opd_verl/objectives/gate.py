@@ -39,6 +39,6 @@ def random_positions(present: Tensor, share: float, seed: int) -> Tensor:
     for row, row_seed in enumerate(seeds):
         positions = present[row].nonzero().squeeze(-1)
         order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(row_seed))
-        count = max(1, int(share * len(positions)))
+        count = max(1, int(share * len(positions) + 1e-9))  # 0.29 * 100 is 28.999999999999996
         chosen[row, positions[order[:count].to(positions.device)]] = True
     return chosen

@@ -7,7 +7,7 @@ TEACHER=${TEACHER:-Qwen/Qwen3-8B}
 STUDENT=${STUDENT:-Qwen/Qwen3-1.7B}
 TRAIN=${TRAIN:?parquet files with the prompts, in the format of verl}
 VAL=${VAL:?parquet files with the test problems}
-RECIPE=${RECIPE:-opd}                   # opd, or opd_topk for the exact objective on the top 16
+RECIPE=${RECIPE:-opd}                   # or opd_topk, opd_full, eopd, opd_grpo
 TRAIN_GPUS=${TRAIN_GPUS:-6}
 TEACHER_GPUS=${TEACHER_GPUS:-2}
 

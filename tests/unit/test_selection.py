@@ -158,6 +158,13 @@ def test_high_divergence_agrees_with_torch() -> None:
     assert high_divergence(reward, mask, 0.9).sum(-1).tolist() == [101] * 3
 
 
+@pytest.mark.parametrize("hundredths", range(1, 100))
+def test_the_token_at_the_quantile_is_kept(hundredths: int) -> None:
+    """0.07 * 100 and 0.29 * 100 are not whole numbers in float64; of 101 tokens the quantile is one of them."""
+    reward = torch.arange(101.0)[None]
+    assert high_divergence(reward, torch.ones(1, 101), hundredths / 100).sum().item() == 101 - hundredths
+
+
 def test_high_divergence_reads_batches_beyond_the_limit_of_torch_quantile() -> None:
     reward = torch.arange(17_000_000.0).view(17, -1)  # torch.quantile refuses more than 16M elements
     assert high_divergence(reward, torch.ones(17, 1, dtype=torch.bool).expand_as(reward), 1.0).sum().item() == 17
