@@ -23,6 +23,8 @@ ULYSSES = (
     "actor_rollout_ref.actor.ulysses_sequence_parallel_size",  # deprecated; verl copies it to the other one
     "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
 )
+NEED_MORE = ("gae", "remax", "gdpo", "optimal_token_baseline", "tir_optimal_token_baseline")
+"""verl's advantage estimators that read a critic's values or other fields which OPD's step does not make."""
 RANGES: dict[str, tuple[float, float]] = {
     "forward_kl.share": (0.0, 1.0),
     "forward_kl.coefficient": (0.0, math.inf),
@@ -61,7 +63,8 @@ def check_support(config: DictConfig, opd: OpdConfig) -> None:
         raise ConfigError("opd.objective.paper_compat", True, problem, "opd.objective.support=student_topk")
     if objective.name is not None and objective.support not in TOPK_SUPPORTS:
         problem = f"an objective of your own reads a top-k, not {objective.support}"
-        raise ConfigError("opd.objective.support", objective.support, problem, "opd.objective.support=student_topk")
+        key, value = "opd.objective.support", objective.support.value
+        raise ConfigError(key, value, problem, "opd.objective.support=student_topk")
 
 
 def check_forward_kl(config: DictConfig, opd: OpdConfig) -> None:
@@ -72,9 +75,8 @@ def check_forward_kl(config: DictConfig, opd: OpdConfig) -> None:
         raise ConfigError("opd.forward_kl.k", opd.forward_kl.k, "needs at least one id", "opd.forward_kl.k=16")
     if opd.objective.support is Support.full:
         problem = "support=full reads the whole vocabulary; the two are not combined"
-        raise ConfigError(
-            "opd.forward_kl.placement", opd.forward_kl.placement, problem, "opd.objective.support=sampled"
-        )
+        key, value = "opd.forward_kl.placement", opd.forward_kl.placement.value
+        raise ConfigError(key, value, problem, "opd.objective.support=sampled")
 
 
 def check_names(config: DictConfig, opd: OpdConfig) -> None:
@@ -83,10 +85,17 @@ def check_names(config: DictConfig, opd: OpdConfig) -> None:
     require_known("opd.tokens.weights", opd.tokens.weights, WEIGHT_HOOKS, "token weight")
     named = [] if opd.objective.name is None else [opd.objective.name]
     require_known("opd.objective.name", named, OBJECTIVE_HOOKS, "objective")
-    if opd.mix.task and opd.mix.estimator not in ADV_ESTIMATOR_REGISTRY:
-        known = ", ".join(sorted(map(str, ADV_ESTIMATOR_REGISTRY)))
-        problem = f"verl has no such advantage estimator (there are: {known})"
-        raise ConfigError("opd.mix.estimator", opd.mix.estimator, problem, "opd.mix.estimator=grpo")
+    if opd.mix.task:
+        check_estimator(opd.mix.estimator)
+
+
+def check_estimator(name: str) -> None:
+    """The task reward's estimator must be there, and make do with task rewards."""
+    known = {str(getattr(one, "value", one)) for one in ADV_ESTIMATOR_REGISTRY} - set(NEED_MORE)
+    if name not in known:
+        problem = "needs more than task rewards" if name in NEED_MORE else "verl has no such advantage estimator"
+        problem = f"{problem} (there are: {', '.join(sorted(known))})"
+        raise ConfigError("opd.mix.estimator", name, problem, "opd.mix.estimator=grpo")
 
 
 def require_known(key: str, names: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -116,7 +125,7 @@ def check_numbers(config: DictConfig, opd: OpdConfig) -> None:
 def check_sequence_parallel(config: DictConfig, opd: OpdConfig) -> None:
     """Under Ulysses a rank holds a slice of every sequence, which neither the fused path nor a support gathers."""
     for key in ULYSSES:
-        if (value := OmegaConf.select(config, key)) <= 1:
+        if (value := OmegaConf.select(config, key, default=1)) <= 1:
             continue
         if opd.fused:
             raise ConfigError(key, value, "the fused LM head does not gather sequence slices", "opd.fused=false")

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from pyarrow.parquet import read_schema
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils.device import get_device_name
 
 from opd_verl.checks.objective import is_exact
@@ -56,6 +57,9 @@ def check_policy_loss(config: DictConfig, opd: OpdConfig) -> None:
         expected = "opd_none" if silent else "opd"
         problem = f"opd.objective.support={opd.objective.support}, opd.mix.task={opd.mix.task} need {expected}"
         raise ConfigError(key, value, problem, f"{key}={expected}")
+    if value not in POLICY_LOSS_REGISTRY:
+        problem = f"verl has no such policy loss (there are: {', '.join(sorted(POLICY_LOSS_REGISTRY))})"
+        raise ConfigError(key, value, problem, f"{key}=opd")
 
 
 def check_rewards(config: DictConfig, opd: OpdConfig) -> None:

@@ -76,21 +76,19 @@ class Workspace:
         return self.scaled_BV[: len(logits_BV)].copy_(logits_BV)
 
     def normalise(self, scaled_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """softmax [B, V] and logsumexp [B] = max - log max p: the largest probability never underflows."""
+        """softmax [B, V] and logsumexp [B] = max - log max p + log sum p.
+
+        The largest probability never underflows; the last term is torch's rounding over a long row, 1e-6 at 150,000.
+        """
         probs_BV = self.probs_BV[: len(scaled_BV)]
         torch.softmax(scaled_BV, dim=-1, out=probs_BV)
-        return probs_BV, scaled_BV.amax(-1) - probs_BV.amax(-1).log()
+        rounding_B = probs_BV.sum(-1).log()
+        return probs_BV, scaled_BV.amax(-1) - probs_BV.amax(-1).log() + rounding_B
 
 
 def entropy(scaled_BV: Tensor, probs_BV: Tensor, logsumexp_B: Tensor) -> Tensor:
-    """H = -sum p log p [B] in nats, from a block's softmax; leaves log p in `scaled_BV`.
+    """H = -sum p log p [B] in nats, from a block's softmax; `scaled_BV` is overwritten.
 
     An id whose probability underflows to 0 adds 0 (its log-prob is finite).
     """
-    log_p_BV = scaled_BV.sub_(logsumexp_B[:, None])
-    return -dot(probs_BV, log_p_BV)
-
-
-def dot(left_BV: Tensor, right_BV: Tensor) -> Tensor:
-    """Sum of products of every row [B], without a [B, V] tensor between."""
-    return torch.bmm(left_BV[:, None], right_BV[:, :, None])[:, 0, 0]
+    return -scaled_BV.sub_(logsumexp_B[:, None]).mul_(probs_BV).sum(-1)

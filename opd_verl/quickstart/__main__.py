@@ -22,7 +22,7 @@ from opd_verl.quickstart.prepare import check_contract, eval_problems, prepare
 from opd_verl.quickstart.report import ModelResult, Result, draw_curves, print_table, write_json
 
 EVAL_SAMPLES = 8
-RECIPES = ("opd_topk", "opd", "grpo")
+RECIPES = ("opd_topk", "opd", "opd_full", "eopd", "opd_grpo", "grpo")
 
 
 def measure(model: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> ModelResult:

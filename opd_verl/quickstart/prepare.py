@@ -71,7 +71,7 @@ def made_with(todo: Sequence[Pupil], seed: int) -> dict[str, object]:
     """The settings that decide what is prepared, as JSON holds them."""
     models = [asdict(pupil) | {"directory": pupil.directory.name} for pupil in todo]
     sizes = {"columns": COLUMNS, "train": TRAIN_PROMPTS, "heldout": HELDOUT_PROMPTS, "stop": STOP_PROBLEMS}
-    return {"seed": seed, "problems": sizes, "models": models}
+    return json.loads(json.dumps({"seed": seed, "problems": sizes, "models": models}))
 
 
 def prepare(paths: Paths, seed: int, todo: Sequence[Pupil] | None = None) -> PreTrainedTokenizerFast:

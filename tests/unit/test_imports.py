@@ -42,8 +42,9 @@ def short(path: Path) -> str:
 
 def only_for_types(node: ast.AST) -> bool:
     """Whether this is `if TYPE_CHECKING:` without an else, which never runs."""
-    named = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    return named and not node.orelse
+    if not isinstance(node, ast.If) or node.orelse:
+        return False
+    return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def what_runs(node: ast.AST) -> Iterator[ast.AST]:

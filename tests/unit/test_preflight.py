@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hydra._internal.callbacks import Callbacks
 from omegaconf import DictConfig, OmegaConf
-from test_recipes import Finished, compose_ppo, run_main
+from test_recipes import OPD_RECIPES, Finished, compose_ppo, run_main
 from tiny_models import save_tiny_qwen3, tiny_tokenizer
 from transformers import AutoConfig
 
@@ -27,6 +29,9 @@ OTHER_MACHINE = ["trainer.device=cuda"] if cpu_selected() else ["cluster=cpu"]
 STUDENT, TEACHER = "actor_rollout_ref.model.path", "opd.teacher.path"
 ACTOR, SP = "actor_rollout_ref.actor", "ulysses_sequence_parallel_size"
 LOSS_MODE = f"{ACTOR}.policy_loss.loss_mode"
+PLACEMENT = "opd.forward_kl.placement"
+TOPK_SUPPORTS = ["student_topk", "teacher_topk", "union", "intersection", "symmetric_difference"]
+OBJECTIVE_OF_A_USER = "an_objective_of_a_test_user"
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     for name, rows in (("student_120", 120), ("teacher_104", 104), ("too_few_rows", VOCAB - 8)):
         save_config(found.root / name, vocab_size=rows)
     save_config(found.root / "short_context", max_position_embeddings=70)
+    save_config(found.root / "softcapped", final_logit_softcapping=30.0)
+    save_config(found.root / "scaled", logits_scaling=8.0)
+    save_config(found.root / "not_scaled", logits_scaling=1.0)
     save_config(found.root / "other_tokenizer", tokenizer=tiny_tokenizer(VOCAB - 1))
     other_eos = tiny_tokenizer(VOCAB)
     other_eos.eos_token = "w2"
@@ -71,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return found
 
 
-def save_config(folder: Path, tokenizer: Any = None, **changes: int) -> Path:
+def save_config(folder: Path, tokenizer: Any = None, **changes: float) -> Path:
     """A model folder without weights: the checks read none."""
     config = AutoConfig.for_model(
         "qwen3", **{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "hidden_size": 32} | changes
@@ -110,7 +118,7 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
         ["opd.objective.support=all"],
         "opd.objective.support",
         "all",
-        "expected one of [sampled, student_topk]",
+        "expected one of [sampled, student_topk, teacher_topk, union,",
         "recipe/opd.yaml",
     ),
     "other tokenizer": (
@@ -185,13 +193,13 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
     ),
     "k negative": (["opd.objective.k=-1"], "opd.objective.k", -1, "needs k >= 1", "opd.objective.k=16"),
     "support without its loss": (
-        ["opd.objective.support=student_topk"],
+        ["opd.objective.support=student_topk", "opd.objective.k=16"],
         LOSS_MODE,
         "opd",
-        "needs opd_none",
+        "opd.objective.support=student_topk, opd.mix.task=0.0 need opd_none",
         f"{LOSS_MODE}=opd_none",
     ),
-    "verl's loss": ([f"{LOSS_MODE}=vanilla"], LOSS_MODE, "vanilla", "needs opd", f"{LOSS_MODE}=opd"),
+    "unknown loss": ([f"{LOSS_MODE}=nope"], LOSS_MODE, "nope", "vanilla", f"{LOSS_MODE}=opd"),
     "unknown hook": (["opd.rewards=[nope]"], "opd.rewards", "nope", "there are: reverse_kl", "opd.plugins"),
     "no hook": (["opd.rewards=[]"], "opd.rewards", [], "nothing to learn from", "opd.rewards=[reverse_kl]"),
     "no plugin module": (
@@ -294,10 +302,193 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
 """Every bad input that this project knows of: recipe=opd with one thing changed."""
 REFUSED_TOPK: dict[str, tuple[list[str], str, Any, str, str]] = {
     "k 0 with a top-k support": (["opd.objective.k=0"], "opd.objective.k", 0, "needs k >= 1", "opd.objective.k=16"),
-    "ulysses": ([f"{ACTOR}.fsdp_config.{SP}=2"], f"{ACTOR}.fsdp_config.{SP}", 2, "not gathered", f"{SP}=1"),
-    "ulysses by its old key": ([f"{ACTOR}.{SP}=2"], f"{ACTOR}.{SP}", 2, "not gathered", f"{SP}=1"),
+    "ulysses": (["opd.fused=false", f"{ACTOR}.{SP}=2"], f"{ACTOR}.{SP}", 2, "not gathered", f"{SP}=1"),
 }
 """The same for recipe=opd_topk."""
+
+
+LOW, HIGH = "must lie in 0.0 .. 1.0", "must lie in 0.0 .. inf"
+NOT_A_NUMBER_HERE: dict[str, tuple[float, str]] = {
+    "opd.forward_kl.share": (1.5, LOW),
+    "opd.forward_kl.coefficient": (-1.0, HIGH),
+    "opd.tokens.share": (1.01, LOW),
+    "opd.tokens.low_entropy": (-0.1, HIGH),
+    "opd.tokens.divergence_quantile": (-0.5, LOW),
+    "opd.tokens.first_position": (-1, "must lie in 0 .. inf"),
+    "opd.tokens.correct": (-1.0, HIGH),
+    "opd.tokens.incorrect": (-0.5, HIGH),
+    "opd.tokens.tail_tokens": (0, "must lie in 1 .. inf"),
+    "opd.tokens.half_life": (0.0, "must be positive"),
+    "opd.advantage.gamma": (1.01, LOW),
+    "opd.advantage.shaping_alpha": (-0.1, HIGH),
+    "opd.advantage.shaping_kappa": (0.0, "must be positive"),
+    "opd.advantage.clamp": (-1.0, "must be positive"),
+    "opd.mix.opd": (-1.0, HIGH),
+    "opd.mix.task": (-0.5, HIGH),
+    "opd.fused_rows": (0, "must be positive"),
+}
+"""A value outside the range of every number of the section, and what the message says."""
+SILENT = f"{LOSS_MODE}=opd_none"
+TOPK = ["opd.objective.support=student_topk", "opd.objective.k=16", SILENT]
+REFUSED_OBJECTIVE: dict[str, tuple[list[str], str, Any, str, str]] = {
+    **{
+        f"k 0 with {support}": (
+            [f"opd.objective.support={support}", SILENT],
+            "opd.objective.k",
+            0,
+            "a top-k support needs k >= 1",
+            "opd.objective.k=16",
+        )
+        for support in TOPK_SUPPORTS
+    },
+    **{
+        f"jsd with beta {beta}": (
+            [*TOPK, "opd.objective.divergence=jsd", f"opd.objective.beta={beta}"],
+            "opd.objective.beta",
+            beta,
+            "must lie between 0 and 1",
+            "opd.objective.beta=0.5",
+        )
+        for beta in (0.0, 1.0, -0.5)
+    },
+    **{
+        f"paper_compat on {support}": (
+            [f"opd.objective.support={support}", "opd.objective.k=16", "opd.objective.paper_compat=true", *loss],
+            "opd.objective.paper_compat",
+            True,
+            f"paper_compat is a policy gradient on a top-k, not on {support}",
+            "opd.objective.support=student_topk",
+        )
+        for support, loss in {"sampled": [], "full": [SILENT]}.items()
+    },
+    **{
+        f"an objective of the user's on {support}": (
+            [f"opd.objective.support={support}", f"opd.objective.name={OBJECTIVE_OF_A_USER}", SILENT],
+            "opd.objective.support",
+            support,
+            f"reads a top-k, not {support}",
+            "opd.objective.support=student_topk",
+        )
+        for support in ("sampled", "full")
+    },
+    "unknown objective": (
+        [*TOPK, "opd.objective.name=nope"],
+        "opd.objective.name",
+        "nope",
+        "no such objective (there are: ",
+        "opd.plugins",
+    ),
+    "unknown mask": (["opd.tokens.masks=[drop_q3,nope]"], "opd.tokens.masks", "nope", "drop_q3", "opd.plugins"),
+    "a weight is not a mask": (
+        ["opd.tokens.masks=[correctness]"],
+        "opd.tokens.masks",
+        "correctness",
+        "no such token mask",
+        "opd.plugins",
+    ),
+    "unknown weight": (["opd.tokens.weights=[nope]"], "opd.tokens.weights", "nope", "depth_decay", "opd.plugins"),
+    "forward KL without ids": (
+        [f"{PLACEMENT}=gated", "opd.forward_kl.k=0"],
+        "opd.forward_kl.k",
+        0,
+        "needs at least one id",
+        "opd.forward_kl.k=16",
+    ),
+    "forward KL on top of the whole vocabulary": (
+        ["opd.objective.support=full", SILENT, f"{PLACEMENT}=gated"],
+        PLACEMENT,
+        "gated",
+        "support=full reads the whole vocabulary",
+        "opd.objective.support=sampled",
+    ),
+    "forward KL on more ids than there are": (
+        [f"{PLACEMENT}=full", "opd.forward_kl.k=97"],
+        "opd.forward_kl.k",
+        97,
+        "the vocabulary has 96 tokens",
+        "opd.forward_kl.k=16",
+    ),
+    "nothing to learn from": (["opd.mix.opd=0"], "opd.mix.opd", 0.0, "both weights of the mixture are 0", "opd=1"),
+    "unknown estimator": (
+        ["opd.mix.task=1", "opd.mix.estimator=nope"],
+        "opd.mix.estimator",
+        "nope",
+        "verl has no such advantage estimator",
+        "opd.mix.estimator=grpo",
+    ),
+    **{
+        f"estimator {name}": (
+            ["opd.mix.task=1", f"opd.mix.estimator={name}"],
+            "opd.mix.estimator",
+            name,
+            "needs more than task rewards",
+            "opd.mix.estimator=grpo",
+        )
+        for name in ("gae", "remax", "gdpo", "optimal_token_baseline", "tir_optimal_token_baseline")
+    },
+    "exact objective, a policy loss without an advantage": (
+        [*TOPK, f"{LOSS_MODE}=opd"],
+        LOSS_MODE,
+        "opd",
+        "need opd_none",
+        f"{LOSS_MODE}=opd_none",
+    ),
+    "sampled objective without a policy loss": ([SILENT], LOSS_MODE, "opd_none", "need opd", f"{LOSS_MODE}=opd"),
+    "exact objective with a task reward, which needs a policy loss": (
+        [*TOPK, "opd.mix.task=0.5"],
+        LOSS_MODE,
+        "opd_none",
+        "opd.mix.task=0.5 need opd",
+        f"{LOSS_MODE}=opd",
+    ),
+    "ulysses with the fused head": (
+        [f"{ACTOR}.fsdp_config.{SP}=2"],
+        f"{ACTOR}.fsdp_config.{SP}",
+        2,
+        "the fused LM head does not gather",
+        "opd.fused=false",
+    ),
+    "ulysses by its old key": ([f"{ACTOR}.{SP}=2"], f"{ACTOR}.{SP}", 2, "the fused LM head", "opd.fused=false"),
+    "ulysses with ids": (
+        [f"{ACTOR}.fsdp_config.{SP}=2", "opd.fused=false", f"{PLACEMENT}=gated"],
+        f"{ACTOR}.fsdp_config.{SP}",
+        2,
+        "not gathered",
+        f"{ACTOR}.fsdp_config.{SP}=1",
+    ),
+    "ulysses with the whole vocabulary": (
+        [f"{ACTOR}.fsdp_config.{SP}=2", "opd.fused=false", "opd.objective.support=full", SILENT],
+        f"{ACTOR}.fsdp_config.{SP}",
+        2,
+        "not gathered",
+        f"{ACTOR}.fsdp_config.{SP}=1",
+    ),
+    "softcapped student": (
+        [f"{STUDENT}=@softcapped"],
+        STUDENT,
+        "@softcapped",
+        "its config.final_logit_softcapping=30.0 changes the logits",
+        "opd.fused=false",
+    ),
+    "student that scales its logits": (
+        [f"{STUDENT}=@scaled"],
+        STUDENT,
+        "@scaled",
+        "its config.logits_scaling=8.0 changes the logits",
+        "opd.fused=false",
+    ),
+    "unknown truncation policy": (
+        ["opd.tokens.truncated=cut"],
+        "opd.tokens.truncated",
+        "cut",
+        "expected one of [keep, mask, mask_tail, drop]",
+        "recipe/opd.yaml",
+    ),
+    "unknown tail": (["opd.objective.tail=cut"], "opd.objective.tail", "cut", "renorm_teacher", "recipe/opd.yaml"),
+    "unknown divergence": (["opd.objective.divergence=kl"], "opd.objective.divergence", "kl", "jsd", "recipe/opd.yaml"),
+    "unknown placement": ([f"{PLACEMENT}=some"], PLACEMENT, "some", "gated", "recipe/opd.yaml"),
+}
+"""The same for everything that the objective, the tokens, the advantage and the mixture may be told."""
 
 
 def assert_names_it(message: str, files: Files, key: str, value: Any, problem: str, remedy: str) -> None:
@@ -324,6 +515,106 @@ def test_a_bad_setting_of_the_topk_recipe_is_refused(files: Files, case: str) ->
     with pytest.raises(ConfigError) as refused:
         preflight(files.config(*changes, recipe="opd_topk"))
     assert_names_it(str(refused.value), files, *expected)
+
+
+@pytest.mark.parametrize("case", REFUSED_OBJECTIVE)
+def test_a_bad_objective_is_refused(files: Files, objective_of_a_user: None, case: str) -> None:
+    changes, *expected = REFUSED_OBJECTIVE[case]
+    with pytest.raises(ConfigError) as refused:
+        preflight(files.config(*changes))
+    assert_names_it(str(refused.value), files, *expected)
+    assert refused.value.key == expected[0]
+
+
+@pytest.mark.parametrize("key", NOT_A_NUMBER_HERE)
+def test_a_number_out_of_its_range_is_refused(files: Files, key: str) -> None:
+    value, problem = NOT_A_NUMBER_HERE[key]
+    config = deepcopy(files.config())
+    OmegaConf.update(config, key, value)
+    with pytest.raises(ConfigError) as refused:
+        preflight(config)
+    assert_names_it(str(refused.value), files, key, value, problem, "drop the override")
+
+
+def test_every_number_of_the_section_has_a_range() -> None:
+    """A new float must be given a range, or named here as one that may be anything."""
+    typed: Any = OmegaConf.structured(OpdConfig)
+    numbers = {
+        f"opd.{section}.{name}"
+        for section in ("objective", "forward_kl", "tokens", "advantage", "mix")
+        for name, value in typed[section].items()
+        if isinstance(value, float)
+    }
+    checked_elsewhere, free = {"opd.objective.beta"}, {"opd.forward_kl.tau"}
+    assert numbers - checked_elsewhere - free <= set(NOT_A_NUMBER_HERE)
+
+
+@pytest.fixture
+def objective_of_a_user() -> Iterator[None]:
+    from opd_verl.objective_hooks import OBJECTIVE_HOOKS, register_objective
+
+    register_objective(OBJECTIVE_OF_A_USER)(lambda inputs: inputs.log_p)
+    yield
+    OBJECTIVE_HOOKS.pop(OBJECTIVE_OF_A_USER)
+
+
+MIXED = ["opd.mix.task=1", "actor_rollout_ref.rollout.n=4"]
+WORKS: dict[str, list[str]] = {
+    **{f"support {name}": [f"opd.objective.support={name}", "opd.objective.k=16", SILENT] for name in TOPK_SUPPORTS},
+    **{
+        f"paper_compat on {name} by {weights}": [
+            *(f"opd.objective.support={name}", "opd.objective.k=16", "opd.objective.paper_compat=true", SILENT),
+            f"opd.objective.paper_compat_weights={weights}",
+        ]
+        for name, weights in zip(TOPK_SUPPORTS, ["student", "teacher", "uniform", "student", "teacher"], strict=True)
+    },
+    **{
+        f"jsd, tail {tail}": [
+            *TOPK,
+            *("opd.objective.divergence=jsd", "opd.objective.beta=0.1", f"opd.objective.tail={tail}"),
+        ]
+        for tail in ("renorm", "none", "bucket", "generalised", "renorm_teacher")
+    },
+    "whole vocabulary": ["opd.objective.support=full", SILENT],
+    "whole vocabulary, forward": ["opd.objective.support=full", "opd.objective.divergence=forward", SILENT],
+    "sampled with k for later": ["opd.objective.k=16"],
+    "beta that nobody reads": ["opd.objective.beta=2.0"],
+    "objective of the user's": [*TOPK, f"opd.objective.name={OBJECTIVE_OF_A_USER}", "opd.rewards=[]"],
+    **{f"forward KL {name}": [f"{PLACEMENT}={name}"] for name in ("none", "gated", "full", "random")},
+    "forward KL, any tau": [f"{PLACEMENT}=gated", "opd.forward_kl.tau=-inf", "opd.forward_kl.k=96"],
+    "forward KL on a support": [*TOPK, f"{PLACEMENT}=gated", "opd.forward_kl.k=4"],
+    "forward KL with a k that nobody reads": ["opd.forward_kl.k=1000"],
+    "all masks": [
+        "opd.tokens.masks=[top_student_entropy,top_teacher_entropy,top_either_entropy,drop_q3,drop_destructive_q3,"
+        "high_divergence,depth_window]"
+    ],
+    "all weights": ["opd.tokens.weights=[correctness,depth_decay]", "opd.tokens.incorrect=0"],
+    **{f"truncated {name}": [f"opd.tokens.truncated={name}"] for name in ("keep", "mask", "mask_tail", "drop")},
+    "advantage": ["opd.advantage.clamp=5", "opd.advantage.gamma=1", "opd.advantage.shaping_alpha=0.1"],
+    "mixture": MIXED,
+    "the task alone": [*MIXED, "opd.mix.opd=0"],
+    "mixture with rloo": [*MIXED, "opd.mix.estimator=rloo"],
+    "exact objective in a mixture": [*MIXED, *TOPK, f"{LOSS_MODE}=opd"],
+    "an estimator that nobody asks": ["opd.mix.estimator=nope"],
+    "verl's own policy loss": [f"{LOSS_MODE}=vanilla"],
+    "the plain path": ["opd.fused=false"],
+    "rows by hand": ["opd.fused_rows=7"],
+    "softcapped student on the plain path": [f"{STUDENT}=@softcapped", "opd.fused=false"],
+    "softcapped teacher": [f"{TEACHER}=@softcapped"],
+    "a scale of 1": [f"{STUDENT}=@not_scaled"],
+    "ulysses on the plain path": [f"{ACTOR}.{SP}=2", f"{ACTOR}.fsdp_config.{SP}=2", "opd.fused=false"],
+}
+
+
+@pytest.mark.parametrize("case", WORKS)
+def test_an_objective_that_can_work_is_accepted(files: Files, objective_of_a_user: None, case: str) -> None:
+    preflight(files.config(*WORKS[case]))
+
+
+@pytest.mark.parametrize("recipe", OPD_RECIPES)
+@pytest.mark.parametrize("changes", [[], ["opd.tokens.masks=[drop_q3]", "opd.tokens.truncated=drop"]], ids=str)
+def test_every_recipe_is_accepted(files: Files, recipe: str, changes: list[str]) -> None:
+    preflight(files.config(*changes, recipe=recipe))
 
 
 @pytest.mark.parametrize("recipe", ["opd", "opd_topk"])

@@ -118,6 +118,13 @@ def test_the_ends_of_the_uniform_draw_pick_tokens_of_the_support(u: float) -> No
     assert toy.sample(padded_NV, np.array([u, 0.5])).tolist() == [3 if u == 0 else 5, 5]
 
 
+def test_a_cumulative_sum_that_rounds_below_one_still_picks_a_token() -> None:
+    log_p_NV = toy.log_softmax(draw(seeds=200, steps=1).z_NV)
+    below_N = np.exp(log_p_NV).cumsum(axis=1)[:, -1] < 1
+    assert below_N.any()
+    assert (toy.sample(log_p_NV, np.full(200, math.nextafter(1.0, 0.0))) == 79).all()
+
+
 def test_a_student_equal_to_its_teacher_on_the_top_10_gets_no_reward() -> None:
     z_NV = draw(seeds=4, steps=1).z_NV
     draws = Draws(z_NV, z_NV.copy(), np.random.default_rng(1).random((4, 30)))
