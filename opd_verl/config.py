@@ -156,7 +156,7 @@ class OpdConfig:
     fused: bool = True
     """The LM head in chunks of rows: logits [tokens, vocabulary] never exist. False: the plain reference path."""
     fused_rows: int | None = None
-    """Rows of logits that exist at one time in the actor; None: 2048 on an accelerator, 256 on a CPU."""
+    """Rows of logits that exist at one time in the actor; None: what suits the device."""
     seed_rollouts: bool = False
     """Gives every rollout its own seed, so that a run can be repeated. verl's `rollout.full_determinism` does too, and
     adds vLLM's batch-invariant kernels, which need a GPU."""

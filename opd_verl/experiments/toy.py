@@ -104,7 +104,7 @@ def sample(log_p_NV: Floats, u_N: Floats) -> NDArray[np.intp]:
 
 
 def rewards(log_q_NV: Floats, s_NV: Floats, mask_NV: Bools, kind: Reward) -> tuple[Floats, Floats]:
-    """([N, V] `log_q - log_p` in nats, `log_p10`), normalised as `kind` says; the reward holds on the mask only."""
+    """([N, V] `log_q - log_p` in nats, `log_p10`), normalised as `kind` says; the reward is 0 off the mask."""
     log_p10_NV = log_softmax(np.where(mask_NV, s_NV, -np.inf))
     if kind is Reward.TOP:
         log_q_NV = log_softmax(np.where(mask_NV, log_q_NV, -np.inf))

@@ -46,9 +46,7 @@ class FullChunk:
         return losses_C, log_p_CM, ids_CM.new_empty(len(ids_CM), 0)
 
 
-def slope_in_place(
-    p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor, divergence: Divergence, beta: float
-) -> Tensor:
+def slope_in_place(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor, divergence: Divergence, beta: float) -> Tensor:
     """`opd_verl.objectives.divergence.full_slope`: D [B], its gradient left in `p`; the other three are overwritten.
 
     Sums are torch's pairwise ones (a dot product's error is 1e-4 over 150,000 ids), and KLs are divided by sum p, which

@@ -34,7 +34,7 @@ def fused_log_probs(
     Returns:
         log-probs float32 [N, M] and entropies float32 [N] (or None), nats.
     """
-    sizes = ChunkSizes.of(hidden_NH.device, rows)
+    sizes = ChunkSizes.of(head.weight, rows)
     ids_NM = ids_NM.long().clamp(min=0)
     log_p, found = _LogProbs.apply(
         hidden_NH, head.weight, head.bias, ids_NM, temperature_N, head.limit, with_entropy, sizes

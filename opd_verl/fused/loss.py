@@ -96,7 +96,7 @@ def fused_full_divergence(
         temperature_N: divides the student's logits; None: 1.
         rows: rows of logits that exist at one time; None: what suits the device.
     """
-    sizes = ChunkSizes.of(hidden_NH.device, rows)
+    sizes = ChunkSizes.of(head.weight, rows)
     space = Workspace(teacher_head.weight, teacher_head.bias, sizes, len(hidden_NH))
     chunk_loss = FullChunk(
         ids_NM=tokens_N.long()[:, None],
@@ -112,7 +112,7 @@ def fused_full_divergence(
 
 
 def _apply(hidden_NH: Tensor, head: HeadWeights, chunk_loss: ChunkLoss, rows: int | None) -> FusedLoss:
-    sizes = ChunkSizes.of(hidden_NH.device, rows)
+    sizes = ChunkSizes.of(head.weight, rows)
     found: Any = _LossInForward.apply(hidden_NH, head.weight, head.bias, head.limit, chunk_loss, sizes)
     return FusedLoss(*found)
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CPU_ROWS, DEVICE_ROWS = 256, 2048
+CPU_ROWS = {8: 128, 4: 256, 2: 1024}
+"""By bytes per element: a 16-bit weight gradient is rounded after every chunk, hence fewer and larger ones."""
+DEVICE_ROWS = 2048
 CPU_BLOCK, DEVICE_BLOCK = 16, 512
 
 
@@ -34,10 +36,11 @@ class ChunkSizes:
     block: int
 
     @classmethod
-    def of(cls, device: torch.device, rows: int | None = None) -> "ChunkSizes":
-        """`rows` per chunk, or what suits the device."""
-        on_cpu = device.type == "cpu"
-        rows = rows or (CPU_ROWS if on_cpu else DEVICE_ROWS)
+    def of(cls, weight: Tensor, rows: int | None = None) -> "ChunkSizes":
+        """`rows` per chunk, or what suits the head's device and dtype."""
+        on_cpu, size = weight.device.type == "cpu", weight.element_size()
+        if rows is None:
+            rows = CPU_ROWS[size] if on_cpu else DEVICE_ROWS
         return cls(rows, min(rows, CPU_BLOCK if on_cpu else DEVICE_BLOCK))
 
 

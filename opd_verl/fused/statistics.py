@@ -46,7 +46,7 @@ def row_statistics(
     """
     total, device = len(hidden_NH), hidden_NH.device
     ids_NM = ids_NM.long()
-    space = Workspace(head.weight, head.bias, ChunkSizes.of(device, rows), total)
+    space = Workspace(head.weight, head.bias, ChunkSizes.of(head.weight, rows), total)
     floats = {"logsumexp": (), "log_p": (ids_NM.shape[1],), "entropy": (), "topk_log_p": (topk,)}
     found = {name: torch.empty(total, *shape, device=device) for name, shape in floats.items()}
     topk_ids_NK = torch.empty(total, topk, dtype=torch.int32, device=device)

@@ -41,11 +41,12 @@ class SupportChunk:
         if self.temperature_N is not None:
             slope_CM = slope_CM / self.temperature_N[chunk, None]
         total_C1 = slope_CM.sum(-1, keepdim=True)
-        logits_CV.mul_(-total_C1)
-        # At the support the two terms nearly cancel where the student is close: formed in float32 from log p itself.
+        # At the support the two terms nearly cancel where the student is close: formed from log p itself, in float32.
         same_CMM = ids_CM[:, :, None] == ids_CM[:, None, :]
         at_ids_CM = (same_CMM * slope_CM[:, None, :]).sum(-1) - log_p_CM.exp() * total_C1
-        logits_CV.scatter_(-1, ids_CM, at_ids_CM.to(logits_CV.dtype))
+        for block in parts(len(logits_CV), space.block):  # mixed dtypes, or a scatter, would copy the whole chunk
+            dlogits_BV = space.load(logits_CV[block]).mul_(-total_C1[block])
+            logits_CV[block] = dlogits_BV.scatter_(-1, ids_CM[block], at_ids_CM[block])
         return losses_C, log_p_CM, topk_ids_CK
 
     def slopes(self, log_p_CM: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:

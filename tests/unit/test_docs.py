@@ -3,15 +3,19 @@
 import re
 from pathlib import Path
 
-from opd_verl.metrics.names import METRICS
+from opd_verl.metrics.names import CONDITIONAL, METRICS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
 def test_readme_lists_every_metric_with_its_meaning() -> None:
-    rows = dict(re.findall(r"^\| `([a-z_]+/[a-z_/]+)` \| (.+) \|$", README, flags=re.MULTILINE))
-    assert rows == METRICS
+    rows = dict(re.findall(r"^\| `([a-z_]+/[a-z_/<>]+)` \| (.+) \|$", README, flags=re.MULTILINE))
+    assert rows == METRICS | CONDITIONAL
+
+
+def test_a_metric_is_logged_always_or_conditionally_but_not_both() -> None:
+    assert not METRICS.keys() & CONDITIONAL.keys()
 
 
 def test_every_path_and_link_in_the_documents_exists() -> None:

@@ -138,6 +138,7 @@ def test_every_reward_of_that_student_is_the_log_of_the_teachers_mass_there() ->
     log_q_NV = toy.log_softmax(draw(seeds=4, steps=1).z_NV)
     mask_NV = toy.top_mask(log_q_NV)
     reward_NV, _ = toy.rewards(log_q_NV, log_q_NV, mask_NV, Reward.PAPER)
+    assert (reward_NV[~mask_NV] == 0).all()
     for i in range(4):
         mass = math.fsum(math.exp(log_q) for log_q in log_q_NV[i][mask_NV[i]])
         np.testing.assert_allclose(reward_NV[i][mask_NV[i]], math.log(mass), atol=1e-12)

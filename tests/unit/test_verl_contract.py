@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import pytest
 import torch
 import transfer_queue as tq
@@ -18,6 +19,7 @@ import verl
 import vllm
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from tiny_models import save_tiny_qwen3, tiny_qwen3
 from verl.plugin.platform import get_platform
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
@@ -33,6 +35,7 @@ VERL, VLLM = Path(verl.__file__).parent, Path(vllm.__file__).parent
 Worker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore[attr-defined]
 BASE, SYNC = "verl.trainer.ppo.v1.trainer_base:PPOTrainer", "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync"
 LM_HEAD = "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead"
+AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 POOL = "verl.single_controller.ray.base"
 
 
@@ -102,10 +105,22 @@ SIGNATURES = [
         "model_config engine_config optimizer_config checkpoint_config",
         "engine.py",
     ),
+    (f"{LM_HEAD}.initialize", "", "engine.py"),
+    (f"{LM_HEAD}.forward_backward_batch", "data loss_function forward_only", "engine.py"),
+    (f"{LM_HEAD}.forward_step", "micro_batch loss_function forward_only", "engine.py"),
+    (f"{LM_HEAD}.prepare_model_inputs", "micro_batch", "engine.py"),
     (f"{LM_HEAD}.prepare_model_outputs", "output output_args micro_batch logits_processor_func", "engine.py"),
+    (f"{LM_HEAD}.get_data_parallel_group", "", "engine.py"),
     ("verl.workers.engine:EngineRegistry.register", "model_type backend device vendor", "engine.py"),
     ("verl.utils.tensordict_utils:get_non_tensor_data", "data key default", "engine.py"),
     # losses and advantages
+    (
+        "verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories",
+        "data batch_keys adv_estimator gamma lam num_repeat norm_adv_by_std_in_grpo config",
+        "credit.py",
+    ),
+    ("verl:DataProto.from_dict", "tensors non_tensors ", "credit.py"),
+    ("verl.utils.model:get_generation_config", "model trust_remote_code", "trainer.py"),
     ("verl.workers.utils.losses:ppo_loss", "config model_output data dp_group", "loss.py"),
     (
         "verl.trainer.ppo.core_algos:agg_loss",
@@ -133,6 +148,72 @@ def test_signature(path: str, expected: str, needed_by: str) -> None:
 
 SOURCES = [
     # (file, parts that follow one another, why, who depends on it)
+    (
+        "workers/engine/fsdp/transformer_impl.py",
+        [
+            "def forward_backward_batch(",
+            "assign_non_tensor(data, batch_num_tokens=batch_num_tokens.item())",
+            "assign_non_tensor(data, dp_size=",
+            "prepare_micro_batches(",
+            "data=data",
+            "self.forward_step(micro_batch, loss_function=loss_function, forward_only=forward_only)",
+        ],
+        "numbers put on the mini-batch before it is split reach every micro-batch",
+        "engine.py",
+    ),
+    (
+        "workers/engine/fsdp/transformer_impl.py",
+        [
+            "def forward_step(self, micro_batch: TensorDict, loss_function, forward_only):",
+            "self.prepare_model_inputs(micro_batch=micro_batch)",
+            "raw_output = self.module(",
+            "self.prepare_model_outputs(",
+            "output=raw_output, output_args=output_args, micro_batch=micro_batch, logits_processor_func=loss_function",
+            "loss_function(",
+            "model_output=model_output, data=micro_batch, dp_group=",
+            "detach_tree(model_output)",
+        ],
+        "the LM head's request is made in prepare_model_inputs and answered before prepare_model_outputs",
+        "engine.py and head_pass.py",
+    ),
+    (
+        "workers/engine/fsdp/transformer_impl.py",
+        ["ctx = torch.no_grad() if forward_only else nullcontext()", "with ctx, sync_ctx"],
+        "a forward-only pass has no gradient, by which an update is told from a log-prob pass",
+        "engine.py",
+    ),
+    (
+        "workers/engine/fsdp/transformer_impl.py",
+        ["temperature_is_one = _is_scalar_unit_temperature(temperature)", '{"temperature_is_one": temperature_is_one}'],
+        "output_args say whether the temperature is 1 for all rows",
+        "engine.py",
+    ),
+    (
+        "workers/engine_workers.py",
+        [
+            "def set_loss_fn(self, loss_fn):",
+            "self.loss_fn = loss_fn",
+            "def set_loss_fn",
+            "self.actor.set_loss_fn(loss_fn",
+        ],
+        "the loss object itself reaches the engine's loss_function",
+        "loss.py and engine.py",
+    ),
+    (
+        "workers/utils/losses.py",
+        [
+            'no_padding_2_padding(model_output["log_probs"], data)',
+            'entropy = model_output.get("entropy", None)',
+            'config.global_batch_info["batch_num_tokens"] = data["batch_num_tokens"]',
+            'fields = ["response_mask", "old_log_probs", "advantages"]',
+            "if entropy is not None:",
+            "policy_loss -= entropy_coeff * entropy_loss",
+            "if config.use_kl_loss:",
+            "policy_loss += kl_loss * config.kl_loss_coef",
+        ],
+        "ppo_loss is the policy loss plus regularisers that a missing entropy and use_kl_loss=False switch off",
+        "loss.py",
+    ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ["self._init_resource_pool_mgr()", "self.resource_pool_manager.create_resource_pool()"],
@@ -381,6 +462,60 @@ def test_an_engine_is_looked_up_by_the_device_that_the_environment_names(monkeyp
 def test_token_mean_divides_by_the_global_batch() -> None:
     loss = core_algos.agg_loss(torch.ones(2, 3), torch.ones(2, 3), "token-mean", dp_size=2, batch_num_tokens=4)
     pin(loss.item() == 3.0, "agg_loss token-mean is sum / batch_num_tokens * dp_size", "policy_loss.py and loss.py")
+
+
+@pytest.mark.parametrize("mode", AGGREGATIONS)
+def test_every_aggregation_is_linear_in_the_losses(mode: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0]]).double()
+    info = {"dp_size": 2, "batch_num_tokens": 11, "global_batch_size": 7, "loss_scale_factor": 5}
+
+    def total(losses: torch.Tensor) -> torch.Tensor:
+        return core_algos.agg_loss(losses, mask, mode, **info)
+
+    mixed = total(2.0 * first - 3.0 * second)
+    pin(torch.allclose(mixed, 2.0 * total(first) - 3.0 * total(second)), f"agg_loss {mode} is not linear", "loss.py")
+    pin(bool(total(first) != 0), f"agg_loss {mode}", "loss.py")
+
+
+def test_a_config_key_that_the_losses_read() -> None:
+    from verl.workers.config import ActorConfig, PolicyLossConfig
+
+    names = {"policy_loss", "entropy_coeff", "use_kl_loss", "loss_agg_mode", "loss_scale_factor", "clip_ratio_low"}
+    missing = names - set(ActorConfig.__dataclass_fields__)
+    pin(not missing, f"ActorConfig without {missing}", "trainer.py and loss.py")
+    pin(PolicyLossConfig(loss_mode="opd_none").loss_mode == "opd_none", "PolicyLossConfig.loss_mode", "trainer.py")
+
+
+def test_a_dataproto_is_made_of_tensors_and_arrays() -> None:
+    names = np.array(["a", "b"], dtype=object)
+    data = verl.DataProto.from_dict(tensors={"x": torch.arange(2)}, non_tensors={"uid": names})
+    same = data.batch["x"].tolist() == [0, 1] and data.non_tensor_batch["uid"].tolist() == ["a", "b"]
+    pin(same, "DataProto.from_dict", "credit.py")
+
+
+def test_what_the_lm_head_returns_leaves_the_model_as_its_logits() -> None:
+    model: Any = tiny_qwen3()
+    head: Any = model.get_output_embeddings()
+    pin(isinstance(head, torch.nn.Linear) and head is model.lm_head, "get_output_embeddings", "engine.py")
+    answer, seen = (torch.ones(2), torch.ones(3)), []
+
+    def forward(hidden: torch.Tensor) -> Any:
+        seen.append(hidden.shape)
+        return answer
+
+    head.forward = forward
+    output = model(input_ids=torch.arange(4)[None], use_cache=False)
+    pin(output.logits is answer, "a causal LM does more to the LM head's result than pass it on", "head_pass.py")
+    pin(seen == [(1, 4, 32)], f"the LM head sees {seen}, not the hidden states of all positions", "head_pass.py")
+
+
+def test_a_generation_config_knows_the_end_of_sequence(tmp_path: Path) -> None:
+    from verl.utils.model import get_generation_config
+
+    found: Any = get_generation_config(save_tiny_qwen3(tmp_path / "model"))
+    pin(found.eos_token_id == 1, "get_generation_config", "trainer.py")
 
 
 def test_a_sum_metric_is_summed_over_micro_batches_and_averaged_over_ranks() -> None:

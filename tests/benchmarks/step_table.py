@@ -1,0 +1,181 @@
+"""The measurements as markdown: one table per group, then the budgets of DESIGN.md section 5."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from step_measure import MIB, spread
+from step_variants import OURS, PLAIN, TITLES, VARIANTS
+
+COLUMNS = (
+    "variant",
+    "dtype",
+    "T",
+    "median s",
+    "spread",
+    "/ ours",
+    "ours /",
+    "peak MiB",
+    "loss err",
+    "dH err",
+    "dW err",
+)
+NONE = "-"
+
+
+class Key(NamedTuple):
+    """One cell of the measurement plan."""
+
+    name: str
+    dtype: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured: seconds of every round, peak bytes (or why none), relative errors (loss, dH, dW)."""
+
+    seconds: dict[Key, list[float]] = field(default_factory=dict)
+    peaks: dict[Key, int | str] = field(default_factory=dict)
+    errors: dict[tuple[str, str], tuple[float, float, float]] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+
+    def median(self, key: Key) -> float | None:
+        """Median seconds."""
+        return statistics.median(self.seconds[key]) if key in self.seconds else None
+
+    def has(self, key: Key) -> bool:
+        """Whether there is something to say in this key's row."""
+        return key in self.seconds or key in self.peaks or key.name in self.missing
+
+    def peak(self, key: Key) -> float | None:
+        """Peak bytes, where there is a number."""
+        peak = self.peaks.get(key)
+        return peak if isinstance(peak, int) else None
+
+
+class Budget(NamedTuple):
+    """`ours` over `peer` must not exceed the limit of its dtype."""
+
+    quantity: str
+    ours: str
+    peer: str
+    limits: dict[str, float]
+
+
+def both(limit: float) -> dict[str, float]:
+    """One limit for both dtypes."""
+    return {"float32": limit, "bfloat16": limit}
+
+
+BUDGETS = {
+    "cpu": (
+        Budget("time", "ours", "verl", {"float32": 0.85, "bfloat16": 0.75}),
+        Budget("time", "ours", "floor", {"float32": 1.05, "bfloat16": 1.30}),
+        Budget("time", "ours_full", "trl", {"float32": 0.60, "bfloat16": 0.42}),
+        Budget("time", "ours_full", "liger_compiled", both(0.80)),
+        Budget("peak", "ours", "verl", both(0.40)),
+        Budget("peak", "ours_full", "trl", both(0.15)),
+    ),
+    "cuda": (
+        Budget("time", "ours", "floor", both(1.4)),
+        Budget("time", "ours_full", "floor_full", both(1.4)),
+        Budget("peak", "ours", "verl", both(0.25)),
+    ),
+}
+GROWTH_LIMIT = 1.05
+FLOAT32_ERROR_LIMIT = 1e-5
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """above / below, None where one of them was not measured."""
+    return None if above is None or not below else above / below
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number as text, or the sign for no number."""
+    return NONE if value is None else format(value, form)
+
+
+def row(cells: tuple[str, ...] | list[str]) -> str:
+    """One line of a markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def cells_of(results: Results, key: Key) -> list[str]:
+    """One variant, dtype and T."""
+    variant = VARIANTS[key.name]
+    ours = results.median(key._replace(name=OURS[variant.group]))
+    mine = results.median(key)
+    peak = results.peaks.get(key)
+    found = results.errors.get(key[:2])
+    return [
+        variant.text,
+        key.dtype,
+        str(key.tokens),
+        "not installed" if key.name in results.missing else shown(mine, ".3f"),
+        NONE if mine is None else f"{spread(results.seconds[key]):.0%}",
+        shown(ratio(mine, ours), ".2f"),
+        shown(ratio(ours, mine), ".2f"),
+        peak if isinstance(peak, str) else shown(None if peak is None else peak / MIB, ".0f"),
+        *([NONE] * 3 if found is None else [f"{error:.1e}" for error in found]),
+    ]
+
+
+def budget_rows(results: Results, plan: list[Key], device: str) -> Iterator[list[str]]:
+    """The time and memory budgets of the device, for each dtype and T that was measured."""
+    for budget in BUDGETS[device]:
+        for key in plan:
+            read = results.median if budget.quantity == "time" else results.peak
+            if key.name == budget.ours and read(key) is not None:
+                measured = ratio(read(key), read(key._replace(name=budget.peer)))
+                what = f"{budget.quantity}: {budget.ours} / {budget.peer}"
+                yield [what, key.dtype, str(key.tokens), *verdict(measured, budget.limits[key.dtype], ".3f")]
+
+
+def growth_rows(results: Results, plan: list[Key]) -> Iterator[list[str]]:
+    """Peak of ours at the most tokens over that at the fewest."""
+    for name, dtype in dict.fromkeys(key[:2] for key in plan if key.name in OURS.values()):
+        peaks = {key.tokens: results.peak(key) for key in plan if key[:2] == (name, dtype) and key in results.peaks}
+        if len(peaks) > 1:
+            few, many = min(peaks), max(peaks)
+            measured = ratio(peaks[many], peaks[few])
+            yield [f"peak growth: {name}", dtype, f"{few} to {many}", *verdict(measured, GROWTH_LIMIT, ".3f")]
+
+
+def error_rows(results: Results) -> Iterator[list[str]]:
+    """The larger relative error of the two gradients: float32 against a number, bfloat16 against the plain path."""
+    for (name, dtype), found in results.errors.items():
+        group = VARIANTS[name].group
+        plain = results.errors.get((PLAIN[group], dtype))
+        if name != OURS[group]:
+            continue
+        if dtype == "float32":
+            yield [f"gradient error: {name}", dtype, NONE, *verdict(max(found[1:]), FLOAT32_ERROR_LIMIT, ".1e")]
+        elif plain is not None:
+            for place, gradient in ((1, "dH"), (2, "dW")):
+                what = f"{gradient} error: {name}, limit = plain path"
+                yield [what, dtype, NONE, *verdict(found[place], plain[place], ".2e")]
+
+
+def verdict(measured: float | None, limit: float, form: str) -> tuple[str, str, str]:
+    """Target, measured value, and whether it holds, as far as the digits shown say."""
+    if measured is None:
+        return f"<= {limit:{form}}", NONE, "not measured"
+    target, found = format(limit, form), format(measured, form)
+    return f"<= {target}", found, "met" if float(found) <= float(target) else "missed"
+
+
+def markdown(results: Results, plan: list[Key], device: str, heading: str) -> str:
+    """The whole report; `plan` lists what was to be measured, in the order of the tables."""
+    lines = [heading]
+    for group, title in TITLES.items():
+        keys = [key for key in plan if VARIANTS[key.name].group == group and results.has(key)]
+        if keys:
+            table = [COLUMNS, ["---"] * len(COLUMNS), *(cells_of(results, key) for key in keys)]
+            lines += ["", f"## {title}", "", *map(row, table)]
+    budgets = [*budget_rows(results, plan, device), *growth_rows(results, plan), *error_rows(results)]
+    table = [("budget", "dtype", "T", "target", "measured", "verdict"), ["---"] * 6, *budgets]
+    lines += ["", "## Budgets (DESIGN.md section 5)", "", *map(row, table)]
+    return "\n".join(lines) + "\n"
