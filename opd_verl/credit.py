@@ -95,7 +95,10 @@ def advantages(
 
 def task_advantage(inputs: RewardInputs, rollouts: Rollouts, estimator: str, config: Any) -> Tensor:
     """verl's own advantage of the task reward [B, R]; rollouts that were dropped are in no group and get 0."""
+    result = torch.zeros_like(inputs.log_q)
     kept = [row for row in range(len(rollouts.keys)) if not dropped(inputs, row)]
+    if not inputs.mask[kept].any():
+        return result  # verl's whitening estimators refuse a batch without a token
     data = DataProto.from_dict(
         tensors={"token_level_rewards": rollouts.task_rewards[kept], "response_mask": inputs.mask[kept]},
         non_tensors={"uid": np.array(rollouts.uids, dtype=object)[kept]},
@@ -111,7 +114,6 @@ def task_advantage(inputs: RewardInputs, rollouts: Rollouts, estimator: str, con
         norm_adv_by_std_in_grpo=algorithm.get("norm_adv_by_std_in_grpo", True),
         config=algorithm,
     ).batch["advantages"]
-    result = torch.zeros_like(inputs.log_q)
     result[kept] = found.to(result.dtype)
     return result
 

@@ -85,7 +85,8 @@ def joint_fields(data: Any, support: Support, k: int, metrics: dict[str, Any]) -
     teacher = SupportTensors(teacher.ids[:, :k], teacher.log_q[:, :k], teacher.log_p_old[:, :k])
     mask = data["response_mask"].values().float()
     tokens = mask.sum().clamp(min=1)
-    metrics["opd/overlap_ratio"] = ((overlap_ratio(student.ids, teacher.ids) * mask).sum() / tokens).item()
+    width = teacher.ids.shape[-1]  # below the student's where only the forward KL reads the teacher's
+    metrics["opd/overlap_ratio"] = ((overlap_ratio(student.ids[:, :width], teacher.ids) * mask).sum() / tokens).item()
     if support not in (Support.union, Support.intersection, Support.symmetric_difference):
         return {}
     found = build_support(support, student, teacher)

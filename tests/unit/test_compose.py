@@ -76,9 +76,7 @@ def test_paper_compat_is_a_policy_gradient(support: Support, weighting: Weightin
 
 @pytest.mark.parametrize("paper_compat", [False, True])
 def test_a_name_comes_before_all_else(registered: None, paper_compat: bool) -> None:
-    config = ObjectiveConfig(
-        name="mine_of_test_compose", support=Support.student_topk, k=3, paper_compat=paper_compat
-    )
+    config = ObjectiveConfig(name="mine_of_test_compose", support=Support.student_topk, k=3, paper_compat=paper_compat)
     assert objective(config) is mine
 
 
@@ -128,7 +126,9 @@ def test_the_policy_gradient_is_weighted_and_clipped_as_named(weighting: Weighti
     p, old, q = distributions()
     leaves = [p.clone().requires_grad_() for _ in range(2)]
     naive = [
-        reference_policy_gradient(leaves[1][row].softmax(-1), old[row].exp(), q[row].exp(), ids, weighting, EPS_LOW, EPS_HIGH)
+        reference_policy_gradient(
+            leaves[1][row].softmax(-1), old[row].exp(), q[row].exp(), ids, weighting, EPS_LOW, EPS_HIGH
+        )
         for row, ids in enumerate([IDS[0], IDS[1][:2]])
     ]
     two_ways(PolicyGradientObjective(weighting), naive, leaves)

@@ -22,8 +22,10 @@ TOKEN_FIELDS = {"old_log_probs", "teacher_log_probs", "advantages", "teacher_ent
 def make_terms(support: Support, forward_kl_k: int = 0, **changes: Any) -> Terms:
     """Terms with the renormalised reverse KL on the support; the sampled token has none."""
     objective = None if support is Support.sampled else DivergenceObjective(Divergence.reverse, Tail.renorm, 0.5)
-    numbers = {"coefficient": 1.0, "forward_kl_coefficient": 1.0, "eps_low": 0.2, "eps_high": 0.28}
-    return Terms(**{"support": support, "k": K, "objective": objective, "forward_kl_k": forward_kl_k} | numbers | changes)
+    numbers: dict[str, Any] = {"coefficient": 1.0, "forward_kl_coefficient": 1.0, "eps_low": 0.2, "eps_high": 0.28}
+    return Terms(
+        **{"support": support, "k": K, "objective": objective, "forward_kl_k": forward_kl_k} | numbers | changes
+    )
 
 
 def log_probs(seed: int) -> Tensor:
@@ -136,7 +138,7 @@ def test_losses_are_the_definitions(p: Tensor, data: dict[str, Tensor], support:
         torch.testing.assert_close(losses["divergence"][t], own)
         torch.testing.assert_close(losses["forward_kl"][t], forward)
         total = total + own + forward
-    (found,) = torch.autograd.grad(sum(value.sum() for value in losses.values()), leaf)
+    (found,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaf)
     (expected,) = torch.autograd.grad(total, naive)
     torch.testing.assert_close(found, expected)
     if support in JOINT:

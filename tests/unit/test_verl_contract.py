@@ -495,7 +495,7 @@ def test_a_dataproto_is_made_of_tensors_and_arrays() -> None:
     pin(same, "DataProto.from_dict", "credit.py")
 
 
-def test_what_the_lm_head_returns_leaves_the_model_as_its_logits() -> None:
+def test_what_the_lm_head_returns_leaves_the_model_as_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = tiny_qwen3()
     head: Any = model.get_output_embeddings()
     pin(isinstance(head, torch.nn.Linear) and head is model.lm_head, "get_output_embeddings", "engine.py")
@@ -505,7 +505,7 @@ def test_what_the_lm_head_returns_leaves_the_model_as_its_logits() -> None:
         seen.append(hidden.shape)
         return answer
 
-    head.forward = forward
+    monkeypatch.setattr(head, "forward", forward)
     output = model(input_ids=torch.arange(4)[None], use_cache=False)
     pin(output.logits is answer, "a causal LM does more to the LM head's result than pass it on", "head_pass.py")
     pin(seen == [(1, 4, 32)], f"the LM head sees {seen}, not the hidden states of all positions", "head_pass.py")

@@ -1,0 +1,246 @@
+"""The LM head's answers to one micro-batch: fused against plain, and the switch that stands in for its forward."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from test_loss import loss_of
+from tiny_models import tiny_qwen3
+from torch import Tensor
+from verl.utils import tensordict_utils as tu
+
+from opd_verl.config import ForwardKLConfig, ObjectiveConfig, OpdConfig
+from opd_verl.fused.head import LMHead
+from opd_verl.fused.rows import HeadWeights
+from opd_verl.head_pass import TEACHER_HIDDEN, HeadSwitch, LogProbPass, Update
+from opd_verl.loss import OPD_NUM_TOKENS, OPD_WEIGHTS
+from opd_verl.objectives.names import Divergence, Placement, Support
+from opd_verl.terms import GATE, JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS
+
+LENGTHS, H, V, LIMIT, K, F, TEACHER_H = [3, 1, 4], 6, 23, 19, 4, 2, 3
+N = sum(LENGTHS)
+
+
+def objective(support: str, **more: Any) -> ObjectiveConfig:
+    return ObjectiveConfig(support=Support(support), k=K, **more)
+
+
+FORWARD = ForwardKLConfig(placement=Placement.gated, k=F)
+CASES: dict[str, tuple[OpdConfig, str]] = {
+    "student_topk": (OpdConfig(objective=objective("student_topk")), "opd_none"),
+    "union with policy": (OpdConfig(objective=objective("union")), "opd"),
+    "compat": (OpdConfig(objective=objective("intersection", paper_compat=True)), "opd_none"),
+    "eopd": (OpdConfig(forward_kl=FORWARD), "opd"),
+    "teacher_topk and forward KL": (OpdConfig(objective=objective("teacher_topk"), forward_kl=FORWARD), "opd_none"),
+    "full": (OpdConfig(objective=objective("full", divergence=Divergence.jsd, beta=0.3)), "opd_none"),
+    "full with policy": (OpdConfig(objective=objective("full")), "opd"),
+}
+
+
+@pytest.fixture
+def data() -> Any:
+    """A micro-batch with every field that any objective reads."""
+    generator = torch.Generator().manual_seed(6)
+
+    def rand(*width: int) -> Tensor:
+        return -torch.rand(N, *width, generator=generator) - 0.5
+
+    def ids(width: int) -> Tensor:
+        return torch.stack([torch.randperm(LIMIT, generator=generator)[:width] for _ in range(N)]).int()
+
+    flat = {
+        "responses": torch.randint(LIMIT, (N,), generator=generator),
+        "response_mask": torch.tensor([1, 1, 0, 1, 1, 1, 0, 1]),
+        "old_log_probs": rand(),
+        "teacher_log_probs": rand(),
+        "teacher_entropy": -rand(),
+        "advantages": rand(),
+        GATE: torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 0]),
+        OPD_WEIGHTS: torch.tensor([1.0, 0, 0, 0.5, 2, 1, 0, 1]),
+        TEACHER_HIDDEN: torch.randn(N, TEACHER_H, generator=generator),
+    }
+    for where, width in ((STUDENT_FIELDS, K), (TEACHER_FIELDS, K), (JOINT_FIELDS, 2 * K)):
+        flat |= {where.ids: ids(width), where.log_q: rand(width) - 1.0, where.log_p_old: rand(width) - 1.0}
+    flat[JOINT_FIELDS.ids][:, 2 * K - 1] = -1
+    fields = {name: torch.nested.as_nested_tensor(list(value.split(LENGTHS)), layout=torch.jagged)
+              for name, value in flat.items()}  # fmt: skip
+    data = TensorDict(fields, batch_size=len(LENGTHS))
+    tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=6, global_batch_size=3, **{OPD_NUM_TOKENS: 5})
+    return data
+
+
+def student() -> tuple[Tensor, HeadWeights]:
+    """Hidden states [N, H] and a head of V rows, of which LIMIT are tokens; both carry gradients."""
+    generator = torch.Generator().manual_seed(8)
+    hidden = torch.randn(N, H, generator=generator).requires_grad_()
+    weight = torch.randn(V, H, generator=generator).requires_grad_()
+    return hidden, HeadWeights(weight, None, LIMIT)
+
+
+def teacher() -> LMHead:
+    weight = torch.randn(LIMIT, TEACHER_H, generator=torch.Generator().manual_seed(9))
+    return LMHead(weight, None, scale=1.0, softcap=None, temperature=1.0)
+
+
+def log_p_of(hidden: Tensor, head: HeadWeights, temperature: Tensor | None) -> Tensor:
+    logits = hidden @ head.weight[:LIMIT].T
+    return (logits if temperature is None else logits / temperature[:, None]).log_softmax(-1)
+
+
+def make_update(data: Any, opd: OpdConfig, loss_mode: str, temperature: Tensor | None, **actor: Any) -> Update:
+    return Update.of(
+        loss_of(opd, loss_mode=loss_mode, **actor),
+        data,
+        temperature=temperature,
+        with_entropy=bool(actor.get("entropy_coeff")),
+        teacher_head=teacher() if opd.objective.support is Support.full else None,
+        rows=3,
+    )
+
+
+def total(update: Update, found: dict[str, Tensor]) -> Tensor:
+    """A scalar of everything that carries a gradient: the exact terms as the loss sums them, log-probs, entropies."""
+    if "opd_loss" in found:
+        value = found["opd_loss"]
+    else:
+        values = [found[name] for name in ("divergence", "forward_kl") if name in found]
+        value = sum(((one * update.weights).sum() for one in values), torch.zeros(()))
+    for factor, name in ((0.3, "log_p"), (0.2, "entropy")):
+        if name in found and found[name].requires_grad and update.loss.needs_log_prob_gradient:
+            value = value + factor * found[name].sum()
+    return value
+
+
+TEMPERATURES = [None, torch.linspace(0.6, 1.4, N)]
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature"), product(CASES, TEMPERATURES), ids=lambda x: x if isinstance(x, str) else ""
+)
+@pytest.mark.parametrize("entropy_coeff", [0.0, 0.1])
+def test_the_fused_answer_is_the_plain_one(
+    data: Any, name: str, temperature: Tensor | None, entropy_coeff: float
+) -> None:
+    update = make_update(data, *CASES[name], temperature, entropy_coeff=entropy_coeff)
+    hidden, head = student()
+    fused = update.fused(hidden, head)
+    hidden_too, head_too = student()
+    log_p = log_p_of(hidden_too, head_too, temperature)
+    plain = update.plain(log_p)
+    sampled = log_p.gather(-1, update.fields["responses"][:, None].long())[:, 0]
+    plain |= {"log_p": sampled, "entropy": -(log_p.exp() * log_p).sum(-1)}
+    exact = {"divergence", "forward_kl"} & set(plain)
+    assert exact == {"divergence", "forward_kl"} & set(fused) and exact
+    for key in (*exact, "log_p", *(["entropy"] if entropy_coeff else [])):
+        torch.testing.assert_close(fused[key], plain[key], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total(update, fused), total(update, {k: plain[k] for k in plain if k in fused}))
+    grads = torch.autograd.grad(total(update, fused), [hidden, head.weight])
+    wanted = torch.autograd.grad(
+        total(update, {k: plain[k] for k in plain if k in fused}), [hidden_too, head_too.weight]
+    )
+    for found, expected in zip(grads, wanted, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert not grads[1][LIMIT:].any(), "rows beyond the tokenizer are not trained"
+
+
+def test_the_sampled_token_alone_is_answered_with_log_probs(data: Any) -> None:
+    update = make_update(data, OpdConfig(), "opd", None)
+    hidden, head = student()
+    found = update.fused(hidden, head)
+    assert set(found) == {"log_p"} and found["log_p"].requires_grad
+    expected = log_p_of(hidden, head, None).gather(-1, update.fields["responses"][:, None])[:, 0]
+    torch.testing.assert_close(found["log_p"], expected)
+    assert update.plain(log_p_of(hidden, head, None)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "sum_of_the_engine"),
+    [
+        ("student_topk", True, True),
+        ("union with policy", True, False),
+        ("eopd", True, False),
+        ("full", False, True),
+        ("full with policy", True, True),
+    ],
+)
+def test_who_forms_the_gradient(data: Any, name: str, columns: bool, sum_of_the_engine: bool) -> None:
+    """Without a policy loss the chunks sum the loss themselves; log-probs then carry no gradient of their own."""
+    update = make_update(data, *CASES[name], None)
+    found = update.fused(*student())
+    assert update.needs_columns is columns and ("opd_loss" in found) is sum_of_the_engine
+    assert found["log_p"].requires_grad is (CASES[name][1] == "opd")
+
+
+@pytest.mark.parametrize("topk", [0, K])
+@pytest.mark.parametrize("with_teacher", [False, True])
+@pytest.mark.parametrize("temperature", TEMPERATURES, ids=["1", "per token"])
+def test_the_log_prob_pass(data: Any, topk: int, with_teacher: bool, temperature: Tensor | None) -> None:
+    ids = data[TEACHER_FIELDS.ids].values() if with_teacher else None
+    tokens = data["responses"].values()
+    request = LogProbPass(tokens, ids, topk, temperature, rows=3)
+    hidden, head = student()
+    with torch.no_grad():
+        log_p = log_p_of(hidden, head, temperature)
+        fused, plain = request.fused(hidden, head), request.plain(log_p)
+    expected: dict[str, Tensor] = {}
+    if topk:
+        expected["student_topk_log_probs"] = log_p.sort(-1, descending=True).values[:, :K]
+        assert torch.equal(fused["student_topk_ids"], plain["student_topk_ids"])
+        assert fused["student_topk_ids"].dtype == plain["student_topk_ids"].dtype == torch.int32
+    if ids is not None:
+        expected["student_log_probs_at_teacher_topk"] = log_p.gather(-1, ids.long())
+    for name, value in expected.items():
+        torch.testing.assert_close(plain[name], value)
+        torch.testing.assert_close(fused[name], value, rtol=1e-5, atol=1e-5)
+    assert set(plain) == set(expected) | ({"student_topk_ids"} if topk else set())
+    assert set(fused) == set(plain) | {"log_p", "entropy"}
+    torch.testing.assert_close(fused["log_p"], log_p.gather(-1, tokens[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused["entropy"], -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_request_the_model_gives_its_logits() -> None:
+    model: Any = tiny_qwen3(V)
+    ids = torch.arange(5)[None]
+    before = model(input_ids=ids).logits
+    switch = HeadSwitch(model.get_output_embeddings(), LIMIT)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    switch.request = LogProbPass(torch.tensor([3, 4]), None, K, None, rows=None)
+    switch.request = None
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_an_open_request_is_answered_through_the_model() -> None:
+    """The model hands the switch's tensors on as its logits, for the selected rows alone."""
+    model: Any = tiny_qwen3(V)
+    ids = torch.tensor([[2, 5, 3, 4]])
+    with torch.no_grad():
+        log_p = model(input_ids=ids).logits[0, 1:3, :LIMIT].log_softmax(-1)
+        switch = HeadSwitch(model.get_output_embeddings(), LIMIT)
+        switch.request = LogProbPass(ids[0, 2:], None, K, None, rows=1)
+        switch.select = lambda hidden: hidden[0, 1:3]
+        output = model(input_ids=ids).logits
+    found = switch.answers(output)
+    assert set(found) == {"log_p", "entropy", "student_topk_ids", "student_topk_log_probs"}
+    torch.testing.assert_close(found["log_p"], log_p.gather(-1, ids[0, 2:, None])[:, 0])
+    torch.testing.assert_close(found["student_topk_log_probs"], log_p.topk(K).values)
+    with pytest.raises(ValueError, match="zip"):
+        switch.answers(output[:1])
+
+
+def test_a_gradient_comes_back_through_the_answers(data: Any) -> None:
+    """As tuple of fresh tensors: FSDP's backward hooks do not bear views."""
+    update = make_update(data, *CASES["student_topk"], None)
+    hidden, head = student()
+    layer: Any = torch.nn.Linear(H, V, bias=False)
+    layer.weight.data.copy_(head.weight.detach())
+    switch = HeadSwitch(layer, LIMIT)
+    switch.request, switch.select = update, lambda values: values[0]
+    output = layer(hidden[None])
+    assert isinstance(output, tuple) and all(value._base is None for value in output)
+    switch.answers(output)["opd_loss"].backward()
+    (expected,) = torch.autograd.grad(update.fused(*(pair := student()))["opd_loss"], pair[1].weight)
+    assert expected.any()
+    torch.testing.assert_close(layer.weight.grad, expected)
