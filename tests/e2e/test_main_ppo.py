@@ -69,12 +69,12 @@ def test_the_sampled_token_alone_brings_the_student_closer(sampled: tuple[Steps,
 def test_full_vocabulary(main_ppo: Run) -> None:
     """The teacher's hidden states travel to the actor, which forms both sides' distributions from them."""
     steps = main_ppo("full", "opd_full", 10, *SMALL, "actor_rollout_ref.actor.optim.lr=1e-3", "trainer.save_freq=-1")
-    assert -change(steps, "actor/opd/divergence") > 0.3 and -change(steps, "opd/reverse_kl") > 0.3
+    assert -change(steps, "actor/opd/divergence") > 0.2 and -change(steps, "opd/reverse_kl") > 0.2
 
 
 def test_eopd(main_ppo: Run) -> None:
-    """A low tau, so that this task's sure teacher has uncertain tokens: both of EOPD's terms fall."""
-    tau = ("opd.forward_kl.tau=0.02", "opd.tokens.truncated=mask", "opd.tokens.masks=[depth_window]")
+    """A tau that splits this short-trained teacher's tokens: both of EOPD's terms fall."""
+    tau = ("opd.forward_kl.tau=0.3", "opd.tokens.truncated=mask", "opd.tokens.masks=[depth_window]")
     steps = main_ppo("eopd", "eopd", 16, *SMALL, *tau, "opd.tokens.first_position=1", "trainer.save_freq=-1")
     assert -change(steps, "opd/reverse_kl") > 0.1 and -change(steps, "actor/opd/forward_kl") > 0.1
     assert all(0.0 < step["opd/gated_share"] < 1.0 for step in steps)
@@ -85,12 +85,12 @@ def test_eopd(main_ppo: Run) -> None:
 def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> None:
     """GRPO's advantage through the clipped surrogate, and an exact divergence on the union of both top-k beside it."""
     steps = main_ppo(
-        "mixed", "opd_grpo", 8, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-        "actor_rollout_ref.rollout.n=4", "opd.objective.support=union", "opd.objective.k=16",
+        "mixed", "opd_grpo", 10, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.optim.lr=6e-4", "opd.objective.support=union", "opd.objective.k=16",
         "opd.objective.tail=bucket", "opd.tokens.weights=[correctness]", "opd.tokens.correct=0.5",
         "trainer.save_freq=-1",
     )  # fmt: skip
-    assert -change(steps, "actor/opd/divergence") > 0.3 and -change(steps, "opd/reverse_kl") > 0.2
+    assert -change(steps, "actor/opd/divergence") > 0.15 and -change(steps, "opd/reverse_kl") > 0.15
     assert all(step["actor/pg_loss"] != 0.0 and step["opd/support_size"] > 16 for step in steps)
     assert set(new_metrics(steps)) <= set(METRICS) | CONDITIONAL_NAMES
 

@@ -1,6 +1,7 @@
 """The `opd:` section becomes the terms that it describes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def two_ways(hook: DivergenceObjective | PolicyGradientObjective, naive: list[Te
     member = torch.tensor([[True, True, True], [True, True, False]])
     ours = leaves[0]
     values = hook(inputs_at(ours.log_softmax(-1), member))
-    tolerance = {"rtol": 2e-6, "atol": 1e-6}
+    tolerance: dict[str, Any] = {"rtol": 2e-6, "atol": 1e-6}
     torch.testing.assert_close(values.double(), torch.stack(naive), **tolerance)
     (found,) = torch.autograd.grad(values.sum(), ours)
     (expected,) = torch.autograd.grad(torch.stack(naive).sum(), leaves[1])

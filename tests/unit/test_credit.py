@@ -68,7 +68,8 @@ def reverse_kl(inputs: RewardInputs) -> Tensor:
 def verls_grpo(inputs: RewardInputs, kept: list[int] | None = None, **algorithm: Any) -> Tensor:
     """What `recipe=grpo` computes, by verl's own function, for the rollouts in `kept`; 0 for the others."""
     kept = list(range(ROWS)) if kept is None else kept
-    rollouts, settings = make_rollouts(inputs), ALGORITHM | {"adv_estimator": "grpo"} | algorithm
+    rollouts = make_rollouts(inputs)
+    settings: dict[str, Any] = ALGORITHM | {"adv_estimator": "grpo"} | algorithm
     data = DataProto.from_dict(
         tensors={"token_level_rewards": rollouts.task_rewards[kept], "response_mask": inputs.mask[kept]},
         non_tensors={"uid": np.array([rollouts.uids[row] for row in kept], dtype=object)},
