@@ -11,7 +11,7 @@ from tiny_models import tiny_qwen3
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
-from opd_verl.config import ForwardKLConfig, ObjectiveConfig, OpdConfig
+from opd_verl.config import ForwardKLConfig, MixConfig, ObjectiveConfig, OpdConfig
 from opd_verl.fused.head import LMHead
 from opd_verl.fused.rows import HeadWeights
 from opd_verl.head_pass import TEACHER_HIDDEN, HeadSwitch, LogProbPass, Update
@@ -35,6 +35,8 @@ CASES: dict[str, tuple[OpdConfig, str]] = {
     "eopd": (OpdConfig(forward_kl=FORWARD), "opd"),
     "teacher_topk and forward KL": (OpdConfig(objective=objective("teacher_topk"), forward_kl=FORWARD), "opd_none"),
     "full": (OpdConfig(objective=objective("full", divergence=Divergence.jsd, beta=0.3)), "opd_none"),
+    "full, weighed": (OpdConfig(objective=objective("full"), mix=MixConfig(opd=0.4)), "opd_none"),
+    "top-k, weighed": (OpdConfig(objective=objective("union"), mix=MixConfig(opd=0.4)), "opd_none"),
     "full with policy": (OpdConfig(objective=objective("full")), "opd"),
 }
 
