@@ -86,7 +86,8 @@ def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> Non
     """GRPO's advantage through the clipped surrogate, and an exact divergence on the union of both top-k beside it."""
     steps = main_ppo(
         "mixed", "opd_grpo", 10, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.optim.lr=6e-4", "opd.objective.support=union", "opd.objective.k=16",
+        "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.optim.lr=6e-4",
+        "opd.objective.support=union", "opd.objective.k=16",
         "opd.objective.tail=bucket", "opd.tokens.weights=[correctness]", "opd.tokens.correct=0.5",
         "trainer.save_freq=-1",
     )  # fmt: skip

@@ -127,7 +127,9 @@ def make_rows(half_masked: bool = False, kind: str = "union") -> list[Row]:
     generator = torch.Generator().manual_seed(7)
     rows = []
     for prompt, response in [(3, 1), (2, 4), (5, 2), (1, 3), (4, 9), (2, 7), (6, 8), (3, 6)]:
-        ids = torch.randint(2, TOKENIZER_IDS, (prompt + response,), generator=generator)  # 1 pads: its row is not trained
+        ids = torch.randint(
+            2, TOKENIZER_IDS, (prompt + response,), generator=generator
+        )  # 1 pads: its row is not trained
         mask = (torch.rand(response, generator=generator) > 0.25).long()
         mask[-1] = 1
         p_old = torch.randn(response, TOKENIZER_IDS, generator=generator).softmax(-1)

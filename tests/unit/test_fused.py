@@ -74,7 +74,12 @@ def assert_gradients(problem: Problem, ours: Tensor, expected: Tensor, leaves: l
 
 GRID = pytest.mark.parametrize(
     ("shape", "dtype", "heat", "bias"),
-    [(shape, dtype, heat, bias) for shape in SHAPES for dtype in DTYPES for heat, bias in ((False, False), (True, True))],
+    [
+        (shape, dtype, heat, bias)
+        for shape in SHAPES
+        for dtype in DTYPES
+        for heat, bias in ((False, False), (True, True))
+    ],
 )
 
 
@@ -195,7 +200,7 @@ def test_gradients_are_given_away_once() -> None:
 
 
 def test_bf16_keeps_the_gradient_of_a_student_close_to_its_teacher() -> None:
-    """Where p is near q the two terms of the gradient nearly cancel at the support, which bfloat16 must not round away."""
+    """Where p is near q the gradient's two terms nearly cancel at the support: bfloat16 must not round that away."""
     torch.manual_seed(0)
     rows, hidden, ids = 64, 32, torch.arange(16).expand(64, 16)
     h = torch.randn(rows, hidden).bfloat16().requires_grad_()

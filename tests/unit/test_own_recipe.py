@@ -53,4 +53,3 @@ def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             for name in ("clamped_reverse_kl", "after_16"):
                 registry.pop(name, None)
         sys.modules.pop("my_hooks", None)
-
