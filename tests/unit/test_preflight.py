@@ -661,27 +661,39 @@ def test_hydra_swallows_exceptions_of_callbacks_but_not_ours(files: Files, monke
 COMMAND_CASES = ["no teacher folder", "teacher unset", "unknown key", "other tokenizer", "other machine"]
 
 
-def assert_refused_in_time(done: Finished) -> str:
-    """Returns the last line of stderr. CPU time, not time on the wall: the machine may be busy."""
+@pytest.fixture(scope="module")
+def verls_own_seconds(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """CPU seconds in which verl's command imports itself and shows its help, without our plugin."""
+    done = run_main(tmp_path_factory.mktemp("bare"), "--help", VERL_USE_EXTERNAL_PLUGINS="none")
+    assert done.code == 0
+    return done.cpu_seconds
+
+
+def assert_refused_in_time(done: Finished, verls_own_seconds: float) -> str:
+    """The last line of stderr. CPU time, not time on the wall, and beside verl's own: the machine may be busy."""
     assert done.code != 0 and not done.ray_started
-    assert done.cpu_seconds < 10, f"{done.cpu_seconds:.1f} s"
+    assert done.cpu_seconds < verls_own_seconds + 4.0, f"{done.cpu_seconds:.1f} s, verl alone {verls_own_seconds:.1f} s"
     return done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("case", COMMAND_CASES)
-def test_the_real_command_ends_with_the_message(files: Files, tmp_path: Path, case: str) -> None:
+def test_the_real_command_ends_with_the_message(
+    files: Files, tmp_path: Path, verls_own_seconds: float, case: str
+) -> None:
     changes, *expected = REFUSED[case]
     done = run_main(tmp_path, *files.overrides(*changes))
-    message = assert_refused_in_time(done)
+    message = assert_refused_in_time(done, verls_own_seconds)
     assert message.startswith("opd_verl: ")
     assert_names_it(message.removeprefix("opd_verl: "), files, *expected)
     assert "Traceback" not in done.err
 
 
-def test_an_unexpected_error_in_the_checks_ends_the_real_command(files: Files, tmp_path: Path) -> None:
+def test_an_unexpected_error_in_the_checks_ends_the_real_command(
+    files: Files, tmp_path: Path, verls_own_seconds: float
+) -> None:
     (tmp_path / "broken_hooks.py").write_text("raise RuntimeError('planted in broken_hooks')\n")
     done = run_main(tmp_path, *files.overrides("opd.plugins=[broken_hooks]"), PYTHONPATH=str(tmp_path))
-    assert "planted in broken_hooks" in assert_refused_in_time(done)
+    assert "planted in broken_hooks" in assert_refused_in_time(done, verls_own_seconds)
     assert 'File "' in done.err, "an error that nobody foresaw keeps its trace"
 
 
