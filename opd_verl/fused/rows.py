@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CPU_ROWS = {8: 128, 4: 256, 2: 1024}
+CPU_ROWS = {8: 256, 4: 512, 2: 1024}
 """By bytes per element: a 16-bit weight gradient is rounded after every chunk, hence fewer and larger ones."""
 DEVICE_ROWS = 2048
 CPU_BLOCK, DEVICE_BLOCK = 16, 512
