@@ -164,6 +164,11 @@ class OpdConfig:
     """How often the trainer looks for finished rollouts (verl's own value is 2 s)."""
 
 
+def is_exact(opd: OpdConfig) -> bool:
+    """Whether the objective is a loss of its own and not a policy loss on r_t."""
+    return opd.objective.support is not Support.sampled or opd.objective.name is not None
+
+
 def parse_opd(config: DictConfig) -> OpdConfig:
     """The `opd:` section as a typed object.
 

@@ -11,14 +11,14 @@ from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-from opd_verl.config import OpdConfig
+from opd_verl.config import OpdConfig, is_exact
 from opd_verl.hooks import token_weights, total_reward
 from opd_verl.inputs import RewardInputs
 from opd_verl.loss import OPD_WEIGHTS
 from opd_verl.metrics.step import step_metrics, token_mean
 from opd_verl.mixing import mix_advantages
 from opd_verl.objectives.gate import forward_kl_gate
-from opd_verl.objectives.names import Placement, Support, Truncation
+from opd_verl.objectives.names import Placement, Truncation
 from opd_verl.shaping import shaped_advantage
 from opd_verl.terms import GATE
 
@@ -88,7 +88,7 @@ def advantages(
     distilled = distilled if weights is None else distilled * weights
     if not opd.mix.task:
         return mix_advantages(None, distilled, 0.0, opd.mix.opd)
-    exact = opd.objective.support is not Support.sampled or opd.objective.name is not None
+    exact = is_exact(opd)
     task = task_advantage(inputs, rollouts, opd.mix.estimator, config)
     return mix_advantages(task, None if exact else distilled, opd.mix.task, 0.0 if exact else opd.mix.opd)
 

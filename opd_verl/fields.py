@@ -8,7 +8,7 @@ from torch import Tensor
 
 from opd_verl.config import TokenConfig
 from opd_verl.inputs import RewardInputs
-from opd_verl.objectives.names import Support, Truncation
+from opd_verl.objectives.names import JOINT_SUPPORTS, Support, Truncation
 from opd_verl.objectives.support import SupportTensors, build_support, overlap_ratio
 from opd_verl.packing import jagged, row_lengths
 from opd_verl.terms import JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, SupportFields
@@ -87,7 +87,7 @@ def joint_fields(data: Any, support: Support, k: int, metrics: dict[str, Any]) -
     tokens = mask.sum().clamp(min=1)
     width = teacher.ids.shape[-1]  # below the student's where only the forward KL reads the teacher's
     metrics["opd/overlap_ratio"] = ((overlap_ratio(student.ids[:, :width], teacher.ids) * mask).sum() / tokens).item()
-    if support not in (Support.union, Support.intersection, Support.symmetric_difference):
+    if support not in JOINT_SUPPORTS:
         return {}
     found = build_support(support, student, teacher)
     metrics["opd/support_size"] = ((found.member.sum(-1) * mask).sum() / tokens).item()

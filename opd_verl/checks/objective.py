@@ -6,19 +6,12 @@ from collections.abc import Iterable
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
-from opd_verl.config import OpdConfig
+from opd_verl.config import OpdConfig, is_exact
 from opd_verl.errors import ConfigError
 from opd_verl.hooks import MASK_HOOKS, WEIGHT_HOOKS
 from opd_verl.objective_hooks import OBJECTIVE_HOOKS
-from opd_verl.objectives.names import Divergence, Placement, Support
+from opd_verl.objectives.names import TOPK_SUPPORTS, Divergence, Placement, Support
 
-TOPK_SUPPORTS = (
-    Support.student_topk,
-    Support.teacher_topk,
-    Support.union,
-    Support.intersection,
-    Support.symmetric_difference,
-)
 ULYSSES = (
     "actor_rollout_ref.actor.ulysses_sequence_parallel_size",  # deprecated; verl copies it to the other one
     "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
@@ -43,11 +36,6 @@ RANGES: dict[str, tuple[float, float]] = {
 """Both ends belong to the range."""
 POSITIVE = ("tokens.half_life", "advantage.shaping_kappa", "advantage.clamp", "fused_rows")
 """Must be above 0, where they are set at all."""
-
-
-def is_exact(opd: OpdConfig) -> bool:
-    """Whether the objective is a loss of its own and not a policy loss on r_t."""
-    return opd.objective.support is not Support.sampled or opd.objective.name is not None
 
 
 def check_support(config: DictConfig, opd: OpdConfig) -> None:

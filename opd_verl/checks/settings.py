@@ -8,8 +8,7 @@ from pyarrow.parquet import read_schema
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils.device import get_device_name
 
-from opd_verl.checks.objective import is_exact
-from opd_verl.config import OpdConfig
+from opd_verl.config import OpdConfig, is_exact
 from opd_verl.engine import MODEL_TYPE
 from opd_verl.errors import ConfigError
 from opd_verl.hooks import REWARD_HOOKS

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_verl.fused.rows import ChunkSizes, HeadWeights, Workspace, entropy, parts
+from opd_verl.fused.rows import ChunkSizes, HeadWeights, Workspace, entropy, parts, within
 from opd_verl.fused.sums import GradientSums
 
 
@@ -58,13 +58,13 @@ class _LogProbs(torch.autograd.Function):
         sizes: ChunkSizes,
     ) -> tuple[Tensor, Tensor]:
         total = len(hidden_NH)
-        space = Workspace(weight_VH[:limit], None if bias_V is None else bias_V[:limit], sizes, total)
+        space = Workspace.cut(weight_VH, bias_V, limit, sizes, total)
         log_p_NM = torch.empty(ids_NM.shape, dtype=torch.float32, device=hidden_NH.device)
         entropy_N = torch.empty(total if with_entropy else 0, dtype=torch.float32, device=hidden_NH.device)
         for chunk in parts(total, space.rows):
             logits_CV = space.logits(hidden_NH[chunk])
             for block in parts(len(logits_CV), space.block):
-                rows = slice(chunk.start + block.start, chunk.start + block.stop)
+                rows = within(chunk, block)
                 heat_B = None if temperature_N is None else temperature_N[rows]
                 scaled_BV, probs_BV, lse_B = space.softmax(logits_CV[block], heat_B)
                 log_p_NM[rows] = scaled_BV.gather(-1, ids_NM[rows]) - lse_B[:, None]
@@ -78,14 +78,12 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, ids_NM, temperature_N, entropy_N = ctx.saved_tensors
         slope_NM, slope_N = grads
-        space = Workspace(
-            weight_VH[: ctx.limit], None if bias_V is None else bias_V[: ctx.limit], ctx.sizes, len(hidden_NH)
-        )
+        space = Workspace.cut(weight_VH, bias_V, ctx.limit, ctx.sizes, len(hidden_NH))
         sums = GradientSums(ctx.needs_input_grad[:3], hidden_NH, weight_VH, bias_V, ctx.limit)
         for chunk in parts(len(hidden_NH), space.rows):
             logits_CV = space.logits(hidden_NH[chunk])
             for block in parts(len(logits_CV), space.block):
-                rows = slice(chunk.start + block.start, chunk.start + block.stop)
+                rows = within(chunk, block)
                 heat_B = None if temperature_N is None else temperature_N[rows]
                 scaled_BV, probs_BV, lse_B = space.softmax(logits_CV[block], heat_B)
                 factor_BV = slope_NM[rows].sum(-1, keepdim=True)

@@ -130,7 +130,7 @@ class _LossInForward(torch.autograd.Function):
         chunk_loss: ChunkLoss,
         sizes: ChunkSizes,
     ) -> tuple[Tensor, ...]:
-        space = Workspace(weight_VH[:limit], None if bias_V is None else bias_V[:limit], sizes, len(hidden_NH))
+        space = Workspace.cut(weight_VH, bias_V, limit, sizes, len(hidden_NH))
         sums = GradientSums(ctx.needs_input_grad[:3], hidden_NH, weight_VH, bias_V, limit)
         found, total = [], hidden_NH.new_zeros((), dtype=torch.float32)
         for chunk in parts(len(hidden_NH), space.rows):

@@ -44,10 +44,15 @@ class ChunkSizes:
         return cls(rows, min(rows, CPU_BLOCK if on_cpu else DEVICE_BLOCK))
 
 
-def parts(total: int, size: int, start: int = 0) -> Iterator[slice]:
-    """Slices of at most `size` that cover start..start + total; one empty slice where there is nothing to cover."""
-    for first in range(start, start + max(total, 1), size):
-        yield slice(first, min(first + size, start + total))
+def parts(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover 0..total; one empty slice where there is nothing to cover."""
+    for first in range(0, max(total, 1), size):
+        yield slice(first, min(first + size, total))
+
+
+def within(chunk: slice, block: slice) -> slice:
+    """The rows of a chunk's block, counted from the first row of all."""
+    return slice(chunk.start + block.start, chunk.start + block.stop)
 
 
 class Workspace:
@@ -60,6 +65,13 @@ class Workspace:
         self.logits_CV = torch.empty(rows, width, dtype=weight_VH.dtype, device=device)
         self.scaled_BV = torch.empty(self.block, width, dtype=torch.float32, device=device)
         self.probs_BV = torch.empty_like(self.scaled_BV)
+
+    @classmethod
+    def cut(
+        cls, weight_VH: Tensor, bias_V: Tensor | None, limit: int, sizes: ChunkSizes, total_rows: int
+    ) -> "Workspace":
+        """For the first `limit` ids of a head."""
+        return cls(weight_VH[:limit], None if bias_V is None else bias_V[:limit], sizes, total_rows)
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """weight h + bias [C, V], in the head's dtype; valid until the next call."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opd_verl.fused.head import LMHead
-from opd_verl.fused.rows import ChunkSizes, Workspace, entropy, parts
+from opd_verl.fused.rows import ChunkSizes, Workspace, entropy, parts, within
 from opd_verl.fused.topk import block_topk
 
 
@@ -53,7 +53,7 @@ def row_statistics(
     for chunk in parts(total, space.rows):
         logits_CV = space.logits(hidden_NH[chunk])
         for block in parts(len(logits_CV), space.block):
-            at = slice(chunk.start + block.start, chunk.start + block.stop)
+            at = within(chunk, block)
             scaled_BV = head.finish(space.load(logits_CV[block]))
             if temperature_N is not None:
                 scaled_BV.div_(temperature_N[at, None])

@@ -22,6 +22,14 @@ class Support(StrEnum):
     """The whole vocabulary."""
 
 
+JOINT_SUPPORTS = (Support.union, Support.intersection, Support.symmetric_difference)
+"""Made of the student's and the teacher's top-k."""
+TEACHER_SUPPORTS = (Support.teacher_topk, *JOINT_SUPPORTS)
+"""Made of the teacher's top-k, alone or with the student's."""
+TOPK_SUPPORTS = (Support.student_topk, *TEACHER_SUPPORTS)
+"""Made of any top-k."""
+
+
 class Divergence(StrEnum):
     """What is measured between student p and teacher q."""
 

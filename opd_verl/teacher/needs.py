@@ -1,15 +1,12 @@
 """What the `opd:` section makes us ask of the teacher: how many of its most likely ids, and hidden states."""
 
 from opd_verl.config import OpdConfig
-from opd_verl.objectives.names import Placement, Support
-
-TEACHER_SIDED = (Support.teacher_topk, Support.union, Support.intersection, Support.symmetric_difference)
-"""Supports made of the teacher's top-k, alone or with the student's (METHODS 1.3)."""
+from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
 
 
 def teacher_topk(opd: OpdConfig) -> int:
     """The largest teacher top-k that the objective or the extra forward KL reads; 0: none."""
-    objective = opd.objective.k if opd.objective.support in TEACHER_SIDED else 0
+    objective = opd.objective.k if opd.objective.support in TEACHER_SUPPORTS else 0
     forward_kl = opd.forward_kl.k if opd.forward_kl.placement is not Placement.none else 0
     return max(objective, forward_kl)
 

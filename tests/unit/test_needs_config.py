@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 
 from opd_verl.config import ForwardKLConfig, ObjectiveConfig, OpdConfig
-from opd_verl.objectives.names import Placement, Support
-from opd_verl.teacher.needs import TEACHER_SIDED, keeps_hidden, needs_hidden, student_topk, teacher_topk
+from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
+from opd_verl.teacher.needs import keeps_hidden, needs_hidden, student_topk, teacher_topk
 
 K, FORWARD_K = 5, 3
 NEEDS = {
@@ -54,4 +54,4 @@ def test_reward_hooks_read_the_students_top_k_of_a_sampled_objective() -> None:
 
 
 def test_supports_of_the_teacher() -> None:
-    assert set(TEACHER_SIDED) == {support for support, (teacher, _, _) in NEEDS.items() if teacher}
+    assert set(TEACHER_SUPPORTS) == {support for support, (teacher, _, _) in NEEDS.items() if teacher}
