@@ -1,16 +1,18 @@
 """verl's agent loop with one more line: a response goes to the teacher the moment its trajectory ends."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import ray
+import torch
 from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from opd_verl.config import parse_opd
-from opd_verl.teacher.pool import TeacherPool
+from opd_verl.config import import_plugins, parse_opd, routed_by
+from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS, Message, teacher_prompt
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.start import TEACHER_NAME, replica_count
+from opd_verl.teacher.start import connect_teachers
 
 VerlWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore[attr-defined]
 
@@ -22,7 +24,11 @@ class OpdAgentLoopWorker(VerlWorker):
         super().__init__(config, *args, **kwargs)
         opd = parse_opd(config)
         self.seed_rollouts = opd.seed_rollouts or self.rollout_config.full_determinism
-        self.teacher = TeacherPool.connect(TEACHER_NAME, replica_count(opd))
+        self.context = opd.context
+        if self.context.name is not None:
+            import_plugins(opd)
+        self.route_field = routed_by(opd)
+        self.teacher = connect_teachers(opd)
 
     async def _run_agent_loop(
         self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
@@ -43,14 +49,36 @@ class OpdAgentLoopWorker(VerlWorker):
         self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any
     ) -> None:
         if not validate:
-            self.submit(output if isinstance(output, list) else [output], kwargs)
+            outputs = output if isinstance(output, list) else [output]
+            if self.context.name is not None:
+                kwargs[TEACHER_PROMPTS] = self.teacher_prompt(outputs, kwargs)
+            self.submit(outputs, kwargs)
         await super()._agent_loop_postprocess(output, validate, **kwargs)
 
+    def teacher_prompt(self, outputs: list[AgentLoopOutput], sample: dict[str, Any]) -> torch.Tensor:
+        """Token ids int64 [P'] of the prompt with its privileged context. ValueError: `contexts.teacher_prompt`."""
+
+        def render(messages: Sequence[Message]) -> list[int]:
+            options = self.config.data.get("apply_chat_template_kwargs", None) or {}
+            return self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **options
+            )
+
+        if len(outputs) != 1:
+            raise ValueError(f"opd.context.name={self.context.name} needs agent loops with one output")
+        context = CONTEXT_HOOKS[str(self.context.name)](sample)
+        found = teacher_prompt(
+            list(sample["raw_prompt"]), context, render, outputs[0].prompt_ids, self.context.max_tokens
+        )
+        return torch.tensor(found)
+
     def submit(self, outputs: list[AgentLoopOutput], sample: dict[str, Any]) -> None:
-        """Hands the outputs to the teacher under the keys that verl gives them in TransferQueue."""
+        """Hands the outputs to their teacher under the keys that verl gives them in TransferQueue."""
+        route = "" if self.route_field is None else str(sample[self.route_field])
         for index, output in enumerate(outputs):
             key = f"{sample['uid']}_{sample['session_id']}_{index}"
-            request = ScoreRequest(key, output.prompt_ids, output.response_ids)  # type: ignore[arg-type]
+            prompt_ids: Any = sample.get(TEACHER_PROMPTS, output.prompt_ids)
+            request = ScoreRequest(key, prompt_ids, output.response_ids, route)  # type: ignore[arg-type]
             self.teacher.submit(request, int(sample["global_steps"]))
 
 

@@ -1,6 +1,7 @@
 """The typed `opd:` section of the config, and every check that needs nothing but the config itself."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
@@ -26,21 +27,59 @@ class TeacherConfig:
     nnodes: int = 1
     """Nodes of the teacher's own resource pool."""
     n_gpus_per_node: int = 1
-    """Teacher replicas (one device each) per node."""
+    """Its devices per node."""
+    shards: int = 1
+    """Devices of one replica: a teacher too large for one device is spread over several. Each `shards` devices of a
+    node are one replica."""
     max_tokens_per_batch: int = 16384
-    """Budget of one forward pass, padded tokens."""
+    """Budget of one forward pass and device, padded tokens."""
     chunk_rows: int = 1024
     """Rows of logits that exist at one time."""
     max_state_gib: float = 2.0
     """Host or device memory for the open step's hidden states, per replica."""
     timeout_s: float = 600.0
     """A replica that has not answered by then counts as lost."""
+    sync_every: int = 0
+    """The teacher takes the student's weights after every so many steps; 0: its own weights stay."""
+    max_missing_share: float = 0.1
+    """Share of a step's response tokens that may lack a valid score; above, the run stops."""
+    max_queued: int = 4096
+    """Rollouts that may wait for a replica's forward pass while others are still generated."""
     load_timeout_s: float = 1800.0
     """Seconds a replica may take to load its weights, their download included."""
     attn_implementation: str = "sdpa"
     """transformers attention of the teacher."""
     trust_remote_code: bool = False
     """Lets the teacher's repository run its own model code."""
+
+
+@dataclass
+class NamedTeacherConfig(TeacherConfig):
+    """One of several teachers. What it does not set is that of `opd.teacher`; `path` it must set."""
+
+    weight: float = 1.0
+    """combine=average: its share in the mixture, relative to the others'."""
+    values: list[str] = field(default_factory=list)
+    """combine=route: values of the data field whose rollouts it scores."""
+
+
+class Combine(StrEnum):
+    """How several teachers score."""
+
+    route = "route"
+    """A field of the data picks the one teacher of a rollout."""
+    average = "average"
+    """All score every rollout; q is the weighted mean of theirs at each token."""
+
+
+@dataclass
+class ContextConfig:
+    """What the teacher reads before the question and the student does not."""
+
+    name: str | None = None
+    """A registered context (`opd_verl.contexts`); None: the teacher reads what the student reads."""
+    max_tokens: int = 4096
+    """The most tokens that it may add to a prompt."""
 
 
 @dataclass
@@ -144,6 +183,13 @@ class OpdConfig:
     """The section `opd:`. Unknown keys are errors."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teachers: dict[str, NamedTeacherConfig] = field(default_factory=dict)
+    """Several teachers by name; empty: the one of `teacher`, which else gives what they do not set."""
+    combine: Combine = Combine.route
+    """route, average."""
+    route_field: str = "data_source"
+    """combine=route: the data field that picks the teacher."""
+    context: ContextConfig = field(default_factory=ContextConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     forward_kl: ForwardKLConfig = field(default_factory=ForwardKLConfig)
     tokens: TokenConfig = field(default_factory=TokenConfig)
@@ -169,6 +215,39 @@ def is_exact(opd: OpdConfig) -> bool:
     return opd.objective.support is not Support.sampled or opd.objective.name is not None
 
 
+def every_teacher(opd: OpdConfig) -> dict[str, TeacherConfig]:
+    """All teachers of the run by name; the one of `opd.teacher` alone has the name ""."""
+    return {**opd.teachers} or {"": opd.teacher}
+
+
+def teacher_key(name: str) -> str:
+    """The section of a teacher of `every_teacher`."""
+    return f"opd.teachers.{name}" if name else "opd.teacher"
+
+
+def routed_by(opd: OpdConfig) -> str | None:
+    """The data field that picks a rollout's teacher; None where every teacher scores every rollout."""
+    return opd.route_field if opd.teachers and opd.combine is Combine.route else None
+
+
+def fill_teachers(section: dict[Any, Any]) -> None:
+    """Gives the named teachers in the plain `opd:` section what they do not set themselves.
+
+    Raises:
+        ConfigError: one has no path.
+    """
+    teacher, named = section.setdefault("teacher", {}), section.get("teachers")
+    if not isinstance(teacher, dict) or not isinstance(named, dict) or not named:
+        return  # nothing to fill, or a wrong type, which the typed section refuses
+    teacher["path"] = teacher.get("path") or ""
+    for name, own in named.items():
+        if own is None or (isinstance(own, dict) and not own.get("path")):
+            key = f"{teacher_key(name)}.path"
+            raise ConfigError(key, None, "this teacher has no model", f"+{key}=/path/to/teacher")
+        if isinstance(own, dict):
+            named[name] = {**teacher, **own}
+
+
 def parse_opd(config: DictConfig) -> OpdConfig:
     """The `opd:` section as a typed object.
 
@@ -177,10 +256,11 @@ def parse_opd(config: DictConfig) -> OpdConfig:
     """
     if "opd" not in config:
         raise ConfigError("opd", None, "the section is missing", "start from a recipe: `recipe=opd`")
-    if not OmegaConf.select(config, "opd.teacher.path"):
+    if not OmegaConf.select(config, "opd.teacher.path") and not OmegaConf.select(config, "opd.teachers"):
         raise ConfigError("opd.teacher.path", None, "no teacher is set", "opd.teacher.path=/path/to/teacher")
     try:
-        section = OmegaConf.to_container(config.opd, resolve=True)  # `${...}` points outside the section
+        section: Any = OmegaConf.to_container(config.opd, resolve=True)  # `${...}` points outside the section
+        fill_teachers(section)
         merged: Any = OmegaConf.merge(OmegaConf.structured(OpdConfig), section)
     except OmegaConfBaseException as error:
         key, problem = error.full_key or "", str(error.msg).splitlines()[0]

@@ -17,6 +17,7 @@ from opd_verl.head_pass import HeadRequest, HeadSwitch, LogProbPass, Update
 from opd_verl.loss import OPD_NUM_TOKENS, OPD_WEIGHTS, OpdLoss, eligible_tokens
 from opd_verl.packing import jagged, packed_positions, response_positions, row_lengths
 from opd_verl.teacher.remote_head import teacher_head
+from opd_verl.teacher.snapshot import is_snapshot, write_snapshot
 from opd_verl.terms import TEACHER_FIELDS
 
 # verl's register decorator hides the class's type.
@@ -56,6 +57,14 @@ class OpdEngine(FSDPEngineWithLMHead):
         """verl's own, then the LM head learns to answer requests."""
         super().initialize()
         self.switch = HeadSwitch(plain_head(self.module), self.vocab_limit)
+
+    def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """verl's own; for the folder of a teacher's snapshot, the weights alone."""
+        if not is_snapshot(local_path):
+            return super().save_checkpoint(local_path, *args, **kwargs)
+        with self.eval_mode():
+            write_snapshot(self.module, local_path)
+        self.teacher_head = None  # the teacher takes these weights, so its LM head must be fetched anew
 
     def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
         """Counts the tokens eligible for distillation over all ranks, where not all are."""

@@ -46,7 +46,7 @@ def reward_inputs(data: Any, tokens: TokenConfig, limit: int, end_ids: Iterable[
         log_q=padded["teacher_log_probs"],
         mask=padded["response_mask"] * ~dropped[:, None],
         student_entropy=padded["entropy"],
-        teacher_entropy=padded["teacher_entropy"],
+        teacher_entropy=padded.get("teacher_entropy", None),
         task_score=score,
         correct=score > 0,
         truncated=truncated,

@@ -18,6 +18,7 @@ from opd_verl.fused.statistics import row_statistics
 from opd_verl.loss import OpdLoss, token_weights
 from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Tail
+from opd_verl.terms import OPTIONAL_FIELDS
 
 TEACHER_HIDDEN = "teacher_hidden"
 
@@ -38,6 +39,7 @@ class Update:
     def of(cls, loss: OpdLoss, data: Any, **rest: Any) -> "Update":
         """Reads the fields that the loss's terms name from a micro-batch."""
         names = [*loss.terms.field_names, *([TEACHER_HIDDEN] if loss.terms.full else [])]
+        names = [name for name in names if name not in OPTIONAL_FIELDS or name in data]
         fields = {name: data[name].values() for name in names}
         return cls(loss=loss, fields=fields, weights=token_weights(data, loss.config), **rest)
 

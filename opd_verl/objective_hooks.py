@@ -42,8 +42,8 @@ class ObjectiveInputs:
     """log q at the same ids [N, K]."""
     member: Tensor
     """False where a support has fewer than K ids, bool [N, K]; what the other fields hold there must not count."""
-    teacher_entropy: Tensor
-    """Full-vocabulary entropy of q [N]."""
+    teacher_entropy: Tensor | None
+    """Full-vocabulary entropy of q [N]; None where several teachers are averaged."""
     eps_low: float
     """The policy loss's clip range is [1 - eps_low, 1 + eps_high]."""
     eps_high: float

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from opd_verl.head_pass import TEACHER_HIDDEN
 from opd_verl.packing import jagged, row_lengths
-from opd_verl.teacher.pool import TeacherPool
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.several import Teacher, routes
 from opd_verl.terms import STUDENT_FIELDS, TEACHER_FIELDS
 
 
@@ -29,7 +29,14 @@ def read(batch: Any, names: Sequence[str]) -> Any:
 
 
 def collect_scores(
-    batch: Any, teacher: TeacherPool, step: int, topk: int = 0, at_student_topk: bool = False, hidden: bool = False
+    batch: Any,
+    teacher: Teacher,
+    step: int,
+    topk: int = 0,
+    at_student_topk: bool = False,
+    hidden: bool = False,
+    prompts_field: str = "prompts",
+    route_field: str | None = None,
 ) -> list[TeacherScore]:
     """The teacher's score of every row, in order; verl's padding rows are not sent and come back as missing.
 
@@ -37,12 +44,16 @@ def collect_scores(
         topk: how many of the teacher's most likely ids to ask for.
         at_student_topk: whether to ask for log q at `student_topk_ids`.
         hidden: whether to ask for last hidden states.
+        prompts_field: the field with the prompt that the teacher reads.
+        route_field: the field that picks a row's teacher; None: nothing does.
     """
-    data = read(batch, ["prompts", "responses", *([STUDENT_FIELDS.ids] if at_student_topk else [])])
+    wanted = [prompts_field, "responses", STUDENT_FIELDS.ids if at_student_topk else None, route_field]
+    data = read(batch, [name for name in wanted if name is not None])
     rows = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
-    prompts, responses = data["prompts"].unbind(), data["responses"].unbind()
+    prompts, responses = data[prompts_field].unbind(), data["responses"].unbind()
     topk_ids = data[STUDENT_FIELDS.ids].unbind() if at_student_topk else None
-    requests = [ScoreRequest(batch.keys[row], prompts[row].numpy(), responses[row].numpy()) for row in rows]
+    route = routes(data, route_field) if route_field is not None else [""] * len(prompts)
+    requests = [ScoreRequest(batch.keys[row], prompts[row].numpy(), responses[row].numpy(), route[row]) for row in rows]
     at_ids = [topk_ids[row].numpy().astype(np.int32) for row in rows] if topk_ids else None
     found = dict(zip(rows, teacher.collect(requests, at_ids, step=step, topk=topk, hidden=hidden), strict=True))
     like = next(iter(found.values()))
@@ -53,8 +64,9 @@ def missing_like(score: TeacherScore, length: int) -> TeacherScore:
     """A score of the same fields without a single value."""
     width = {name: 0 if value is None else value.shape[1] for name, value in vars(score).items() if is_wide(name)}
     dtype = torch.float32 if score.hidden is None else score.hidden.dtype
+    entropy = score.entropy is not None
     return TeacherScore.missing(
-        length, width["topk_log_q"], width["at_ids_log_q"], hidden=width["hidden"], hidden_dtype=dtype
+        length, width["topk_log_q"], width["at_ids_log_q"], entropy, hidden=width["hidden"], hidden_dtype=dtype
     )
 
 
@@ -77,16 +89,19 @@ def teacher_topk_fields(batch: Any, scores: list[TeacherScore]) -> dict[str, Ten
     return {TEACHER_FIELDS.ids: jagged(join(score.topk_ids for score in scores), lengths)}
 
 
-def teacher_fields(batch: Any, scores: list[TeacherScore], metrics: dict[str, Any]) -> dict[str, Tensor]:
+def teacher_fields(
+    batch: Any, scores: list[TeacherScore], metrics: dict[str, Any], max_missing_share: float = 1.0
+) -> dict[str, Tensor]:
     """Nested fields of the scores, with missing tokens masked, neutral and counted in `opd/teacher_missing_share`."""
     data = read(batch, ["response_mask", "old_log_probs", "entropy", STUDENT_FIELDS.log_p_old])
     mask, lengths = data["response_mask"].values(), row_lengths(data["response_mask"])
     valid = join(score.valid for score in scores)
-    count_missing(mask.bool(), valid, metrics)
+    count_missing(mask.bool(), valid, metrics, max_missing_share)
     flat = {
         "teacher_log_probs": (join(score.log_q for score in scores), data["old_log_probs"].values()),
-        "teacher_entropy": (join(score.entropy for score in scores), data["entropy"].values()),
     }
+    if scores[0].entropy is not None:
+        flat["teacher_entropy"] = (join(score.entropy for score in scores), data["entropy"].values())
     if scores[0].at_ids_log_q is not None:
         at_ids = join(score.at_ids_log_q for score in scores).float()
         flat[STUDENT_FIELDS.log_q] = (at_ids, data[STUDENT_FIELDS.log_p_old].values())
@@ -102,17 +117,19 @@ def teacher_fields(batch: Any, scores: list[TeacherScore], metrics: dict[str, An
     return {name: jagged(value, lengths) for name, value in fields.items()}
 
 
-def count_missing(mask: Tensor, valid: Tensor, metrics: dict[str, Any]) -> None:
+def count_missing(mask: Tensor, valid: Tensor, metrics: dict[str, Any], limit: float) -> None:
     """Logs the share of response tokens without a score.
 
     Raises:
-        RuntimeError: there is none for any of them: training on would learn nothing.
+        RuntimeError: the share is above `limit`, or no token has one: training on would learn little or nothing.
     """
-    metrics["opd/teacher_missing_share"] = (~valid & mask).sum().item() / max(int(mask.sum()), 1)
-    if mask.any() and not (mask & valid).any():
+    missing, tokens = int((~valid & mask).sum()), int(mask.sum())
+    metrics["opd/teacher_missing_share"] = missing / max(tokens, 1)
+    if missing and (missing > limit * tokens or missing == tokens):
         raise RuntimeError(
-            "the teacher gave no valid score for any token of this step: its actors are lost or its weights are NaN "
-            "(see the warnings above); the run stops so that the last checkpoint can be resumed"
+            f"the teacher gave no valid score for {missing} of this step's {tokens} response tokens, above "
+            f"opd.teacher.max_missing_share={limit:g}: its actors are lost or its weights are NaN (see the warnings "
+            "above); the run stops so that the last checkpoint can be resumed"
         )
 
 

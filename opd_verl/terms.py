@@ -29,6 +29,8 @@ TEACHER_FIELDS = SupportFields("teacher_topk_ids", "teacher_topk_log_probs", "st
 JOINT_FIELDS = SupportFields("support_ids", "teacher_log_probs_at_support", "student_log_probs_at_support")
 GATE = "forward_kl_gate"
 TOKEN_FIELDS = ("old_log_probs", "teacher_log_probs", "advantages", "teacher_entropy")
+OPTIONAL_FIELDS = ("teacher_entropy",)
+"""Not there where several teachers are averaged."""
 
 
 def support_fields(support: Support) -> SupportFields:
@@ -123,7 +125,7 @@ class Terms:
             log_p_old_support=data[where.log_p_old][:, :k],
             log_q_support=data[where.log_q][:, :k],
             member=data[where.ids][:, :k] >= 0,
-            teacher_entropy=data["teacher_entropy"],
+            teacher_entropy=data.get("teacher_entropy"),
             eps_low=self.eps_low,
             eps_high=self.eps_high,
         )

@@ -15,16 +15,19 @@ from verl.utils.model import get_generation_config
 from verl.workers.utils.padding import response_to_nested
 
 from opd_verl.compose import make_terms
-from opd_verl.config import OpdConfig, import_plugins, parse_opd
+from opd_verl.config import OpdConfig, every_teacher, import_plugins, parse_opd, routed_by
+from opd_verl.contexts import TEACHER_PROMPTS
 from opd_verl.credit import Rollouts, credit
 from opd_verl.engine import AT_TEACHER_TOPK, FUSED_ROWS, STUDENT_TOPK
 from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, reward_inputs, task_rewards
 from opd_verl.loss import OpdLoss
-from opd_verl.metrics.step import TeacherOverlap
+from opd_verl.metrics.step import TeacherTotals
 from opd_verl.scores import collect_scores, merge, read, teacher_fields, teacher_topk_fields
 from opd_verl.teacher.needs import needs_hidden, student_topk, teacher_topk
 from opd_verl.teacher.placement import check_placement, free_devices
-from opd_verl.teacher.start import TEACHER_POOL, start_teacher
+from opd_verl.teacher.several import RoutedTeachers, routes
+from opd_verl.teacher.snapshot import TeacherSync, pointer_file
+from opd_verl.teacher.start import pool_name, start_teachers
 
 
 @register_trainer("opd")
@@ -42,23 +45,41 @@ class OpdTrainer(PPOTrainerSync):
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
-        teacher = self.opd.teacher
-        check_placement(free_devices(), self.config.trainer, teacher)
-        self.resource_pool_manager.resource_pool_spec[TEACHER_POOL] = [teacher.n_gpus_per_node] * teacher.nnodes
+        teachers = every_teacher(self.opd)
+        check_placement(free_devices(), self.config.trainer, teachers)
+        for name, teacher in teachers.items():
+            devices = [teacher.n_gpus_per_node] * teacher.nnodes
+            self.resource_pool_manager.resource_pool_spec[pool_name(name)] = devices
 
     def on_init_end(self) -> None:
         """After verl's own: the teacher loads, and the actor gets its loss."""
         super().on_init_end()
-        pool = self.resource_pool_manager.resource_pool_dict[TEACHER_POOL]
-        self.teacher = start_teacher(self.opd, pool, vocab_limit=len(self.tokenizer))
-        self.overlap = TeacherOverlap()
+        every, folder = self.opd.teacher.sync_every, self.config.trainer.default_local_dir
+        self.sync = TeacherSync(every, folder, self.actor_rollout_wg) if every else None
+        if self.sync is not None:
+            self.sync.resume(self.global_steps)
+        pointer = pointer_file(folder) if every else None
+        pools = self.resource_pool_manager.resource_pool_dict
+        self.teacher = start_teachers(self.opd, pools, len(self.tokenizer), pointer)
+        self.teacher_totals = TeacherTotals()
         self.actor_rollout_wg.set_loss_fn(make_loss(self.config.actor_rollout_ref.actor, self.opd))
         self.replay_buffer.poll_interval = self.opd.poll_interval_s
         model = self.config.actor_rollout_ref.model
         self.end_ids = end_ids(model.path, self.tokenizer, model.trust_remote_code)
 
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
+        """verl's step, then the teacher takes the student's weights where that is due."""
+        batch = super().step(metrics, timing_raw)
+        if self.sync is not None:
+            with marked_timer("teacher_sync", timing_raw):
+                self.sync.after(self.global_steps, self.teacher)
+        return batch
+
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
+        if isinstance(self.teacher, RoutedTeachers):
+            for route in routes(batch, self.teacher.field):
+                self.teacher.name_of(route)  # here an error ends the run; verl only logs those of an agent loop
         first = self.prompts_named.get(self.global_steps, 0)  # verl may ask for more prompts within a step
         self.prompts_named = {self.global_steps: first + len(batch)}
         names = [f"{self.global_steps:06d}.{first + row:05d}" for row in range(len(batch))]
@@ -85,14 +106,16 @@ class OpdTrainer(PPOTrainerSync):
             scores = self.collect(batch, at_student_topk=at_student_topk, hidden=hidden)
         elif at_student_topk:
             scores = merge(scores, self.collect(batch, at_student_topk=True))
-        self.put(batch, teacher_fields(batch, scores, metrics))
-        metrics.update(self.overlap.update(self.teacher.stats()))
+        self.put(batch, teacher_fields(batch, scores, metrics, self.opd.teacher.max_missing_share))
+        metrics.update(self.teacher_totals.update(self.teacher.stats()))
         return batch
 
     def collect(self, batch: Any, **wanted: Any) -> Any:
         """The teacher's scores of the batch, timed."""
+        prompts_field = TEACHER_PROMPTS if self.opd.context.name else "prompts"
+        fields = {"prompts_field": prompts_field, "route_field": routed_by(self.opd)}
         with marked_timer("teacher", self.timing_raw):
-            return collect_scores(batch, self.teacher, self.global_steps, **wanted)
+            return collect_scores(batch, self.teacher, self.global_steps, **fields, **wanted)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         data = read(batch, [*ADVANTAGE_FIELDS, "uid"])

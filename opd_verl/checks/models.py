@@ -8,32 +8,41 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from opd_verl.config import OpdConfig
+from opd_verl.config import OpdConfig, TeacherConfig, every_teacher, teacher_key
 from opd_verl.errors import ConfigError
 from opd_verl.fused.head import LOGIT_KEYS
 from opd_verl.network import unreachable
 from opd_verl.objectives.names import Placement
 
-STUDENT, TEACHER = "actor_rollout_ref.model.path", "opd.teacher.path"
+STUDENT = "actor_rollout_ref.model.path"
 
 
 def check_models(config: DictConfig, opd: OpdConfig) -> None:
-    """Student and teacher exist, share a tokenizer, cover its ids, and the longest rollout fits both."""
-    model, teacher = config.actor_rollout_ref.model, opd.teacher
+    """Student and teachers exist, share a tokenizer, cover its ids, and the longest rollout fits all."""
+    model = config.actor_rollout_ref.model
     student_config = load_config(STUDENT, model.path, model.trust_remote_code)
-    teacher_config = load_config(TEACHER, teacher.path, teacher.trust_remote_code)
     tokenizer = load_tokenizer(STUDENT, model.tokenizer_path or model.path, model.trust_remote_code)
-    other = load_tokenizer(TEACHER, teacher.tokenizer_path or teacher.path, teacher.trust_remote_code)
-    check_same_tokenizer(tokenizer, other, teacher.tokenizer_path or teacher.path)
     longest = config.data.max_prompt_length + config.data.max_response_length
-    for key, path, found in ((STUDENT, model.path, student_config), (TEACHER, teacher.path, teacher_config)):
-        check_vocabulary(key, path, found, len(tokenizer))
-        check_context(key, path, found, longest)
+    check_vocabulary(STUDENT, model.path, student_config, len(tokenizer))
+    check_context(STUDENT, model.path, student_config, longest)
+    context = opd.context.max_tokens if opd.context.name is not None else 0
+    for name, teacher in every_teacher(opd).items():
+        check_teacher_model(f"{teacher_key(name)}.path", teacher, tokenizer, longest, context)
     check_k("opd.objective.k", opd.objective.k, len(tokenizer))
     if opd.forward_kl.placement is not Placement.none:
         check_k("opd.forward_kl.k", opd.forward_kl.k, len(tokenizer))
     if opd.fused:
         check_plain_head(model.path, student_config)
+
+
+def check_teacher_model(key: str, teacher: TeacherConfig, tokenizer: Any, longest: int, context: int) -> None:
+    """One teacher exists, has the student's tokenizer, covers its ids, and the longest rollout and context fit it."""
+    found = load_config(key, teacher.path, teacher.trust_remote_code)
+    tokenizer_path = teacher.tokenizer_path or teacher.path
+    other = load_tokenizer(key, tokenizer_path, teacher.trust_remote_code)
+    check_same_tokenizer(tokenizer, other, key, tokenizer_path)
+    check_vocabulary(key, teacher.path, found, len(tokenizer))
+    check_context(key, teacher.path, found, longest, context)
 
 
 def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfig:
@@ -76,15 +85,15 @@ def require_folder(key: str, path: str | None) -> None:
         raise ConfigError(key, path, f"no such folder, not in the local hub cache, and {offline}", remedy)
 
 
-def check_same_tokenizer(student: Any, teacher: Any, path: str) -> None:
+def check_same_tokenizer(student: Any, teacher: Any, key: str, path: str) -> None:
     """Scores are per student token: the teacher must give every id the same meaning."""
     if student.get_vocab() != teacher.get_vocab():
         only = len(set(student.get_vocab()) ^ set(teacher.get_vocab()))
         problem = f"another tokenizer than the student's ({len(teacher)} and {len(student)} tokens, {only} not shared)"
-        raise ConfigError(TEACHER, path, problem, "choose a teacher of the student's model family")
+        raise ConfigError(key, path, problem, "choose a teacher of the student's model family")
     if student.eos_token_id != teacher.eos_token_id:
         problem = f"ends a response with {teacher.eos_token!r}, the student with {student.eos_token!r}"
-        raise ConfigError(TEACHER, path, problem, "give both models one eos_token in tokenizer_config.json")
+        raise ConfigError(key, path, problem, "give both models one eos_token in tokenizer_config.json")
 
 
 def check_vocabulary(key: str, path: str, config: PretrainedConfig, tokens: int) -> None:
@@ -94,12 +103,14 @@ def check_vocabulary(key: str, path: str, config: PretrainedConfig, tokens: int)
         raise ConfigError(key, path, problem, "use the tokenizer that belongs to this model")
 
 
-def check_context(key: str, path: str, config: PretrainedConfig, longest: int) -> None:
-    """The longest rollout must fit the model's positions."""
+def check_context(key: str, path: str, config: PretrainedConfig, longest: int, context: int = 0) -> None:
+    """The longest rollout must fit the model's positions, behind the longest privileged context if there is one."""
     limit = getattr(config, "max_position_embeddings", None)
-    if limit and longest > limit:
-        problem = f"context of {limit} tokens, but data.max_prompt_length + data.max_response_length = {longest}"
-        raise ConfigError(key, path, problem, f"lower data.max_response_length by {longest - limit}")
+    if limit and longest + context > limit:
+        sizes = "data.max_prompt_length + data.max_response_length" + " + opd.context.max_tokens" * bool(context)
+        problem = f"context of {limit} tokens, but {sizes} = {longest + context}"
+        remedy = f"lower data.max_response_length{' or opd.context.max_tokens' * bool(context)} by"
+        raise ConfigError(key, path, problem, f"{remedy} {longest + context - limit}")
 
 
 def check_k(key: str, k: int, tokens: int) -> None:

@@ -19,6 +19,7 @@ ULYSSES = (
 NEED_MORE = ("gae", "remax", "gdpo", "optimal_token_baseline", "tir_optimal_token_baseline")
 """verl's advantage estimators that read a critic's values or other fields which OPD's step does not make."""
 RANGES: dict[str, tuple[float, float]] = {
+    "teacher.max_missing_share": (0.0, 1.0),
     "forward_kl.share": (0.0, 1.0),
     "forward_kl.coefficient": (0.0, math.inf),
     "tokens.share": (0.0, 1.0),

@@ -8,7 +8,8 @@ from pyarrow.parquet import read_schema
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils.device import get_device_name
 
-from opd_verl.config import OpdConfig, is_exact
+from opd_verl.config import OpdConfig, every_teacher, is_exact, teacher_key
+from opd_verl.contexts import CONTEXT_HOOKS
 from opd_verl.engine import MODEL_TYPE
 from opd_verl.errors import ConfigError
 from opd_verl.hooks import REWARD_HOOKS
@@ -30,9 +31,11 @@ NEEDED: dict[str, tuple[str, ...]] = {
 POSITIVE = (
     "nnodes",
     "n_gpus_per_node",
+    "shards",
     "max_tokens_per_batch",
     "chunk_rows",
     "max_state_gib",
+    "max_queued",
     "timeout_s",
     "load_timeout_s",
 )
@@ -71,23 +74,57 @@ def check_rewards(config: DictConfig, opd: OpdConfig) -> None:
             raise ConfigError("opd.rewards", name, problem, "register it in a module named in opd.plugins")
 
 
+def check_privileged_context(config: DictConfig, opd: OpdConfig) -> None:
+    """The context is registered, and its limit leaves room for one."""
+    if opd.context.name is not None and opd.context.name not in CONTEXT_HOOKS:
+        problem = f"no such context (there are: {', '.join(sorted(CONTEXT_HOOKS))})"
+        raise ConfigError("opd.context.name", opd.context.name, problem, "register it in a module named in opd.plugins")
+    if opd.context.max_tokens < 1:
+        raise ConfigError("opd.context.max_tokens", opd.context.max_tokens, "must be positive", "drop the override")
+
+
+def check_sync(config: DictConfig, opd: OpdConfig) -> None:
+    """Only a teacher that began as the student can take the student's weights, and only whole ones."""
+    key, every, model = "opd.teacher.sync_every", opd.teacher.sync_every, config.actor_rollout_ref.model
+    if every < 0:
+        raise ConfigError(key, every, "must not be negative", f"{key}=0")
+    if every and opd.teacher.path != model.path:
+        problem = f"the teacher {opd.teacher.path} is not the student {model.path}"
+        raise ConfigError(key, every, problem, "opd.teacher.path='${actor_rollout_ref.model.path}'")
+    if every and (model.get("lora_rank", 0) or model.get("lora", {}).get("rank", 0)):
+        raise ConfigError(key, every, "LoRA adapters are not merged into a snapshot", f"{key}=0")
+
+
 def check_teacher(config: DictConfig, opd: OpdConfig) -> None:
-    """What the teacher's actors would refuse, minutes later: its dtype, and sizes that are not positive."""
-    if opd.teacher.dtype not in DTYPES:
-        problem = f"the teacher loads in {', '.join(DTYPES)}"
-        raise ConfigError("opd.teacher.dtype", opd.teacher.dtype, problem, "opd.teacher.dtype=bfloat16")
-    for name in POSITIVE:
-        value = getattr(opd.teacher, name)
-        if value <= 0:
-            raise ConfigError(f"opd.teacher.{name}", value, "must be positive", "drop the override")
+    """What the teachers' actors would refuse, minutes later: a dtype, and sizes that are not positive."""
+    for section, teacher in every_teacher(opd).items():
+        key = teacher_key(section)
+        if teacher.dtype not in DTYPES:
+            problem = f"the teacher loads in {', '.join(DTYPES)}"
+            raise ConfigError(f"{key}.dtype", teacher.dtype, problem, f"{key}.dtype=bfloat16")
+        for name in POSITIVE:
+            value = getattr(teacher, name)
+            if value <= 0:
+                raise ConfigError(f"{key}.{name}", value, "must be positive", "drop the override")
+
+
+def check_shards(config: DictConfig, opd: OpdConfig) -> None:
+    """A replica never spans nodes: its shards gather every layer of every forward pass from one another."""
+    for section, teacher in every_teacher(opd).items():
+        key, devices = teacher_key(section), teacher.n_gpus_per_node
+        if devices % teacher.shards:
+            problem = f"the {devices} devices of a node ({key}.n_gpus_per_node) are not a multiple of it"
+            remedy = f"{key}.n_gpus_per_node={-(-devices // teacher.shards) * teacher.shards}, or fewer shards"
+            raise ConfigError(f"{key}.shards", teacher.shards, problem, remedy)
 
 
 def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
     """Student and teacher must be divided by one temperature, or r_t compares two different things."""
     rollout = config.actor_rollout_ref.rollout.temperature
-    if opd.teacher.temperature != rollout:
-        problem, remedy = f"the rollout temperature is {rollout}", "leave it unset: it follows the rollout"
-        raise ConfigError("opd.teacher.temperature", opd.teacher.temperature, problem, remedy)
+    for name, teacher in every_teacher(opd).items():
+        if teacher.temperature != rollout:
+            problem, remedy = f"the rollout temperature is {rollout}", "leave it unset: it follows the rollout"
+            raise ConfigError(f"{teacher_key(name)}.temperature", teacher.temperature, problem, remedy)
     if rollout <= 0:
         raise ConfigError("actor_rollout_ref.rollout.temperature", rollout, "must be positive", "use 1.0")
 
@@ -144,7 +181,10 @@ CHECKS = (
     check_recipe_is_whole,
     check_policy_loss,
     check_rewards,
+    check_privileged_context,
+    check_sync,
     check_teacher,
+    check_shards,
     check_temperature,
     check_sampling,
     check_rollout_correction,

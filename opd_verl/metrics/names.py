@@ -5,9 +5,12 @@ METRICS: dict[str, str] = {
     "opd/reward_min": "smallest r_t of a response token; nats",
     "opd/reverse_kl": "mean log p_old(y) - log q(y) over response tokens: the sampled reverse KL; nats, falls to 0",
     "opd/student_entropy": "mean full-vocabulary entropy of the student over response tokens; nats",
-    "opd/teacher_entropy": "mean full-vocabulary entropy of the teacher at the same positions; nats",
+    "opd/teacher_entropy": "mean full-vocabulary entropy of the teacher at the same positions; nats (averaged teachers "
+    "have none)",
     "opd/teacher_missing_share": "share of response tokens without a valid teacher score; they are masked, never 0.0",
     "opd/teacher_ready_share": "share of the step's rollouts that the teacher had scored before the trainer asked",
+    "opd/teacher_retried": "rollouts that the teacher was asked for a second time in this step: lost, failed or NaN",
+    "opd/teacher_restarts": "teacher replicas that were restarted in this step because they hung or gave nonsense",
     "opd/truncated_share": "share of rollouts that hit the length limit without an end-of-sequence token",
     "timing_s/teacher": "seconds that the trainer waited for teacher scores",
     "timing_s/teacher_busy": "seconds of the teacher's forward passes, summed over replicas, wherever they were hidden",
@@ -25,6 +28,7 @@ CONDITIONAL: dict[str, str] = {
     "opd/support_size": "mean number of ids in a union, intersection or symmetric difference",
     "opd/kept_share": "share of response tokens with a positive weight (where masks, weights or a truncation policy "
     "are set)",
+    "timing_s/teacher_sync": "seconds to hand the student's weights to the teacher",
     "opd/kept_share/<mask>": "share of response tokens that one mask alone keeps",
 }
 """Logged where the configuration reads or makes them."""

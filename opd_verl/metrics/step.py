@@ -34,14 +34,15 @@ def step_metrics(inputs: RewardInputs, reward: Tensor) -> dict[str, float]:
     return found | inputs.metrics
 
 
-class TeacherOverlap:
-    """How much of the teacher's work was done while rollouts were still being generated, step by step."""
+class TeacherTotals:
+    """What the teacher did in each step, from its totals: work hidden behind generation, questions put twice."""
 
     def __init__(self) -> None:
-        self.before = {"rollouts_asked": 0.0, "rollouts_ready": 0.0, "seconds_busy": 0.0}
+        names = ("rollouts_asked", "rollouts_ready", "seconds_busy", "rollouts_retried", "replicas_restarted")
+        self.before = dict.fromkeys(names, 0.0)
 
     def update(self, stats: dict[str, float]) -> dict[str, float]:
-        """`opd/teacher_ready_share` and `timing_s/teacher_busy` since the last call.
+        """`opd/teacher_ready_share`, `_retried` and `_restarts`, and `timing_s/teacher_busy`, since the last call.
 
         Args:
             stats: totals since the start, over all replicas; a restarted replica starts again at 0.
@@ -49,4 +50,9 @@ class TeacherOverlap:
         new = {name: max(stats.get(name, 0.0) - value, 0.0) for name, value in self.before.items()}
         self.before = {name: stats.get(name, 0.0) for name in self.before}
         share = new["rollouts_ready"] / max(new["rollouts_asked"], 1.0)
-        return {"opd/teacher_ready_share": share, "timing_s/teacher_busy": new["seconds_busy"]}
+        return {
+            "opd/teacher_ready_share": share,
+            "opd/teacher_retried": new["rollouts_retried"],
+            "opd/teacher_restarts": new["replicas_restarted"],
+            "timing_s/teacher_busy": new["seconds_busy"],
+        }

@@ -1,5 +1,6 @@
 """What the teacher's body reads of each request, and which requests it reads together."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,9 @@ import torch
 from torch import Tensor
 
 from opd_verl.teacher.score import ScoreRequest
+
+SHARING_PAYS = 0.2
+"""Share of a batch's tokens that prompts read only once must save: two passes and an explicit mask cost about that."""
 
 
 def fed_tokens(request: ScoreRequest) -> int:
@@ -21,13 +25,58 @@ def fed_ids(request: ScoreRequest) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64))
 
 
-def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices grouped so that rows x longest row <= max_tokens, longest first; a longer row goes alone."""
+def distinct_prompts(requests: Sequence[ScoreRequest]) -> tuple[list[np.ndarray], list[int]]:
+    """The different prompts in order of appearance, and for each request the index of its own."""
+    known: dict[bytes, int] = {}
+    of_row = [known.setdefault(request.prompt_ids.tobytes(), len(known)) for request in requests]
+    return [np.frombuffer(ids, dtype=np.int32) for ids in known], of_row
+
+
+def shared_saving(requests: Sequence[ScoreRequest]) -> float:
+    """Share of the requests' tokens that are prompts already read for another of them."""
+    prompts, _ = distinct_prompts(requests)
+    repeated = sum(len(request.prompt_ids) for request in requests) - sum(len(ids) for ids in prompts)
+    return repeated / max(sum(fed_tokens(request) for request in requests), 1)
+
+
+def plan_batches(lengths: Sequence[int], max_tokens: int, padded: bool = True) -> list[list[int]]:
+    """Indices grouped to read at most max_tokens, longest first; a longer row goes alone.
+
+    A batch of padded rows costs rows x longest row, a packed one the sum of its rows.
+    """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches: list[list[int]] = []
+    cost = 0
     for index in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
+        more = lengths[batches[-1][0]] if batches and padded else lengths[index]
+        if batches and cost + more <= max_tokens:
             batches[-1].append(index)
+            cost += more
         else:
             batches.append([index])
+            cost = lengths[index]
+    return batches
+
+
+def plan_requests(requests: Sequence[ScoreRequest], max_tokens: int, padded: bool, share: bool) -> list[list[int]]:
+    """Batches of requests; those of one prompt together where `share` is allowed and would save enough.
+
+    A prompt's requests count as one row as long as the longest of them, as many times as there are.
+    """
+    lengths = [fed_tokens(request) for request in requests]
+    if not share or shared_saving(requests) < SHARING_PAYS:
+        return plan_batches(lengths, max_tokens, padded)
+    siblings: dict[int, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(distinct_prompts(requests)[1]):
+        siblings[prompt].append(index)
+    batches: list[list[int]] = []
+    longest = 0
+    for group in sorted(siblings.values(), key=lambda group: -max(lengths[index] for index in group)):
+        for index in sorted(group, key=lambda index: -lengths[index]):
+            if batches and (len(batches[-1]) + 1) * max(longest, lengths[index]) <= max_tokens:
+                batches[-1].append(index)
+                longest = max(longest, lengths[index])
+            else:
+                batches.append([index])
+                longest = lengths[index]
     return batches

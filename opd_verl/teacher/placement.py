@@ -1,12 +1,12 @@
-"""Whether the trainer's and the teacher's resource pools fit the cluster's nodes; Ray would wait for ever if not."""
+"""Whether the trainer's and the teachers' resource pools fit the cluster's nodes; Ray would wait for ever if not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 from verl.utils.device import get_resource_name
 
-from opd_verl.config import TeacherConfig
+from opd_verl.config import TeacherConfig, teacher_key
 from opd_verl.errors import ConfigError
 
 
@@ -16,29 +16,41 @@ def free_devices() -> list[int]:
     return [int(node["Resources"].get(get_resource_name(), 0)) for node in nodes if node["Alive"]]
 
 
-def placeable(nodes: Sequence[int], trainer: tuple[int, int], teacher: tuple[int, int]) -> bool:
-    """Whether groups of (devices per group, number of groups) fit, no group spread over two nodes.
+def fillings(devices: int, pools: Sequence[tuple[int, int]]) -> Iterator[tuple[int, ...]]:
+    """Every choice of how many groups of each pool one node takes, as many as the pool has at the most."""
+    if not pools:
+        yield ()
+        return
+    (size, count), *others = pools
+    for taken in range(min(count, devices // size) + 1):
+        for rest in fillings(devices - taken * size, others):
+            yield (taken, *rest)
 
-    Exact: for every number of trainer groups placed so far, the most teacher groups that fit beside them.
+
+def placeable(nodes: Sequence[int], *pools: tuple[int, int]) -> bool:
+    """Whether pools of (devices per group, number of groups) fit, no group spread over two nodes.
+
+    Exact: node after node, every number of groups of each pool that can have been placed so far.
     """
-    best = {0: 0}
+    needed = tuple(count for _, count in pools)
+    reached = {(0,) * len(pools)}
     for devices in nodes:
-        grown: dict[int, int] = {}
-        for placed, teachers in best.items():
-            for more in range(devices // trainer[0] + 1):
-                beside = teachers + (devices - more * trainer[0]) // teacher[0]
-                grown[placed + more] = max(grown.get(placed + more, 0), beside)
-        best = grown
-    return any(placed >= trainer[1] and teachers >= teacher[1] for placed, teachers in best.items())
+        ways = list(fillings(devices, pools))
+        grown = {tuple(map(sum, zip(placed, more, strict=True))) for placed in reached for more in ways}
+        reached = {tuple(map(min, zip(placed, needed, strict=True))) for placed in grown}
+    return needed in reached
 
 
-def check_placement(nodes: Sequence[int], trainer: Any, teacher: TeacherConfig) -> None:
-    """Raises ConfigError for pools that do not fit; `trainer` is verl's `trainer` section."""
-    train, score = (trainer.n_gpus_per_node, trainer.nnodes), (teacher.n_gpus_per_node, teacher.nnodes)
-    if not placeable(nodes, train, score):
-        problem = (
-            f"{score[1]} x {score[0]} devices for the teacher and {train[1]} x {train[0]} for the trainer "
-            f"(trainer.nnodes x trainer.n_gpus_per_node) do not fit nodes with {sorted(nodes, reverse=True)}"
-        )
-        remedy = "lower trainer.n_gpus_per_node or opd.teacher.n_gpus_per_node; each group must fit one node"
-        raise ConfigError("opd.teacher.n_gpus_per_node", score[0], problem, remedy)
+def check_placement(nodes: Sequence[int], trainer: Any, teachers: Mapping[str, TeacherConfig]) -> None:
+    """Raises ConfigError for pools that do not fit; `trainer` is verl's `trainer` section, `teachers` are by name."""
+    pools = {teacher_key(name): (one.n_gpus_per_node, one.nnodes) for name, one in teachers.items()}
+    if placeable(nodes, (trainer.n_gpus_per_node, trainer.nnodes), *pools.values()):
+        return
+    wanted = ", ".join(f"{count} x {size} devices for {key}" for key, (size, count) in pools.items())
+    problem = (
+        f"{wanted} and {trainer.nnodes} x {trainer.n_gpus_per_node} for the trainer "
+        f"(trainer.nnodes x trainer.n_gpus_per_node) do not fit nodes with {sorted(nodes, reverse=True)}"
+    )
+    key, (size, _) = max(pools.items(), key=lambda pool: pool[1])
+    remedy = f"lower trainer.n_gpus_per_node or {key}.n_gpus_per_node; each group must fit one node"
+    raise ConfigError(f"{key}.n_gpus_per_node", size, problem, remedy)

@@ -1,4 +1,4 @@
-"""All teacher replicas over Ray: start or connect, route by prompt, gather with one retry. No model code here."""
+"""All teacher replicas over Ray: route by prompt, gather, ask once more what is missing, restart what is broken."""
 
 import logging
 import time
@@ -10,24 +10,22 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from opd_verl.fused.head import LMHead
-from opd_verl.teacher.actor import CollectItem, TeacherActor, TeacherSettings
+from opd_verl.teacher.gather import LOST, Gather, Question, Wanted
+from opd_verl.teacher.launch import await_load, control, launch
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.teacher.wire import decode
+from opd_verl.teacher.settings import TeacherSettings
 
 logger = logging.getLogger(__name__)
 
-LOST = (RayActorError, GetTimeoutError, ObjectLostError)
-"""The replica is gone or silent. Anything else that it raises is a bug or a bad setting, and propagates."""
-CONTROL, COLLECTS = "control", 16
-"""One thread for submit, ping, stats and lm_head, so that they return beside up to 16 waiting collects."""
 POLL_SECONDS = 0.2
 NO_HIDDEN = (0, torch.float32)
 """Width and dtype of hidden states that nobody asked for or nobody has seen yet."""
+UNKNOWN_HIDDEN_BYTES = 16384
+"""Of a token, for the size of the first answers: a width of 8192 in bf16."""
 
 
 class TeacherPool:
@@ -38,6 +36,8 @@ class TeacherPool:
         self.names = [f"{name_prefix}_{index}" for index in range(len(self.replicas))]
         self.timeout_s = timeout_s
         self.hidden_like = NO_HIDDEN
+        self.retried, self.restarted = 0, 0
+        self.reloaded = False
 
     @classmethod
     def start(
@@ -60,19 +60,10 @@ class TeacherPool:
         download), `timeout_s` each attempt of a `collect`.
         Raises ValueError for a replica count that does not fit; RuntimeError with the actor's cause if a load fails.
         """
-        if replicas < 1 or (placement_groups is not None and len(placement_groups) != replicas):
-            raise ValueError(f"{replicas} teacher replicas on {placement_groups}: one (group, bundle index) for each")
-        actor_class: Any = ray.remote(concurrency_groups={CONTROL: 1})(TeacherActor)  # pyright: ignore[reportCallIssue]
-        shared = {"num_gpus": num_gpus, "num_cpus": num_cpus, "max_concurrency": COLLECTS}
-        shared |= {"max_restarts": -1, "max_task_retries": 0, "runtime_env": {"env_vars": dict(env_vars or {})}}
-        handles = []
-        for index in range(replicas):
-            place = {} if placement_groups is None else _placement(*placement_groups[index])
-            options = actor_class.options(name=f"{name_prefix}_{index}", **shared, **place)
-            handles.append(options.remote(model_path, settings))
-        pool = cls(handles, name_prefix, timeout_s)
-        pool._await_load(model_path, load_timeout_s)
-        return pool
+        options = {"num_gpus": num_gpus, "num_cpus": num_cpus, "runtime_env": {"env_vars": dict(env_vars or {})}}
+        handles = launch(model_path, settings, replicas, name_prefix, placement_groups, options)
+        await_load(handles, model_path, load_timeout_s)
+        return cls(handles, name_prefix, timeout_s)
 
     @classmethod
     def connect(cls, name_prefix: str, replicas: int, timeout_s: float = 1800.0) -> Self:
@@ -86,7 +77,7 @@ class TeacherPool:
     def submit(self, request: ScoreRequest, step: int) -> None:
         """Tells the replica to score the request, and returns without waiting. A failure shows up in `collect`."""
         item = (request.key, request.prompt_ids, request.response_ids)
-        _control(self.replicas[self.replica_of(request.key)].submit).remote([item], step)
+        control(self.replicas[self.replica_of(request.key)].submit).remote([item], step)
 
     def collect(
         self,
@@ -99,22 +90,30 @@ class TeacherPool:
     ) -> list[TeacherScore]:
         """Scores in the order of `requests`; `at_ids`: per request integers [R, K'] (array or CPU tensor), or None.
 
-        Requests of a lost replica are sent once more, to the next one; if that is lost too, their tokens come back
-        invalid (NaN, `valid` False), with a warning. Their hidden states have the width and dtype of any answer that
-        this pool ever got; before its first one, when no token of the batch is valid, `hidden` is None.
-        Raises ValueError for an answer whose key or tokens differ from the request's, and whatever the scoring itself
-        raised.
+        What a lost replica left open, what failed and what holds a NaN is asked once more, of the next replica. What
+        is then still missing comes back invalid (NaN, `valid` False), with a warning; its hidden states have the width
+        and dtype of any answer that this pool ever got; before its first one, when no token of the batch is valid,
+        `hidden` is None. Replicas that fell silent, or whose NaN another replica could mend, are restarted.
+        Raises ValueError for a request that no teacher of this model can answer.
         """
-        items = [_collect_item(r, None if at_ids is None else at_ids[i]) for i, r in enumerate(requests)]
-        scores: dict[int, TeacherScore] = {}
-        for attempt in range(2):
-            todo = [index for index in range(len(items)) if index not in scores]
-            scores.update(self._attempt(items, requests, todo, attempt, (step, topk, entropy, hidden)))
+        wanted = Wanted(step, topk, entropy, hidden)
+        questions = [Question(r, _ids(None if at_ids is None else at_ids[i])) for i, r in enumerate(requests)]
+        first = self._round(range(len(questions)), questions, wanted, 0)
+        scores = first.scores
+        todo = [index for index in range(len(questions)) if index not in scores or not scores[index].valid.all()]
+        if todo:
+            self.retried += len(todo)
+            self._restart_silent(first)
+            self._restart_lone_nan(scores)
+            second = self._round(todo, questions, wanted, 1)
+            self._restart_silent(second)
+            self._restart_mended(first, second, questions)
+            scores = {**second.scores, **{i: s for i, s in scores.items() if not _better(second.scores.get(i), s)}}
         answered = [score.hidden for score in scores.values() if score.hidden is not None]
         if answered:
             self.hidden_like = (answered[0].shape[1], answered[0].dtype)
         like = self.hidden_like if hidden else NO_HIDDEN
-        return [scores.get(index) or _missing(item, topk, entropy, like) for index, item in enumerate(items)]
+        return [scores.get(index) or asked.missing(wanted, *like) for index, asked in enumerate(questions)]
 
     def lm_head(self) -> LMHead:
         """The LM head on the CPU, from the first replica that answers; all hold the same.
@@ -125,103 +124,96 @@ class TeacherPool:
             deadline = time.monotonic() + self.timeout_s
             self._await_alive(replica, deadline)
             try:
-                return ray.get(_control(handle.lm_head).remote(), timeout=max(0.0, deadline - time.monotonic()))
+                return ray.get(control(handle.lm_head).remote(), timeout=max(0.0, deadline - time.monotonic()))
             except LOST as error:
                 logger.warning("teacher %s gave no LM head: %s", self.names[replica], error)
         raise RuntimeError(f"no LM head from any of the teacher's replicas {self.names}; see the warnings above")
 
+    def reload(self, snapshot: str) -> None:
+        """All replicas take a snapshot's weights. One that is lost takes them when it restarts, from its pointer."""
+        for replica, handle in enumerate(self.replicas):
+            try:
+                ray.get(control(handle.reload).remote(snapshot), timeout=self.timeout_s)
+            except LOST as error:
+                logger.warning("teacher %s did not take %s: %s", self.names[replica], snapshot, error)
+                self._restart(replica, "it must not go on with the old weights")
+
     def stats(self) -> dict[str, float]:
-        """`TeacherActor.stats` summed over the replicas; a lost replica counts nothing."""
-        total: dict[str, float] = {}
+        """`TeacherActor.stats` summed over the replicas (a lost one counts nothing), and this pool's own: rollouts
+        asked for twice, replicas restarted."""
+        total: dict[str, float] = {"rollouts_retried": self.retried, "replicas_restarted": self.restarted}
         for replica in self.replicas:
             try:
-                found: Any = ray.get(_control(replica.stats).remote(), timeout=self.timeout_s)
+                found: Any = ray.get(control(replica.stats).remote(), timeout=self.timeout_s)
             except LOST:
                 continue
             for name, value in found.items():
                 total[name] = total.get(name, 0.0) + value
         return total
 
-    def _attempt(
-        self,
-        items: Sequence[CollectItem],
-        requests: Sequence[ScoreRequest],
-        todo: Sequence[int],
-        attempt: int,
-        options: tuple[int, int, bool, bool],
-    ) -> dict[int, TeacherScore]:
-        """Asks all replicas at once, `attempt` places after each request's own; the scores that came back, by index.
-
-        `options`: step, topk, entropy and hidden of `TeacherActor.collect`.
-        """
+    def _round(self, todo: Sequence[int], questions: Sequence[Question], wanted: Wanted, attempt: int) -> Gather:
+        """Asks all replicas at once, `attempt` places after each request's own."""
         groups: dict[int, list[int]] = {}
         for index in todo:
-            replica = (self.replica_of(requests[index].key) + attempt) % len(self.replicas)
+            replica = (self.replica_of(questions[index].request.key) + attempt) % len(self.replicas)
             groups.setdefault(replica, []).append(index)
         deadline = time.monotonic() + self.timeout_s
         for replica in groups if attempt else ():
             self._await_alive(replica, deadline)
-        sent = {
-            replica: self.replicas[replica].collect.remote([items[i] for i in group], *options)
-            for replica, group in groups.items()
-        }
-        scores: dict[int, TeacherScore] = {}
-        for replica, group in groups.items():
-            try:
-                answers = ray.get(sent[replica], timeout=max(0.0, deadline - time.monotonic()))
-            except LOST as error:
-                fate = "their tokens are masked" if attempt else "asking the next replica"
-                logger.warning("teacher %s lost %d rollouts, %s: %s", self.names[replica], len(group), fate, error)
-                continue
-            scores.update({i: _open(data, requests[i]) for i, data in zip(group, answers, strict=True)})
-        return scores
+        gather = Gather(self.replicas, wanted, self.timeout_s)
+        gather.run(groups, questions, self.hidden_like[0] * self.hidden_like[1].itemsize or UNKNOWN_HIDDEN_BYTES)
+        fate = "their tokens are masked" if attempt else "asking the next replica"
+        for replica, error in gather.lost.items():
+            open_ = sum(index not in gather.scores for index in groups[replica])
+            logger.warning("teacher %s lost %d rollouts, %s: %s", self.names[replica], open_, fate, error)
+        if gather.failed:
+            example = next(iter(gather.failed.values()))
+            logger.warning("teacher failed on %d rollouts, %s; for example: %s", len(gather.failed), fate, example)
+        return gather
+
+    def _restart(self, replica: int, why: str) -> None:
+        logger.warning("teacher %s is restarted: %s", self.names[replica], why)
+        self.restarted += 1
+        ray.kill(self.replicas[replica], no_restart=False)
+
+    def _restart_silent(self, gather: Gather) -> None:
+        """A replica that hangs would cost `timeout_s` in every step; one that is gone restarts by itself."""
+        for replica, error in gather.lost.items():
+            if isinstance(error, GetTimeoutError):
+                self._restart(replica, str(error))
+
+    def _restart_lone_nan(self, scores: Mapping[int, TeacherScore]) -> None:
+        """The only replica gave NaN: loading it again may help. Tried once; NaN in the weights stays."""
+        if len(self.replicas) == 1 and not self.reloaded and any(not score.valid.all() for score in scores.values()):
+            self.reloaded = True
+            self._restart(0, "it gave NaN, and there is no other replica to ask")
+
+    def _restart_mended(self, first: Gather, second: Gather, questions: Sequence[Question]) -> None:
+        """A replica is at fault where another one could score what it could not."""
+        if len(self.replicas) == 1:
+            return
+        mended = {i for i, score in second.scores.items() if _better(score, first.scores.get(i))}
+        wrong = {i for i in mended if i in first.scores or i in first.failed}
+        for replica in sorted({self.replica_of(questions[i].request.key) for i in wrong}):
+            self._restart(replica, "another replica scored what it could not")
 
     def _await_alive(self, replica: int, deadline: float) -> None:
         """Waits while Ray restarts the replica; one that is dead for good, or too slow, fails in the next call."""
         while time.monotonic() < deadline:
             try:
-                ray.get(_control(self.replicas[replica].ping).remote(), timeout=deadline - time.monotonic())
+                ray.get(control(self.replicas[replica].ping).remote(), timeout=deadline - time.monotonic())
                 return
             except ActorUnavailableError:
                 time.sleep(POLL_SECONDS)
             except LOST:
                 return
 
-    def _await_load(self, model_path: str, timeout_s: float) -> None:
-        pings = [_control(handle.ping).remote() for handle in self.replicas]
-        try:
-            ray.get(pings, timeout=timeout_s)
-        except LOST as error:
-            for handle in self.replicas:
-                ray.kill(handle)
-            raise RuntimeError(f"teacher {model_path} did not load on {len(pings)} replicas: {error}") from error
+
+def _ids(at_ids: Any) -> np.ndarray | None:
+    return None if at_ids is None else np.asarray(at_ids, dtype=np.int32)
 
 
-def _placement(group: PlacementGroup, bundle: int) -> dict[str, PlacementGroupSchedulingStrategy]:
-    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)}
-
-
-def _control(method: Any) -> Any:
-    return method.options(concurrency_group=CONTROL)
-
-
-def _collect_item(request: ScoreRequest, at_ids: Any) -> CollectItem:
-    ids = None if at_ids is None else np.asarray(at_ids, dtype=np.int32)
-    return request.key, request.prompt_ids, request.response_ids, ids
-
-
-def _missing(item: CollectItem, topk: int, entropy: bool, hidden_like: tuple[int, torch.dtype]) -> TeacherScore:
-    """A score without a single value, of the fields that were asked for."""
-    at_ids = 0 if item[3] is None else item[3].shape[1]
-    return TeacherScore.missing(len(item[2]), topk, at_ids, entropy, *hidden_like)
-
-
-def _open(data: bytes, request: ScoreRequest) -> TeacherScore:
-    """The decoded answer, if it answers this very request."""
-    key, checksum, score = decode(data)
-    if (key, checksum, score.length) != (request.key, request.checksum, len(request.response_ids)):
-        raise ValueError(
-            f"the teacher answered {key!r} (checksum {checksum:08x}, {score.length} tokens) to the request "
-            f"{request.key!r} (checksum {request.checksum:08x}, {len(request.response_ids)} tokens)"
-        )
-    return score
+def _better(second: TeacherScore | None, first: TeacherScore | None) -> bool:
+    """Whether the second answer has more valid tokens than the first; no answer has none, not even of an empty one."""
+    valid = [-1 if score is None else int(score.valid.sum()) for score in (first, second)]
+    return valid[1] > valid[0]

@@ -30,13 +30,15 @@ def _token_ids(ids: np.ndarray, what: str) -> np.ndarray:
 class ScoreRequest:
     """One rollout to score: `response_ids` [R] given `prompt_ids` [P], both int32 and unpadded.
 
-    `key` names the rollout in the whole run; its part before the first "_" names the prompt.
+    `key` names the rollout in the whole run; its part before the first "_" names the prompt. `route` picks the teacher
+    where a data field does (`opd.route_field`); it is no part of the question.
     Raises ValueError if an array is not one-dimensional or the prompt is empty (the first token needs a predecessor).
     """
 
     key: str
     prompt_ids: np.ndarray
     response_ids: np.ndarray
+    route: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_ids", _token_ids(self.prompt_ids, f"{self.key}: prompt_ids"))

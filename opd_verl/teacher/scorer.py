@@ -3,17 +3,19 @@
 Shapes: R response tokens, P prompt tokens, H hidden size, V = vocab_limit, K ids. Nats, float32, no gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from opd_verl.fused.head import LMHead
 from opd_verl.fused.statistics import RowStatistics, row_statistics
-from opd_verl.teacher.batching import fed_ids, fed_tokens, plan_batches
+from opd_verl.teacher.batching import fed_ids, fed_tokens, plan_requests
+from opd_verl.teacher.reader import LocalReader, ModelSpec, Reader, default_device
 from opd_verl.teacher.score import ScoreRequest
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class RolloutState:
 class Scorer:
     """A causal LM that scores rollouts. Nothing changes after construction, so threads may share it.
 
+    `reader` (None: the model as it is here) gives the hidden states; one thread at a time may score.
     Raises ValueError for a vocab_limit, temperature or budget out of range, and for a model whose logits are not
     `LMHead`'s function of its last hidden states (seen on a probe of four tokens).
     """
@@ -60,11 +63,13 @@ class Scorer:
         temperature: float = 1.0,
         max_tokens_per_batch: int = 16384,
         chunk_rows: int = 1024,
+        reader: Reader | None = None,
     ) -> None:
         if min(max_tokens_per_batch, chunk_rows) < 1:
             raise ValueError(f"{max_tokens_per_batch=} and {chunk_rows=} must be positive")
         self.model = model.eval().requires_grad_(False)
-        self.body: Any = model.get_decoder()
+        self.reader: Reader = LocalReader(model) if reader is None else reader
+        self.body = self.reader.body
         self.head = LMHead.of(model, vocab_limit, temperature)
         self.vocab_limit = vocab_limit
         self.max_tokens_per_batch = max_tokens_per_batch
@@ -87,22 +92,20 @@ class Scorer:
         temperature: float = 1.0,
         max_tokens_per_batch: int = 16384,
         chunk_rows: int = 1024,
+        load: Callable[[ModelSpec], Reader] = LocalReader.load,
     ) -> Self:
         """Scorer of a local or hub checkpoint; `vocab_limit` None: len(tokenizer), `device` None: CUDA if there is one.
 
         `dtype` is float32, bfloat16 or auto (the checkpoint's own); ValueError otherwise, and as the constructor.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} of the teacher; choose one of {', '.join(DTYPES)}")
         if vocab_limit is None:
             vocab_limit = len(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
-        )
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, vocab_limit, temperature, max_tokens_per_batch, chunk_rows)
+        reader = load(ModelSpec(path, dtype, device or default_device(), attn_implementation, trust_remote_code))
+        return cls(reader.model, vocab_limit, temperature, max_tokens_per_batch, chunk_rows, reader)
 
     def check(self, request: ScoreRequest) -> None:
         """Raises ValueError if the model cannot score the request: too long, or ids it has no row for."""
@@ -122,16 +125,22 @@ class Scorer:
             )
 
     def score(self, requests: Sequence[ScoreRequest], topk: int = 0) -> list[RolloutState]:
-        """States in the order of `requests`, in batches of at most max_tokens_per_batch padded tokens.
+        """States in the order of `requests`, in batches of at most max_tokens_per_batch tokens, padding included.
 
         `topk` > 0 adds the teacher's most likely ids. Raises ValueError as `check` does, or for topk > vocab_limit.
         """
         for request in requests:
             self.check(request)
         states: dict[int, RolloutState] = {}
-        for batch in plan_batches([fed_tokens(request) for request in requests], self.max_tokens_per_batch):
+        for batch in self.plan(requests):
             states.update(zip(batch, self.score_batch([requests[index] for index in batch], topk), strict=True))
         return [states[index] for index in range(len(requests))]
+
+    def plan(self, requests: Sequence[ScoreRequest]) -> list[list[int]]:
+        """Indices of the requests that one forward pass reads together: what fits the budget of each of its ranks."""
+        packs, share, ranks = self.reader.packs, self.reader.may_share, self.reader.ranks
+        parts = plan_requests(requests, self.max_tokens_per_batch, not packs, share)
+        return [list(chain(*parts[first : first + ranks])) for first in range(0, len(parts), ranks)]
 
     @torch.inference_mode()
     def score_batch(self, requests: Sequence[ScoreRequest], topk: int = 0) -> list[RolloutState]:
@@ -161,32 +170,18 @@ class Scorer:
         return torch.cat([self.head.logits_at(hidden, at) - lse[:, None] for hidden, at, lse in chunks]).cpu()
 
     def _response_rows(self, requests: Sequence[ScoreRequest]) -> Tensor:
-        """Last hidden states of the rows P-1 .. P+R-2 of every request, concatenated: [sum R, H].
-
-        The only place that runs the body: a packed (varlen) kernel needs another version of this function alone.
-        """
+        """Last hidden states of every request's response positions, [sum R, H]; the only place that runs the body."""
         requests = [request for request in requests if len(request.response_ids)]
         if not requests:
             return self.head.weight.new_zeros(0, self.head.weight.shape[1])
-        fed = [fed_ids(request) for request in requests]
-        ids_BT = pad_sequence(fed, batch_first=True).to(self.head.weight.device)
-        lengths_B = torch.tensor([len(row) for row in fed], device=ids_BT.device)
-        positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand(ids_BT.shape)
-        hidden_BTH = self.body(
-            input_ids=ids_BT,
-            attention_mask=(positions_BT < lengths_B[:, None]).long(),
-            position_ids=positions_BT,
-            use_cache=False,
-        ).last_hidden_state
-        rows = zip(hidden_BTH, requests, strict=True)
-        return torch.cat([row[len(r.prompt_ids) - 1 :][: len(r.response_ids)] for row, r in rows])
+        return self.reader.rows(requests)
 
     @torch.inference_mode()
     def _probe(self) -> None:
         """Refuses a model whose own logits differ from ours: something between body and logits is unknown to LMHead."""
-        ids = torch.arange(min(4, self.vocab_limit), device=self.head.weight.device)[None]
-        hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state[0]
-        theirs = self.model(input_ids=ids, use_cache=False).logits[0, :, : self.vocab_limit].float()
+        probe = ScoreRequest("probe", np.zeros(1), np.arange(min(4, self.vocab_limit)))
+        hidden = self.reader.rows([probe])
+        theirs = self.reader.logits(fed_ids(probe))[:, : self.vocab_limit].float()
         ours = self.head.logits(hidden) * self.head.temperature
         # NaN weights compare False and pass: their tokens become invalid, which is counted
         if (ours - theirs).norm() > PROBE_TOLERANCE * theirs.norm():

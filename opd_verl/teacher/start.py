@@ -1,51 +1,102 @@
-"""Starts the teacher actors in the resource pool that verl made for them."""
+"""Starts the teacher actors in the resource pools that verl made for them, and finds them again by name."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from verl.utils.device import get_device_name
 
-from opd_verl.config import OpdConfig, TeacherConfig
-from opd_verl.teacher.actor import TeacherSettings
+from opd_verl.config import Combine, OpdConfig, TeacherConfig, every_teacher
 from opd_verl.teacher.needs import keeps_hidden, teacher_topk
 from opd_verl.teacher.pool import TeacherPool
+from opd_verl.teacher.settings import TeacherSettings
+from opd_verl.teacher.several import AveragedTeachers, RoutedTeachers, Teacher, at_once
 
 TEACHER_NAME = "opd_teacher"
 TEACHER_POOL = "opd_teacher_pool"
 
 
-def replica_count(opd: OpdConfig) -> int:
-    """One replica per device of the teacher's pool."""
-    return opd.teacher.nnodes * opd.teacher.n_gpus_per_node
+def actor_prefix(opd: OpdConfig, name: str) -> str:
+    """How the actors of a teacher of `every_teacher` are called, less their number."""
+    return TEACHER_NAME if len(opd.teachers) < 2 else f"{TEACHER_NAME}_{name}"
 
 
-def teacher_settings(teacher: TeacherConfig, vocab_limit: int, keep_hidden: bool, topk: int) -> TeacherSettings:
+def pool_name(name: str) -> str:
+    """The resource pool of a teacher of `every_teacher`."""
+    return f"{TEACHER_POOL}_{name}" if name else TEACHER_POOL
+
+
+def replica_count(teacher: TeacherConfig) -> int:
+    """One replica for each `shards` devices of the teacher's pool."""
+    return teacher.nnodes * teacher.n_gpus_per_node // teacher.shards
+
+
+def teacher_settings(
+    teacher: TeacherConfig, vocab_limit: int, keep_hidden: bool, topk: int, weights_pointer: str | None = None
+) -> TeacherSettings:
     """What one replica needs to know, from the `opd.teacher` section and what the objective asks for."""
     return TeacherSettings(
         vocab_limit=vocab_limit,
         temperature=teacher.temperature,
         dtype=teacher.dtype,
         device=get_device_name(),
+        shards=teacher.shards,
         max_tokens_per_batch=teacher.max_tokens_per_batch,
         chunk_rows=teacher.chunk_rows,
+        weights_pointer=weights_pointer,
         topk=topk,
         keep_hidden=keep_hidden,
+        max_queued=teacher.max_queued,
         max_state_bytes=int(teacher.max_state_gib * 2**30),
         attn_implementation=teacher.attn_implementation,
         trust_remote_code=teacher.trust_remote_code,
     )
 
 
-def start_teacher(opd: OpdConfig, resource_pool: Any, vocab_limit: int) -> TeacherPool:
-    """One actor per bundle of the pool's placement groups; returns when every replica has loaded its model."""
+def start_teacher(
+    opd: OpdConfig, name: str, resource_pool: Any, vocab_limit: int, weights_pointer: str | None = None
+) -> TeacherPool:
+    """One shard per bundle of the pool's placement groups; returns when every replica has loaded its model."""
+    teacher = every_teacher(opd)[name]
     groups = resource_pool.get_placement_groups(device_name=get_device_name())
     bundles = [(group, index) for group in groups for index in range(group.bundle_count)]
     return TeacherPool.start(
-        opd.teacher.path,
-        teacher_settings(opd.teacher, vocab_limit, keeps_hidden(opd), teacher_topk(opd)),
-        replica_count(opd),
-        name_prefix=TEACHER_NAME,
+        teacher.path,
+        teacher_settings(teacher, vocab_limit, keeps_hidden(opd), teacher_topk(opd), weights_pointer),
+        replica_count(teacher),
+        name_prefix=actor_prefix(opd, name),
         placement_groups=bundles,
         num_gpus=1,
-        timeout_s=opd.teacher.timeout_s,
-        load_timeout_s=opd.teacher.load_timeout_s,
+        timeout_s=teacher.timeout_s,
+        load_timeout_s=teacher.load_timeout_s,
     )
+
+
+def start_teachers(
+    opd: OpdConfig, resource_pools: Mapping[str, Any], vocab_limit: int, weights_pointer: str | None = None
+) -> Teacher:
+    """All teachers, each in the resource pool of its `pool_name`; they load at the same time."""
+    starts = {
+        name: partial(start_teacher, opd, name, resource_pools[pool_name(name)], vocab_limit, weights_pointer)
+        for name in every_teacher(opd)
+    }
+    return together(opd, at_once(starts))
+
+
+def connect_teachers(opd: OpdConfig) -> Teacher:
+    """The running teachers, from any process of the job. Raises Ray's ValueError where one does not run."""
+    pools = {
+        name: TeacherPool.connect(actor_prefix(opd, name), replica_count(teacher))
+        for name, teacher in every_teacher(opd).items()
+    }
+    return together(opd, pools)
+
+
+def together(opd: OpdConfig, pools: Mapping[str, TeacherPool]) -> Teacher:
+    """The pools of `every_teacher` as one teacher."""
+    if not opd.teachers:
+        return pools[""]
+    if opd.combine is Combine.average:
+        return AveragedTeachers(pools, {name: teacher.weight for name, teacher in opd.teachers.items()})
+    names = {value: name for name, teacher in opd.teachers.items() for value in teacher.values}
+    return RoutedTeachers(pools, names, opd.route_field)

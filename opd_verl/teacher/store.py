@@ -75,6 +75,12 @@ class JobStore:
             for job in [job for job in jobs.values() if job.step < step]:
                 self._drop(job, f"{job.request.key} belongs to step {job.step}, which a collect for step {step} closed")
 
+    def drop_all(self, reason: str) -> None:
+        """Forgets every job."""
+        for jobs in (self.queued, self.running, self.done):
+            for job in list(jobs.values()):
+                self._drop(job, f"{job.request.key}: {reason}")
+
     def _drop(self, job: Job, reason: str) -> None:
         if job.future.done():
             return self._release(job)

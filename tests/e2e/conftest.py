@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,7 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
         environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(metrics), "VLLM_CPU_KVCACHE_SPACE": "1"}
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             environment.pop(name, None)
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")])
         environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": os.devnull}
         with log.open("w") as out:
             done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)

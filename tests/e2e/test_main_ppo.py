@@ -21,6 +21,7 @@ SMALL = (
     "actor_rollout_ref.actor.ppo_mini_batch_size=16",
     "actor_rollout_ref.actor.optim.lr_scheduler_type=constant",  # a shorter run is the beginning of a longer one
 )
+HINTS = Path(__file__).with_name("hints.py")
 GRADED = Path(__file__).with_name("graded_reward.py")
 SAMPLED = (*SMALL, "actor_rollout_ref.actor.optim.lr=1e-4")
 """One token's r_t is noisy: with more, the first steps of this small batch lead away."""
@@ -97,7 +98,7 @@ def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> Non
         "opd.objective.tail=bucket", "opd.tokens.weights=[correctness]", "opd.tokens.correct=0.5",
         f"reward.custom_reward_function.path={GRADED}", "trainer.save_freq=-1",
     )  # fmt: skip
-    assert -change(steps, "actor/opd/divergence") > 0.15 and -change(steps, "opd/reverse_kl") > 0.15
+    assert -change(steps, "actor/opd/divergence") > 0.1 and -change(steps, "opd/reverse_kl") > 0.1
     assert all(step["opd/support_size"] > 16 for step in steps), "the union of two top 16"
     print("actor/pg_loss:", dump(steps, "actor/pg_loss"))  # 0 in a step where no group's rewards differ
     assert sum(step["actor/pg_loss"] != 0.0 for step in steps) > len(steps) // 2
@@ -163,6 +164,27 @@ def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one(
     for key in COMPARED:
         expected, found = ([step[key] for step in run] for run in (sampled[0][3:5], resumed))
         assert found == pytest.approx(expected, **SAME), key
+
+
+def test_the_live_student_as_teacher_moves_with_the_student(main_ppo: Run, models: Paths, tmp_path: Path) -> None:
+    """A task reward moves the student. The teacher that takes its weights stays at r_t = 0, the frozen one does not;
+    a context changes what the teacher sees, an empty one does not.
+    """
+    common = [
+        *SMALL, "actor_rollout_ref.actor.optim.lr=1e-3", "data.train_batch_size=16", "actor_rollout_ref.rollout.n=2",
+        f"opd.teacher.path={models.student}",
+        f"reward.custom_reward_function.path={GRADED}", f"trainer.default_local_dir={tmp_path}",
+        f"opd.plugins=[{HINTS.stem}]", "opd.context.max_tokens=64",
+    ]  # fmt: skip
+    live = main_ppo(
+        "live", "opd_grpo", 3, *common, "opd.teacher.sync_every=1", "opd.context.name=nothing", "trainer.save_freq=2"
+    )
+    frozen = main_ppo("frozen", "opd_grpo", 2, *common, "opd.context.name=hint", "trainer.save_freq=-1")
+    print([dump(steps, "opd/reverse_kl") for steps in (live, frozen)])
+    assert all(abs(step["opd/reverse_kl"]) < 1e-5 for step in live) and all(step["actor/grad_norm"] > 0 for step in live)
+    assert all(step["opd/reverse_kl"] > 1e-3 for step in frozen)
+    assert all(step["opd/teacher_missing_share"] == 0.0 for step in (*live, *frozen))
+    assert {path.name for path in (tmp_path / "opd_teacher").iterdir()} == {"current", "global_step_2", "global_step_3"}
 
 
 def test_grpo_swaps_in_by_the_recipe_alone(main_ppo: Run) -> None:

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from opd_verl import agent_loop
 from opd_verl.agent_loop import OpdAgentLoopWorker
+from opd_verl.config import ContextConfig
+from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS
 
 
 class RecordingPool:
@@ -24,13 +27,15 @@ class RecordingPool:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A worker without Ray; verl's own postprocessing only notes that it was called."""
-    made = object.__new__(OpdAgentLoopWorker)
+    made: Any = object.__new__(OpdAgentLoopWorker)
     made.events = []
     made.teacher = RecordingPool(made.events)
+    made.context, made.route_field = ContextConfig(), None
     made.seed_rollouts, made.rollout_config = True, SimpleNamespace(seed=7)
 
     async def postprocess(self: Any, output: Any, validate: bool, **kwargs: Any) -> None:
         self.events.append("verl: reward, TransferQueue")
+        self.stored = kwargs
 
     async def run(
         self: Any, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
@@ -54,6 +59,29 @@ def test_every_output_is_submitted_before_the_reward_under_verls_key(worker: Any
         ("000003.00001_2_1", [1], [4, 5], 3),
         "verl: reward, TransferQueue",
     ]
+
+
+class Template:
+    """A tokenizer whose chat template is the numbers of the message, and 0."""
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> list[int]:
+        assert options == {"add_generation_prompt": True, "tokenize": True, "return_dict": False, "thinking": False}
+        return [*map(int, messages[-1]["content"].split()), 0]
+
+
+def test_the_teacher_reads_the_privileged_context_and_the_trainer_finds_its_prompt(worker: Any) -> None:
+    worker.context, worker.tokenizer = ContextConfig("numbers_of_a_test", 2), Template()
+    worker.config = OmegaConf.create({"data": {"apply_chat_template_kwargs": {"thinking": False}}})
+    CONTEXT_HOOKS["numbers_of_a_test"] = lambda sample: f"{sample['hint']} "
+    sample = {"uid": "u", "session_id": 0, "global_steps": 1, "hint": "8 9", "raw_prompt": [MESSAGE]}
+    asyncio.run(worker._agent_loop_postprocess(output([5, 6, 0], [3]), False, **sample))
+    assert worker.events == [("u_0_0", [8, 9, 5, 6, 0], [3], 1), "verl: reward, TransferQueue"]
+    assert worker.stored[TEACHER_PROMPTS].tolist() == [8, 9, 5, 6, 0]
+    with pytest.raises(ValueError, match="agent loops with one output"):
+        asyncio.run(worker._agent_loop_postprocess([output([5, 6, 0], [3])] * 2, False, **sample))
+
+
+MESSAGE = {"role": "user", "content": "5 6"}
 
 
 def test_validation_rollouts_are_not_scored(worker: Any) -> None:

@@ -13,6 +13,7 @@ PURE_FOLDERS = ("objectives", "fused", "metrics")
 PURE_MODULES = (
     "packing",
     "inputs",
+    "contexts",
     "selection",
     "weights",
     "shaping",
@@ -28,7 +29,10 @@ PURE = [
 """Tensor maths: torch, and each other."""
 TEACHER_CORE = [
     PACKAGE / "fused" / "head.py",
-    *(PACKAGE / "teacher" / f"{name}.py" for name in ("score", "wire", "scorer", "batching", "store")),
+    *(
+        PACKAGE / "teacher" / f"{name}.py"
+        for name in ("score", "wire", "scorer", "body", "batching", "store", "snapshot")
+    ),
 ]
 """A teacher without a cluster: neither Ray nor verl, not even through another file of ours."""
 INTERFACE_CLASSES = {"PlatformCPU"}

@@ -36,5 +36,5 @@ def test_placeable_is_exact(nodes: list[int], trainer: tuple[int, int], teacher:
 def test_enough_devices_on_the_wrong_nodes_are_refused_with_a_remedy() -> None:
     trainer = SimpleNamespace(n_gpus_per_node=6, nnodes=2)
     with pytest.raises(ConfigError, match=r"opd\.teacher\.n_gpus_per_node=4.*do not fit nodes with \[8, 8\].*Remedy"):
-        check_placement([8, 8], trainer, TeacherConfig(n_gpus_per_node=4, nnodes=1))
-    check_placement([8, 8], trainer, TeacherConfig(n_gpus_per_node=2, nnodes=2))
+        check_placement([8, 8], trainer, {"": TeacherConfig(n_gpus_per_node=4, nnodes=1)})
+    check_placement([8, 8], trainer, {"": TeacherConfig(n_gpus_per_node=2, nnodes=2)})

@@ -48,6 +48,7 @@ class Files:
         good = [f"recipe={recipe}", *MACHINE, f"{STUDENT}=@student", f"{TEACHER}=@teacher"]
         good += ["data.train_files=@prompts", "data.val_files=[@prompts]"]
         good += ["data.max_prompt_length=16", "data.max_response_length=64"]
+        good += ["opd.context.max_tokens=32"] if recipe == "opd_self" else []
         return [item.replace("@", f"{self.root}/") for item in (*good, *changes)]
 
     def config(self, *changes: str, recipe: str = "opd") -> DictConfig:
@@ -111,6 +112,49 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
         "no tokenizer there",
         "opd.teacher.tokenizer_path=",
     ),
+    "unknown context": (
+        ["opd.context.name=2c"],
+        "opd.context.name",
+        "2c",
+        "no such context (there are: 1c, 1c1w, 3c, sum_1c, sum_1c1w)",
+        "opd.plugins",
+    ),
+    "context without room": (
+        ["opd.context.name=1c", "opd.context.max_tokens=0"],
+        "opd.context.max_tokens",
+        0,
+        "must be positive",
+        "drop the override",
+    ),
+    "context too long": (
+        ["opd.context.name=1c", "opd.context.max_tokens=60"],
+        TEACHER,
+        "@teacher",
+        "context of 128 tokens, but data.max_prompt_length + data.max_response_length + opd.context.max_tokens = 140",
+        "opd.context.max_tokens by 12",
+    ),
+    "sync of another model": (
+        ["opd.teacher.sync_every=1"],
+        "opd.teacher.sync_every",
+        1,
+        "is not the student",
+        "opd.teacher.path='${actor_rollout_ref.model.path}'",
+    ),
+    "sync backwards": (
+        ["opd.teacher.sync_every=-1"],
+        "opd.teacher.sync_every",
+        -1,
+        "must not be negative",
+        "opd.teacher.sync_every=0",
+    ),
+    "sync of adapters": (
+        ["opd.teacher.sync_every=1", f"{TEACHER}=@student", "actor_rollout_ref.model.lora_rank=8"],
+        "opd.teacher.sync_every",
+        1,
+        "LoRA adapters are not merged",
+        "opd.teacher.sync_every=0",
+    ),
+    "no room in the queue": (["opd.teacher.max_queued=0"], "opd.teacher.max_queued", 0, "must be positive", "drop the"),
     "unknown key": (["+opd.nope=1"], "opd.nope", 1, "'nope' not in 'OpdConfig'", "recipe/opd.yaml"),
     "unknown key below": (["+opd.teacher.nope=1"], "opd.teacher.nope", 1, "not in 'TeacherConfig'", "recipe/opd.yaml"),
     "wrong type": (["opd.objective.k=many"], "opd.objective.k", "many", "converted to Integer", "recipe/opd.yaml"),

@@ -71,7 +71,7 @@ def run_main(folder: Path, *overrides: str, **env: str) -> Finished:
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, raw value) of everything in a config."""
     raw = OmegaConf.to_container(node) if isinstance(node, DictConfig) else node
-    if isinstance(raw, dict):
+    if isinstance(raw, dict) and raw:
         for key, value in raw.items():
             yield from leaves(value, f"{path}.{key}" if path else str(key))
     else:
@@ -102,7 +102,7 @@ def keys_of(cls: Any, path: str = "") -> set[str]:
 
 
 def test_the_recipes_are_there() -> None:
-    assert set(RECIPES) == {"eopd", "grpo", "opd", "opd_full", "opd_grpo", "opd_topk"}
+    assert set(RECIPES) == {"eopd", "grpo", "opd", "opd_full", "opd_grpo", "opd_self", "opd_topk"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -235,6 +235,7 @@ VETTED = {
     | SAMPLED
     | {f"{ROLLOUT}.n": 8, "opd.mix.task": 1.0, "opd.mix.estimator": "grpo", "opd.forward_kl.placement": "none"},
     "grpo": EOPD_TABLE_8 | {f"{ROLLOUT}.n": 8, "algorithm.adv_estimator": "grpo"},
+    "opd_self": EOPD_TABLE_8 | SAMPLED | NOTHING_ELSE | {"opd.context.name": "1c", "opd.teacher.sync_every": 0},
     "opd_topk": RETHINKING_TABLE_2 | EXACT | {"opd.objective.support": "student_topk"},
     "opd_full": CAPACITY_TABLE_7 | EXACT | {"opd.objective.support": "full"},
 }

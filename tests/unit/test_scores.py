@@ -227,9 +227,19 @@ def test_a_masked_token_without_a_score_is_not_missing(store: Store, batch: Any)
 def test_a_teacher_without_any_score_ends_the_run(store: Store, batch: Any) -> None:
     scores = [TeacherScore.missing(length) for length in LENGTHS]
     metrics: dict[str, float] = {}
-    with pytest.raises(RuntimeError, match="no valid score for any token of this step"):
+    with pytest.raises(RuntimeError, match="no valid score for 3 of this step's 3 response tokens"):
         teacher_fields(batch, scores, metrics)
     assert metrics == {"opd/teacher_missing_share": 1.0}
+
+
+def test_more_missing_tokens_than_allowed_end_the_run(store: Store, batch: Any) -> None:
+    scores = complete()
+    scores[1] = TeacherScore.missing(LENGTHS[1])  # 1 of the 3 tokens with mask 1
+    metrics: dict[str, float] = {}
+    assert teacher_fields(batch, scores, metrics, max_missing_share=0.34)["teacher_valid"].values().sum() == 3
+    assert metrics == {"opd/teacher_missing_share": 1 / 3}
+    with pytest.raises(RuntimeError, match=r"for 1 of .* 3 response tokens, above opd.teacher.max_missing_share=0.33"):
+        teacher_fields(batch, scores, {}, max_missing_share=0.33)
 
 
 def test_a_step_without_tokens_does_not_blame_the_teacher(store: Store, batch: Any) -> None:

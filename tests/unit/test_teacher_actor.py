@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import numpy as np
 import pytest
 import ray
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 from test_teacher_scorer import reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 
 from opd_verl.fused.head import LMHead
-from opd_verl.teacher.actor import TeacherActor, TeacherSettings
+from opd_verl.teacher import gather
+from opd_verl.teacher.actor import TeacherActor
 from opd_verl.teacher.pool import TeacherPool
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.wire import decode, encode
 
 VOCAB, LIMIT, K = 96, 90, 4
@@ -141,16 +146,13 @@ def test_an_exception_in_the_loop_reaches_every_waiter_and_the_loop_lives(
     actor: TeacherActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: Any) -> None:
-        time.sleep(0.2)
+        time.sleep(0.05)
         raise RuntimeError("out of memory, say")
 
-    caught: list[BaseException] = []
+    told: list[list[bytes | str]] = []
 
     def collect() -> None:
-        try:
-            ask(actor, REQUESTS, 1)
-        except RuntimeError as error:
-            caught.append(error)
+        told.append(actor.collect([(*item(r), None) for r in REQUESTS], 1))
 
     with monkeypatch.context() as patch:
         patch.setattr(actor.scorer, "score_batch", explode)
@@ -159,8 +161,40 @@ def test_an_exception_in_the_loop_reaches_every_waiter_and_the_loop_lives(
             waiter.start()
         for waiter in waiters:
             waiter.join(timeout=30)
-        assert [str(error) for error in caught] == ["out of memory, say"] * 3
+        assert told == [[f"{r.key}: RuntimeError: out of memory, say" for r in REQUESTS]] * 3
         wait_for(lambda: actor.stats()["queue_length"] == 0)
+    assert_right(ask(actor, REQUESTS, 1))
+
+
+def test_a_batch_that_fails_is_halved_until_what_can_be_scored_is(
+    actor: TeacherActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, bad, sizes = actor.scorer.score_batch, REQUESTS[6].key, []
+
+    def small_memory(requests: list[ScoreRequest], *args: Any) -> Any:
+        sizes.append(len(requests))
+        if len(requests) > 2 or bad in [r.key for r in requests]:
+            raise RuntimeError("does not fit")
+        return original(requests, *args)
+
+    monkeypatch.setattr(actor.scorer, "score_batch", small_memory)
+    answers = actor.collect([(*item(r), None) for r in REQUESTS], 1)
+    assert max(sizes) > 2 and [i for i, answer in enumerate(answers) if isinstance(answer, str)] == [6]
+    monkeypatch.undo()
+    assert_right(ask(actor, REQUESTS, 1))
+
+
+def test_a_full_queue_turns_early_submissions_away_and_collect_asks_again(
+    model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = TeacherActor(model_path, replace(SETTINGS, max_queued=3))
+    gate, original = threading.Event(), actor.scorer.score_batch
+    monkeypatch.setattr(actor.scorer, "score_batch", lambda *args: gate.wait(30) and original(*args))
+    actor.submit([item(REQUESTS[0])], 1)
+    wait_for(lambda: actor.store.running)
+    assert actor.submit([item(r) for r in REQUESTS[1:3]], 1) == 2
+    assert actor.submit([item(r) for r in REQUESTS[3:]], 1) == 3 == actor.submit([item(r) for r in REQUESTS[3:]], 1)
+    gate.set()
     assert_right(ask(actor, REQUESTS, 1))
 
 
@@ -237,7 +271,12 @@ def test_nan_weights_come_back_invalid(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": REPO}})
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": f"{REPO}:{REPO}/tests/unit"}},
+    )
     yield
     ray.shutdown()
 
@@ -448,18 +487,107 @@ def test_a_silent_replica_times_out_into_missing(cluster: None, caplog: pytest.L
     assert caplog.text.count("test_0 lost 1 rollouts") == 2
 
 
-def test_an_answer_to_another_question_is_refused(cluster: None) -> None:
+def test_an_answer_to_another_question_is_refused_and_masked(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
     class Confused:
         def __init__(self, key: str, checksum: int) -> None:
             self.key, self.checksum = key, checksum
 
+        def ping(self) -> int:
+            return 0
+
         def collect(self, requests: list[Any], *_: Any) -> list[bytes]:
-            return [encode(TeacherScore.missing(len(r[2])), self.key, self.checksum) for r in requests]
+            return [encode(all_zero(len(r[2])), self.key, self.checksum) for r in requests]
 
     asked = REQUESTS[1]
     for key, checksum in ((asked.key, asked.checksum ^ 1), ("other_0", asked.checksum)):
-        with pytest.raises(ValueError, match="the teacher answered"):
-            with_actors(Confused, 1, key, checksum).collect([asked], None, step=1)
+        caplog.clear()
+        score = with_actors(Confused, 1, key, checksum).collect([asked], None, step=1)[0]
+        assert not score.valid.any() and score.log_q.isnan().all()
+        assert "the teacher answered" in caplog.text and "their tokens are masked" in caplog.text
+
+
+def all_zero(length: int) -> TeacherScore:
+    return TeacherScore(torch.zeros(length), torch.ones(length, dtype=torch.bool))
+
+
+class Faulty(TeacherActor):
+    """Replica `sick` misbehaves in its first life; `marker` is a file that says it has begun its second."""
+
+    def __init__(self, path: str, settings: TeacherSettings, marker: str, fault: str) -> None:
+        super().__init__(path, settings)
+        self.well = os.path.exists(marker)
+        self.fault = fault
+        Path(marker).touch()
+
+    def collect(self, requests: Any, *options: Any) -> list[bytes | str]:
+        if not self.well and self.fault == "hangs":
+            time.sleep(600)
+        if not self.well and self.fault == "mixes up":
+            asked = [ScoreRequest(*item[:3]) for item in reversed(requests)]
+            return [encode(all_zero(len(r.response_ids)), r.key, r.checksum) for r in asked]
+        answers = super().collect(requests, *options)
+        if not self.well and self.fault == "NaN":
+            scores = [decode(answer) for answer in answers if isinstance(answer, bytes)]
+            nan = [replace(score, log_q=score.log_q * torch.nan) for _, _, score in scores]
+            answers = [encode(new, key, checksum) for new, (key, checksum, _) in zip(nan, scores, strict=True)]
+        if not self.well and self.fault == "fails":
+            answers = ["out of memory, say"] * len(answers)
+        return answers
+
+
+@pytest.mark.parametrize("fault", ["hangs", "mixes up", "NaN", "fails"])
+def test_a_sick_replica_is_bypassed_restarted_and_used_again(
+    cluster: None, model_path: str, tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    healthy = tmp_path / "healthy"
+    healthy.touch()
+    markers = [tmp_path / "sick", healthy]
+    remote: Any = ray.remote(concurrency_groups={"control": 1})(Faulty)  # type: ignore[call-overload]
+    make = remote.options(max_concurrency=4, max_restarts=-1).remote
+    teacher = TeacherPool([make(model_path, SETTINGS, str(m), fault) for m in markers], "test", 60.0)
+    ray.get([handle.ping.remote() for handle in teacher.replicas])
+    teacher.timeout_s = 3.0 if fault == "hangs" else 60.0
+    assert_right(teacher.collect(REQUESTS, AT_IDS, step=1), AT_IDS)
+    own = sum(teacher.replica_of(r.key) == 0 for r in REQUESTS)
+    assert "test_0 is restarted" in caplog.text and "masked" not in caplog.text
+    stats = teacher.stats()
+    assert stats["replicas_restarted"] == 1
+    assert 0 < stats["rollouts_retried"] <= own, "an empty response holds no NaN"
+    teacher.timeout_s = 60.0
+    teacher._await_alive(0, time.monotonic() + 60)
+    assert_right(teacher.collect(REQUESTS, AT_IDS, step=2), AT_IDS)
+    assert teacher.stats()["rollouts_retried"] == stats["rollouts_retried"], "the second life answers at once"
+
+
+def test_the_only_replica_is_loaded_again_once_when_it_gives_nan(
+    cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_tiny_qwen3(tmp_path, VOCAB, LIMIT)
+    model = tiny_qwen3(VOCAB)
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] = torch.nan
+    model.save_pretrained(path)
+    teacher = with_actors(TeacherActor, 1, path, SETTINGS)
+    for step in (1, 2):
+        for asked, score in zip(REQUESTS, teacher.collect(REQUESTS, None, step=step), strict=True):
+            assert score.length == len(asked.response_ids) and not score.valid.any() and score.log_q.isnan().all()
+    assert teacher.stats()["replicas_restarted"] == 1 and "there is no other replica to ask" in caplog.text
+
+
+def test_answers_come_in_slices_of_bounded_size(pool: TeacherPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "REPLY_BYTES", 400)
+    asked: list[int] = []
+    original = gather.Question.open
+    monkeypatch.setattr(gather.Question, "open", lambda self, data: asked.append(len(data)) or original(self, data))
+    assert_right(pool.collect(REQUESTS, AT_IDS, step=6), AT_IDS)
+    assert len(asked) == len(REQUESTS)
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
+def test_slices_keep_order_and_limit(sizes: list[int], limit: int) -> None:
+    found = gather.slices(dict(enumerate(sizes)), limit)
+    assert [key for part in found for key in part] == list(range(len(sizes))) and all(found)
+    assert all(sum(sizes[key] for key in part) <= limit or len(part) == 1 for part in found)
 
 
 def test_a_teacher_without_hidden_states_keeps_little_and_refuses_questions_about_ids(tmp_path: Path) -> None:

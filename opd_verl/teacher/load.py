@@ -1,0 +1,29 @@
+"""A replica's scorer from its settings, with the newest weights that there are."""
+
+from collections.abc import Callable
+
+from opd_verl.teacher.reader import LocalReader, ModelSpec, Reader
+from opd_verl.teacher.scorer import Scorer
+from opd_verl.teacher.settings import TeacherSettings
+from opd_verl.teacher.snapshot import current_snapshot
+
+
+def load_scorer(
+    model_path: str, settings: TeacherSettings, load: Callable[[ModelSpec], Reader] = LocalReader.load
+) -> Scorer:
+    """As `Scorer.from_pretrained`; where the settings name a newer snapshot of the weights, with these."""
+    scorer = Scorer.from_pretrained(
+        model_path,
+        vocab_limit=settings.vocab_limit,
+        dtype=settings.dtype,
+        device=settings.device,
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+        temperature=settings.temperature,
+        max_tokens_per_batch=settings.max_tokens_per_batch,
+        chunk_rows=settings.chunk_rows,
+        load=load,
+    )
+    if snapshot := current_snapshot(settings.weights_pointer):
+        scorer.reader.take(snapshot)
+    return scorer

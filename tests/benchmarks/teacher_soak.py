@@ -1,0 +1,153 @@
+"""Soak of the teacher's actor: does its memory stay flat over thousands of rollouts?
+
+`python tests/benchmarks/teacher_soak.py --sequences 10000 --out soak.md`. A tiny teacher, no Ray; every step submits
+rollouts of mixed lengths, leaves every eighth uncollected for a later step to close, and asks at ids for the others.
+"""
+
+import argparse
+import gc
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from step_measure import MIB, status_bytes
+from step_table import row, verdict
+from teacher_inputs import TeacherSize, save_teacher
+
+from opd_verl.teacher.actor import CollectItem, TeacherActor
+from opd_verl.teacher.settings import TeacherSettings
+
+TINY = TeacherSize(128, 2, 4096)
+LONGEST_PROMPT, LONGEST_RESPONSE = 64, 128
+K = 16
+ABANDONED = 8
+"""Every eighth rollout is never collected."""
+FIFTH = 0.2
+"""Share of the sequences after which nothing may grow any more, and over which memory is taken."""
+GROWTH_LIMIT = 1.05
+SAMPLES = 20
+COLUMNS = ("sequences", "steps", "RSS MiB", "against median", "states MiB", "queue", "response tokens/s")
+
+
+class Sample(NamedTuple):
+    """After so many sequences and steps: memory of the process and of the kept states (bytes), queue, tokens, time."""
+
+    sequences: int
+    steps: int
+    rss: int
+    state_bytes: int
+    queue: int
+    tokens: int
+    seconds: float
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=10000)
+    parser.add_argument("--per-step", type=int, default=64, help="rollouts of one step")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="file for the table; it is printed in any case")
+    return parser.parse_args()
+
+
+def step_rollouts(step: int, count: int, random: np.random.Generator) -> list[CollectItem]:
+    """Rollouts of one step: prompts of 1 token and more, responses of 0 and more, and ids asked for afterwards."""
+
+    def ids(*shape: int) -> np.ndarray:
+        return random.integers(0, TINY.vocabulary, shape, dtype=np.int32)
+
+    prompts = random.integers(1, LONGEST_PROMPT + 1, count)
+    responses = random.integers(0, LONGEST_RESPONSE + 1, count)
+    lengths = enumerate(zip(prompts, responses, strict=True))
+    return [(f"{step:06d}.{i:05d}_0_0", ids(prompt), ids(length), ids(length, K)) for i, (prompt, length) in lengths]
+
+
+def sample(actor: TeacherActor, sequences: int, steps: int, start: float) -> Sample:
+    """Now; garbage of Python's is collected first."""
+    gc.collect()
+    stats = actor.stats()
+    state_bytes, queue, tokens = (int(stats[name]) for name in ("state_bytes", "queue_length", "tokens_scored"))
+    return Sample(sequences, steps, status_bytes("VmRSS"), state_bytes, queue, tokens, time.perf_counter() - start)
+
+
+def soak(actor: TeacherActor, sequences: int, per_step: int) -> Iterator[Sample]:
+    """A sample after each 1 / SAMPLES of the sequences. Raises RuntimeError for a rollout without a score."""
+    random, start = np.random.default_rng(0), time.perf_counter()
+    done, step, taken = 0, 0, 0
+    while done < sequences:
+        step += 1
+        asked = step_rollouts(step, min(per_step, sequences - done), random)
+        for item in asked:  # one by one, as the agent loops submit
+            actor.submit([item[:3]], step)
+        wanted = [item for index, item in enumerate(asked) if index % ABANDONED != ABANDONED - 1]
+        answers = actor.collect(wanted, step, topk=K)
+        if failed := [answer for answer in answers if isinstance(answer, str)]:
+            raise RuntimeError(failed[0])
+        done += len(asked)
+        if done * SAMPLES >= (taken + 1) * sequences:
+            taken = done * SAMPLES // sequences
+            yield sample(actor, done, step, start)
+
+
+def growth(samples: list[Sample], sequences: int) -> float:
+    """Median RSS of the last fifth over that of the fifth after the first: single samples see a forward pass's memory.
+
+    Raises ValueError where a fifth holds no sample.
+    """
+    early, late = (
+        [one.rss for one in samples if low <= one.sequences / sequences <= low + FIFTH] for low in (FIFTH, 1 - FIFTH)
+    )
+    if not early or not late:
+        raise ValueError(f"{len(samples)} samples of {sequences} sequences are too few; score more, or fewer a step")
+    return median(late) / median(early)
+
+
+def markdown(samples: list[Sample], sequences: int, heading: str) -> str:
+    """The samples, and whether memory grew after it had settled."""
+    base = median(one.rss for one in samples)
+    rows = [
+        [
+            str(one.sequences),
+            str(one.steps),
+            f"{one.rss / MIB:.1f}",
+            f"{one.rss / base - 1:+.1%}",
+            f"{one.state_bytes / MIB:.2f}",
+            str(one.queue),
+            f"{one.tokens / one.seconds:.0f}",
+        ]
+        for one in samples
+    ]
+    target, found, met = verdict(growth(samples, sequences), GROWTH_LIMIT, ".3f")
+    last = f"Median RSS from 80% to 100% over that from 20% to 40%: {found}, target {target}: {met}."
+    return "\n".join([heading, "", *map(row, [COLUMNS, ["---"] * len(COLUMNS), *rows]), "", last]) + "\n"
+
+
+def main() -> None:
+    """Prints the table."""
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    load = os.getloadavg()[0]
+    settings = TeacherSettings(vocab_limit=TINY.vocabulary, device="cpu", topk=K)
+    with TemporaryDirectory() as folder:
+        path = save_teacher(TINY, torch.float32, LONGEST_PROMPT + LONGEST_RESPONSE, Path(folder))
+        actor = TeacherActor(path, settings)
+        samples = list(soak(actor, args.sequences, args.per_step))
+    heading = (
+        f"# Soak of the teacher's actor\n\n{args.sequences} sequences, {args.per_step} a step; {TINY}, float32, "
+        f"{args.threads} threads; load {load:.1f} before, {os.getloadavg()[0]:.1f} after."
+    )
+    text = markdown(samples, args.sequences, heading)
+    print(text)
+    if args.out:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
