@@ -6,8 +6,10 @@
 import argparse
 import os
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
+from itertools import groupby, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -98,13 +100,11 @@ def measure(size: TeacherSize, dtype: str, args: argparse.Namespace, folder: Pat
     return Measured(size, dtype, args.k, tokens, seconds, shipped, largest_differences(log_q))
 
 
-def measure_all(args: argparse.Namespace) -> list[list[Measured]]:
-    """Per teacher, per dtype."""
-    results = []
-    for size in args.teachers:
+def measure_all(args: argparse.Namespace) -> Iterator[Measured]:
+    """Every teacher in every dtype."""
+    for size, dtype in product(args.teachers, args.dtype):
         with TemporaryDirectory() as folder:
-            results.append([measure(size, dtype, args, Path(folder) / dtype) for dtype in args.dtype])
-    return results
+            yield measure(size, dtype, args, Path(folder))
 
 
 def heading(args: argparse.Namespace, load_before: float) -> str:
@@ -120,30 +120,39 @@ def heading(args: argparse.Namespace, load_before: float) -> str:
     )
 
 
-def report(args: argparse.Namespace) -> str:
-    """All sections."""
-    load_before = os.getloadavg()[0]
+def scoring_sections(results: list[Measured]) -> list[str]:
+    """A section per teacher, then the budgets."""
     lines: list[str] = []
-    if "ours" in args.only:
-        results = measure_all(args)
-        for found in results:
-            lines += teacher_section(f"Teacher of {found[0].size}", found)
-        lines += budget_section([one for found in results for one in found])
+    for size, found in groupby(results, key=lambda one: one.size):
+        lines += teacher_section(f"Teacher of {size}", list(found))
+    return lines + budget_section(results)
+
+
+def reports(args: argparse.Namespace) -> Iterator[str]:
+    """The report after each measurement, so that an interrupted run keeps what it has."""
+    load_before = os.getloadavg()[0]
+    results: list[Measured] = []
+    lines: list[str] = []
+    for found in measure_all(args) if "ours" in args.only else ():
+        results.append(found)
+        lines = scoring_sections(results)
+        yield "\n".join([heading(args, load_before), *lines]) + "\n"
     if "sharing" in args.only:
         size, dtype = args.sharing_teacher, args.dtype[0]
         plan = (args.siblings, args.sharing_prompts, args.sharing_response, args.repeats)
         lines += sharing_section(size, dtype, measure_sharing(size, getattr(torch, dtype), *plan))
-    return "\n".join([heading(args, load_before), *lines]) + "\n"
+        yield "\n".join([heading(args, load_before), *lines]) + "\n"
 
 
 def main() -> None:
-    """Prints the report."""
+    """Prints the report; writes it after each measurement."""
     args = arguments()
     torch.set_num_threads(args.threads)
-    text = report(args)
+    text = ""
+    for text in reports(args):
+        if args.out:
+            args.out.write_text(text)
     print(text)
-    if args.out:
-        args.out.write_text(text)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ TEACHER_CORE = [
     PACKAGE / "fused" / "head.py",
     *(
         PACKAGE / "teacher" / f"{name}.py"
-        for name in ("score", "wire", "scorer", "body", "batching", "store", "snapshot")
+        for name in ("score", "wire", "scorer", "body", "reader", "batching", "store", "snapshot")
     ),
 ]
 """A teacher without a cluster: neither Ray nor verl, not even through another file of ours."""

@@ -108,7 +108,7 @@ def test_log_q_at_any_ids_equals_the_reference() -> None:
 def test_log_q_at_runs_no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(tiny_qwen3(VOCAB), LIMIT)
     state = scorer.score(MIXED[:1])[0]
-    monkeypatch.setattr(scorer, "body", None)
+    monkeypatch.setattr(scorer, "reader", None)
     assert scorer.log_q_at(state, torch.zeros(50, 3, dtype=torch.int32)).isfinite().all()
 
 

@@ -1,7 +1,7 @@
 """Where a run's seconds went, step by step, with the teacher's own work beside: a picture and one number.
 
     VERL_FILE_LOGGER_PATH=run.jsonl python -m verl.trainer.main_ppo recipe=opd trainer.logger=[console,file] ...
-    python -m opd_verl.metrics.timeline run.jsonl --out timeline.png
+    python -m opd_verl.timeline run.jsonl --out timeline.png
 
 verl times the parts of a step one after the other; the wait for teacher scores lies within its `old_log_prob`.
 """
