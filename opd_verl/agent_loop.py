@@ -1,7 +1,6 @@
 """verl's agent loop with one more line: a response goes to the teacher the moment its trajectory ends."""
 
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -10,7 +9,7 @@ from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from opd_verl.config import import_plugins, parse_opd, routed_by
-from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS, Message, teacher_prompt
+from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS, chat_template, teacher_prompt
 from opd_verl.teacher.score import ScoreRequest
 from opd_verl.teacher.start import connect_teachers
 
@@ -57,16 +56,10 @@ class OpdAgentLoopWorker(VerlWorker):
 
     def teacher_prompt(self, outputs: list[AgentLoopOutput], sample: dict[str, Any]) -> torch.Tensor:
         """Token ids int64 [P'] of the prompt with its privileged context. ValueError: `contexts.teacher_prompt`."""
-
-        def render(messages: Sequence[Message]) -> list[int]:
-            options = self.config.data.get("apply_chat_template_kwargs", None) or {}
-            return self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **options
-            )
-
         if len(outputs) != 1:
             raise ValueError(f"opd.context.name={self.context.name} needs agent loops with one output")
         context = CONTEXT_HOOKS[str(self.context.name)](sample)
+        render = chat_template(self.tokenizer, self.config.data.get("apply_chat_template_kwargs"))
         found = teacher_prompt(
             list(sample["raw_prompt"]), context, render, outputs[0].prompt_ids, self.context.max_tokens
         )

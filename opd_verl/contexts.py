@@ -78,6 +78,13 @@ def with_context(messages: Sequence[Message], context: str) -> list[dict[str, An
     return changed
 
 
+def chat_template(tokenizer: Any, options: Mapping[str, Any] | None) -> Callable[[Sequence[Message]], list[int]]:
+    """messages -> token ids with the generation prompt; `options`: data.apply_chat_template_kwargs."""
+    return partial(
+        tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=True, return_dict=False, **(options or {})
+    )
+
+
 def teacher_prompt(
     messages: Sequence[Message],
     context: str,

@@ -16,7 +16,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from opd_verl.compose import make_terms
 from opd_verl.config import OpdConfig, every_teacher, import_plugins, parse_opd, routed_by
-from opd_verl.contexts import TEACHER_PROMPTS
+from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS, chat_template, teacher_prompt
 from opd_verl.credit import Rollouts, credit
 from opd_verl.engine import AT_TEACHER_TOPK, FUSED_ROWS, STUDENT_TOPK
 from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, reward_inputs, task_rewards
@@ -77,6 +77,7 @@ class OpdTrainer(PPOTrainerSync):
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
+        self.check_contexts(batch)
         if isinstance(self.teacher, RoutedTeachers):
             for route in routes(batch, self.teacher.field):
                 self.teacher.name_of(route)  # here an error ends the run; verl only logs those of an agent loop
@@ -85,6 +86,18 @@ class OpdTrainer(PPOTrainerSync):
         names = [f"{self.global_steps:06d}.{first + row:05d}" for row in range(len(batch))]
         batch.update(tu.get_tensordict({"uid": names}))
         return batch
+
+    def check_contexts(self, batch: TensorDict) -> None:
+        """Makes every prompt's privileged context once: here an error ends the run; verl only logs an agent loop's."""
+        if self.opd.context.name is None:
+            return
+        columns = {name: column.tolist() for name, column in batch.items()}
+        render = chat_template(self.tokenizer, self.config.data.get("apply_chat_template_kwargs"))
+        for row in range(len(batch)):
+            sample = {name: column[row] for name, column in columns.items()}
+            messages = list(sample["raw_prompt"])
+            context = CONTEXT_HOOKS[self.opd.context.name](sample)
+            teacher_prompt(messages, context, render, render(messages), self.opd.context.max_tokens)
 
     def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         # Rollouts arrive in the order in which they finished; mini-batches must not depend on that.

@@ -54,7 +54,7 @@ class TeacherPool:
         timeout_s: float = 1800.0,
         load_timeout_s: float = 1800.0,
     ) -> Self:
-        """Creates the actors, one shard per (placement group, bundle index) if those are given; waits until they loaded.
+        """Creates the actors, one shard per (placement group, bundle index) if given, and waits until they loaded.
 
         The actors live as long as a handle of theirs. `load_timeout_s` bounds the load (and
         download), `timeout_s` each attempt of a `collect`.

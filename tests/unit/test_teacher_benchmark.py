@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib import image
 
-from opd_verl.metrics import timeline
+from opd_verl import timeline
 from opd_verl.timeline import OTHER, WAIT, draw, hidden_share, read_steps, summary, wait_share
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
