@@ -46,10 +46,10 @@ def change(steps: Steps, key: str) -> float:
 
 @pytest.fixture(scope="module")
 def sampled(main_ppo: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Steps, Path]:
-    """Sixteen steps of recipe=opd with a checkpoint after every third, and where the checkpoints lie."""
+    """Twelve steps of recipe=opd with a checkpoint after every third, and where the checkpoints lie."""
     folder = tmp_path_factory.mktemp("sampled")
     steps = main_ppo(
-        "sampled", "opd", 16, *SAMPLED, "trainer.save_freq=3", f"trainer.default_local_dir={folder}",
+        "sampled", "opd", 12, *SAMPLED, "trainer.save_freq=3", f"trainer.default_local_dir={folder}",
         "trainer.logger=[console,file,wandb]",
     )  # fmt: skip
     return steps, folder
@@ -144,16 +144,10 @@ def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, P
     assert max(step["training/rollout_probs_diff_max"] for step in sampled[0]) < 1e-3
 
 
-def test_two_runs_with_one_seed_give_the_same_losses(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
-    again = main_ppo("again", "opd", 5, *SAMPLED, "trainer.save_freq=-1")
-    for key in COMPARED:
-        expected, found = ([step[key] for step in run] for run in (sampled[0][:5], again))
-        assert found == pytest.approx(expected, **SAME), key
-
-
 def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one(
     sampled: tuple[Steps, Path], main_ppo: Run, tmp_path: Path
 ) -> None:
+    """Which also says that two runs with one seed sample the same rollouts and learn the same."""
     shutil.copytree(sampled[1] / "global_step_3", tmp_path / "global_step_3")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     resumed = main_ppo(

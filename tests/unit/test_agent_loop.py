@@ -69,10 +69,12 @@ class Template:
         return [*map(int, messages[-1]["content"].split()), 0]
 
 
-def test_the_teacher_reads_the_privileged_context_and_the_trainer_finds_its_prompt(worker: Any) -> None:
+def test_the_teacher_reads_the_privileged_context_and_the_trainer_finds_its_prompt(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker.context, worker.tokenizer = ContextConfig("numbers_of_a_test", 2), Template()
     worker.config = OmegaConf.create({"data": {"apply_chat_template_kwargs": {"thinking": False}}})
-    CONTEXT_HOOKS["numbers_of_a_test"] = lambda sample: f"{sample['hint']} "
+    monkeypatch.setitem(CONTEXT_HOOKS, "numbers_of_a_test", lambda sample: f"{sample['hint']} ")
     sample = {"uid": "u", "session_id": 0, "global_steps": 1, "hint": "8 9", "raw_prompt": [MESSAGE]}
     asyncio.run(worker._agent_loop_postprocess(output([5, 6, 0], [3]), False, **sample))
     assert worker.events == [("u_0_0", [8, 9, 5, 6, 0], [3], 1), "verl: reward, TransferQueue"]

@@ -381,7 +381,7 @@ def test_a_prompt_without_a_teacher_ends_the_run_before_it_is_generated(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     trainer: Any = object.__new__(OpdTrainer)
-    trainer.teacher = RoutedTeachers({}, SOURCE, "data_source")
+    trainer.teacher, trainer.opd = RoutedTeachers({}, SOURCE, "data_source"), OpdConfig()
     trainer.global_steps, trainer.prompts_named = 1, {}
     rows: Any = {"uid": np.array(["a", "b"], dtype=object), "data_source": np.array(["gsm8k", value], dtype=object)}
     monkeypatch.setattr(PPOTrainerSync, "_next_train_batch", lambda self, num_prompts: tu.get_tensordict(rows))
