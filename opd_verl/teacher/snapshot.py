@@ -73,10 +73,13 @@ def steps_in(folder: Path) -> set[int]:
 
 
 def prune(root: str, every: int) -> None:
-    """Removes snapshots that neither the teacher nor a checkpoint needs any more."""
+    """Removes snapshots that neither the teacher nor a checkpoint needs any more (verl removes old ones' `actor`)."""
     folder = Path(root).absolute() / FOLDER
     there = steps_in(folder)
-    needed = {step - step % every for step in steps_in(folder.parent)} | {max(there, default=0)}
+    checkpoints = {
+        step for step in steps_in(folder.parent) if (folder.parent / f"global_step_{step}" / "actor").exists()
+    }
+    needed = {step - step % every for step in checkpoints} | {max(there, default=0)}
     for step in there - needed:
         shutil.rmtree(folder / f"global_step_{step}")
 

@@ -78,13 +78,14 @@ class Teacher:
 
 def test_a_snapshot_every_n_steps_and_none_longer_than_needed(tmp_path: Path) -> None:
     root, student, teacher = str(tmp_path), Student(), Teacher()
+    (tmp_path / "global_step_10").mkdir()  # verl took the actor out of this checkpoint
     sync = TeacherSync(3, root, student)
     sync.resume(0)
     assert current_snapshot(pointer_file(root)) is None
     for step in range(1, 13):
         sync.after(step, teacher)
         if step % 4 == 0:
-            (tmp_path / f"global_step_{step}").mkdir()
+            (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
     assert student.saved == ["global_step_3", "global_step_6", "global_step_9", "global_step_12"]
     assert teacher.taken == [str(snapshot_folder(root, step)) for step in (3, 6, 9, 12)]
     kept = {path.name for path in (tmp_path / FOLDER).glob("global_step_*")}
@@ -95,12 +96,11 @@ def test_a_snapshot_every_n_steps_and_none_longer_than_needed(tmp_path: Path) ->
 def test_a_resumed_run_has_the_teacher_of_its_checkpoint(tmp_path: Path) -> None:
     root, student = str(tmp_path), Student()
     sync = TeacherSync(3, root, student)
-    (tmp_path / "global_step_5").mkdir()
+    (tmp_path / "global_step_5" / "actor").mkdir(parents=True)
     for step in (3, 6):
         sync.after(step, Teacher())
     sync.resume(5)
     assert current_snapshot(pointer_file(root)) == str(snapshot_folder(root, 3)) and student.saved[2:] == []
-    (tmp_path / "global_step_9").mkdir()
     sync.resume(9)
     assert student.saved[2:] == ["global_step_9"], "the student was just loaded: its weights are the snapshot"
     sync.resume(2)
