@@ -1,7 +1,7 @@
 """What the teacher's body reads of each request, and which requests it reads together."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -44,17 +44,20 @@ def plan_batches(lengths: Sequence[int], max_tokens: int, padded: bool = True) -
 
     A batch of padded rows costs rows x longest row, a packed one the sum of its rows.
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return fill_batches(sorted(range(len(lengths)), key=lambda index: -lengths[index]), lengths, max_tokens, padded)
+
+
+def fill_batches(order: Iterable[int], lengths: Sequence[int], max_tokens: int, padded: bool) -> list[list[int]]:
+    """The indices in this order, a new batch where the next one would make it read more than max_tokens."""
     batches: list[list[int]] = []
-    cost = 0
+    longest = total = 0
     for index in order:
-        more = lengths[batches[-1][0]] if batches and padded else lengths[index]
-        if batches and cost + more <= max_tokens:
+        longest, total = max(longest, lengths[index]), total + lengths[index]
+        if batches and ((len(batches[-1]) + 1) * longest if padded else total) <= max_tokens:
             batches[-1].append(index)
-            cost += more
         else:
             batches.append([index])
-            cost = lengths[index]
+            longest = total = lengths[index]
     return batches
 
 
@@ -69,14 +72,6 @@ def plan_requests(requests: Sequence[ScoreRequest], max_tokens: int, padded: boo
     siblings: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(distinct_prompts(requests)[1]):
         siblings[prompt].append(index)
-    batches: list[list[int]] = []
-    longest = 0
-    for group in sorted(siblings.values(), key=lambda group: -max(lengths[index] for index in group)):
-        for index in sorted(group, key=lambda index: -lengths[index]):
-            if batches and (len(batches[-1]) + 1) * max(longest, lengths[index]) <= max_tokens:
-                batches[-1].append(index)
-                longest = max(longest, lengths[index])
-            else:
-                batches.append([index])
-                longest = lengths[index]
-    return batches
+    groups = sorted(siblings.values(), key=lambda group: -max(lengths[index] for index in group))
+    order = [index for group in groups for index in sorted(group, key=lambda index: -lengths[index])]
+    return fill_batches(order, lengths, max_tokens, padded=True)

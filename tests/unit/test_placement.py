@@ -12,9 +12,9 @@ from opd_verl.errors import ConfigError
 from opd_verl.teacher.placement import check_placement, placeable
 
 
-def brute_force(nodes: list[int], trainer: tuple[int, int], teacher: tuple[int, int]) -> bool:
-    """Every assignment of groups to nodes."""
-    groups = [trainer[0]] * trainer[1] + [teacher[0]] * teacher[1]
+def brute_force(nodes: list[int], *pools: tuple[int, int]) -> bool:
+    """Every assignment of the pools' (size, count) groups to nodes."""
+    groups = [size for size, count in pools for _ in range(count)]
     for places in product(range(len(nodes)), repeat=len(groups)):
         load = [0] * len(nodes)
         for size, place in zip(groups, places, strict=True):

@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ from ray.util import placement_group
 from tensordict import NonTensorStack, TensorDict
 from test_head_pass import data as micro_batch  # noqa: F401
 from test_head_pass import make_update, student
+from test_placement import brute_force
 from test_preflight import SILENT, TEACHER, Files, assert_names_it, save_config
 from test_teacher_scorer import reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3, tiny_tokenizer
@@ -437,24 +437,12 @@ def test_an_objective_of_the_users_sees_that_there_is_none(micro_batch: Any) -> 
 # Devices
 
 
-def brute_force(nodes: list[int], pools: list[tuple[int, int]]) -> bool:
-    """Every assignment of groups to nodes."""
-    groups = [size for size, count in pools for _ in range(count)]
-    for places in product(range(len(nodes)), repeat=len(groups)):
-        load = [0] * len(nodes)
-        for size, place in zip(groups, places, strict=True):
-            load[place] += size
-        if all(used <= free for used, free in zip(load, nodes, strict=True)):
-            return True
-    return False
-
-
 @given(
     st.lists(st.integers(0, 8), min_size=1, max_size=3),
     st.lists(st.tuples(st.integers(1, 5), st.integers(1, 2)), min_size=1, max_size=4),
 )
 def test_placement_of_several_pools_is_exact(nodes: list[int], pools: list[tuple[int, int]]) -> None:
-    assert placeable(nodes, *pools) == brute_force(nodes, pools)
+    assert placeable(nodes, *pools) == brute_force(nodes, *pools)
 
 
 def test_every_teacher_needs_its_devices() -> None:
