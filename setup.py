@@ -81,6 +81,7 @@ setup(
         "matplotlib",
         "rich",
         "tqdm",
+        "wrapt",
         *TRANSFER_QUEUE,
     ],
     extras_require={

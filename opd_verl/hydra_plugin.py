@@ -21,7 +21,7 @@ SLOTS = ("recipe", "cluster")
 class RecipeSlot(ImportlibResourcesConfigSource):
     """verl's own configs, with the slots `recipe` and `cluster` at the end of the trainer's defaults list."""
 
-    broken_by: ClassVar[Exception | None] = None
+    broken_by: ClassVar[Exception | None] = None  # why opd_verl could not register; recipes report it
 
     @staticmethod
     def scheme() -> str:
@@ -73,8 +73,7 @@ class RecipeSearchPath(SearchPathPlugin):
             search_path.append(provider="opd_verl", path=f"{RecipeSource.scheme()}://hydra_configs")
 
 
-def register(broken_by: Exception | None = None) -> None:
-    """Registers the three plugins with Hydra; `broken_by` is the error that recipes must report, if any."""
-    RecipeSlot.broken_by = broken_by
+def register() -> None:
+    """Registers the three plugins with Hydra."""
     for plugin in (RecipeSlot, RecipeSource, RecipeSearchPath):
         Plugins.instance().register(plugin)

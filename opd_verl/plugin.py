@@ -1,10 +1,40 @@
 """Loaded by `import verl` in every process (entry-point group `verl.plugins`); registers opd_verl with verl and Hydra.
 
+What registers with a module of verl is imported right after that module, and only in the processes that import it:
+a rollout server or a reward worker does not pay for our trainer (2 CPU seconds per process).
+
 verl logs a plugin's import error at DEBUG and carries on. So nothing here may fail unseen: whatever goes wrong is
-handed to the Hydra plugin, which then refuses every `recipe=` with that cause instead of letting plain PPO train.
+handed to the Hydra plugin, which then refuses every `recipe=` with that cause instead of letting plain PPO train. In a
+process without Hydra it is logged, and verl fails on the name that is missing from its registry.
 """
 
+import importlib
+import logging
+
+from wrapt import register_post_import_hook
+
 from opd_verl import hydra_plugin
+
+REGISTERED_AFTER = {
+    "verl.trainer.ppo.core_algos": ("opd_verl.advantage", "opd_verl.policy_loss"),
+    "verl.workers.engine": ("opd_verl.engine",),
+    "verl.trainer.ppo.v1.trainer_base": ("opd_verl.trainer",),
+}
+"""verl's module that holds a registry, and ours that register there when they are imported."""
+
+
+def register_after(verl_module: str, ours: tuple[str, ...]) -> None:
+    """Imports `ours` as soon as `verl_module` is imported: at once if it is. An error breaks recipes, not plain verl."""
+
+    def load(_: object) -> None:
+        try:
+            for name in ours:
+                importlib.import_module(name)
+        except Exception as cause:
+            logging.getLogger(__name__).error("opd_verl could not register with %s: %r", verl_module, cause)
+            hydra_plugin.RecipeSlot.broken_by = cause
+
+    register_post_import_hook(load, verl_module)
 
 
 def register_with_verl() -> None:
@@ -12,13 +42,13 @@ def register_with_verl() -> None:
     from opd_verl.cpu.activate import activate_on_cpu
 
     activate_on_cpu()
-    from opd_verl import advantage, engine, policy_loss, trainer  # noqa: F401  (each registers itself on import)
+    for verl_module, ours in REGISTERED_AFTER.items():
+        register_after(verl_module, ours)
 
 
+hydra_plugin.register()
 try:
     register_with_verl()
 except Exception as cause:
-    hydra_plugin.register(broken_by=cause)
+    hydra_plugin.RecipeSlot.broken_by = cause
     raise
-else:
-    hydra_plugin.register()
