@@ -11,4 +11,5 @@ if [[ $# -gt 0 ]]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/basedpyright" --pythonpath "$bin/python"
-"$bin/python" -m pytest tests/unit tests/e2e --durations=15
+OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -n 2 --dist loadfile --durations=15
+"$bin/python" -m pytest tests/e2e --durations=15

@@ -24,7 +24,7 @@ REGISTERED_AFTER = {
 
 
 def register_after(verl_module: str, ours: tuple[str, ...]) -> None:
-    """Imports `ours` as soon as `verl_module` is imported: at once if it is. An error breaks recipes, not plain verl."""
+    """Imports `ours` right after `verl_module`: now, if it is imported. An error breaks recipes, not plain verl."""
 
     def load(_: object) -> None:
         try:

@@ -23,6 +23,10 @@ POLL_SECONDS = 0.5
 TAIL_LINES = 30
 
 
+CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
+"""GiB of vLLM's cache; and it compiles helpers of its sampler for 10 s even when told to stay eager."""
+
+
 def hydra_value(path: Path) -> str:
     """`path` in quotes for a Hydra override, so that spaces, brackets, commas and `=` stay parts of it.
 
@@ -104,8 +108,7 @@ def distil(paths: Paths, recipe: str, steps: int, seed: int, extra: Sequence[str
     paths.run.mkdir(parents=True, exist_ok=True)
     for stale in (paths.metrics, paths.table, paths.picture):
         stale.unlink(missing_ok=True)
-    environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(paths.metrics)}
-    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    environment = CPU_ENVIRONMENT | os.environ | {"VERL_FILE_LOGGER_PATH": str(paths.metrics)}
     with paths.log.open("w") as log:
         run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:

@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from opd_verl.quickstart.distil import new_steps, overrides
+from opd_verl.hooks import MASK_HOOKS
+from opd_verl.metrics.names import CONDITIONAL
+from opd_verl.quickstart.distil import CPU_ENVIRONMENT, new_steps, overrides
 from opd_verl.quickstart.models import STUDENT, TEACHER
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import Pupil, train
@@ -21,6 +24,15 @@ from opd_verl.quickstart.tokenizer import build_tokenizer
 Steps = list[dict[str, float]]
 Run = Callable[..., Steps]
 SECONDS = 600
+SMALL = (
+    "data.train_batch_size=64",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+    "actor_rollout_ref.actor.optim.lr_scheduler_type=constant",  # a shorter run is the beginning of a longer one
+)
+SAMPLED = (*SMALL, "actor_rollout_ref.actor.optim.lr=1e-4")
+"""One token's r_t is noisy: with more, the first steps of this small batch lead away."""
+KEPT = {f"opd/kept_share/{name}" for name in MASK_HOOKS}
+CONDITIONAL_NAMES = {name for name in CONDITIONAL if "<" not in name} | KEPT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,9 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    """A teacher and a student of the quickstart's kind, trained for fewer steps."""
-    paths = Paths(tmp_path_factory.mktemp("models"))
+def models(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Paths:
+    """A teacher and a student of the quickstart's kind, trained for fewer steps; once, however many workers test."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+    paths = Paths(root / "models")
+    with FileLock(root / "models.lock"):
+        if not (paths.student / "config.json").exists():
+            prepare(paths)
+    return paths
+
+
+def prepare(paths: Paths) -> None:
+    """The data, the tokenizer, the teacher, and the student last."""
     write_parquet(paths.data, 4096, 64, seed=0)
     build_tokenizer(paths.root / "tokenizer")
     for pupil in (
@@ -39,7 +61,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Paths:
         Pupil(paths.student, STUDENT, replace(STUDENT_SFT, max_steps=150, seed=1), None),
     ):
         train(pupil, paths.root / "tokenizer", 0)
-    return paths
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +71,7 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run(name: str, recipe: str, steps: int, *extra: str) -> Steps:
         log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
-        environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(metrics), "VLLM_CPU_KVCACHE_SPACE": "1"}
+        environment = os.environ | CPU_ENVIRONMENT | {"VERL_FILE_LOGGER_PATH": str(metrics)}
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             environment.pop(name, None)
         environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")])
@@ -68,3 +89,15 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def dump(steps: Steps, key: str) -> str:
     """One metric of all steps, for a failure's message."""
     return json.dumps([round(step[key], 6) for step in steps])
+
+
+def new_metrics(steps: Steps) -> set[str]:
+    """The metrics that opd_verl added to verl's."""
+    return {key for step in steps for key in step if "opd/" in key or "_s/teacher" in key}
+
+
+def change(steps: Steps, key: str, over: int = 3) -> float:
+    """Relative change of a metric from the mean of the first `over` steps to that of the last ones."""
+    first, last = (sum(step[key] for step in part) / over for part in (steps[:over], steps[-over:]))
+    print(f"{key}: {dump(steps, key)}")
+    return (last - first) / abs(first)

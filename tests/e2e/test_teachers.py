@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Run, dump
-from test_main_ppo import CONDITIONAL_NAMES, SAMPLED, SMALL, new_metrics
+from conftest import CONDITIONAL_NAMES, SAMPLED, SMALL, Run, dump, new_metrics
 
 from opd_verl.metrics.names import METRICS
 from opd_verl.quickstart.distil import hydra_value

@@ -1,0 +1,75 @@
+"""Every other recipe, and the live student as teacher, on the real command."""
+
+from pathlib import Path
+
+from conftest import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
+
+from opd_verl.metrics.names import METRICS
+from opd_verl.quickstart.paths import Paths
+
+HINTS = Path(__file__).with_name("hints.py")
+GRADED = Path(__file__).with_name("graded_reward.py")
+
+
+def test_full_vocabulary(main_ppo: Run) -> None:
+    """The teacher's hidden states travel to the actor, which forms both sides' distributions from them."""
+    steps = main_ppo("full", "opd_full", 10, *SMALL, "actor_rollout_ref.actor.optim.lr=1e-3", "trainer.save_freq=-1")
+    assert -change(steps, "actor/opd/divergence") > 0.2 and -change(steps, "opd/reverse_kl") > 0.2
+
+
+def test_eopd(main_ppo: Run) -> None:
+    """A tau that splits this short-trained teacher's tokens: both of EOPD's terms fall. The mean of one step's sampled
+    r_t is known to 10%: hence 8 updates per step, and means over 5 steps.
+    """
+    tau = ("opd.forward_kl.tau=0.3", "opd.tokens.truncated=mask", "opd.tokens.masks=[depth_window]")
+    steps = main_ppo(
+        "eopd",
+        "eopd",
+        14,
+        *SMALL,
+        *tau,
+        "opd.tokens.first_position=1",
+        "data.train_batch_size=128",
+        "trainer.save_freq=-1",
+    )
+    assert -change(steps, "opd/reverse_kl", over=5) > 0.04 and -change(steps, "actor/opd/forward_kl", over=5) > 0.04
+    assert all(0.0 < step["opd/gated_share"] < 1.0 for step in steps)
+    assert all(0.9 < step["opd/kept_share"] < 1.0 for step in steps), "all but every rollout's first token"
+    assert set(new_metrics(steps)) <= set(METRICS) | CONDITIONAL_NAMES
+
+
+def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> None:
+    """GRPO's advantage through the clipped surrogate, and an exact divergence on the union of both top-k beside it."""
+    steps = main_ppo(
+        "mixed", "opd_grpo", 10, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.optim.lr=6e-4",
+        "opd.objective.support=union", "opd.objective.k=16",
+        "opd.objective.tail=bucket", "opd.tokens.weights=[correctness]", "opd.tokens.correct=0.5",
+        f"reward.custom_reward_function.path={GRADED}", "trainer.save_freq=-1",
+    )  # fmt: skip
+    assert -change(steps, "actor/opd/divergence") > 0.1 and -change(steps, "opd/reverse_kl") > 0.1
+    assert all(step["opd/support_size"] > 16 for step in steps), "the union of two top 16"
+    print("actor/pg_loss:", dump(steps, "actor/pg_loss"))  # 0 in a step where no group's rewards differ
+    assert sum(step["actor/pg_loss"] != 0.0 for step in steps) > len(steps) // 2
+    assert set(new_metrics(steps)) <= set(METRICS) | CONDITIONAL_NAMES
+
+
+def test_the_live_student_as_teacher_moves_with_the_student(main_ppo: Run, models: Paths, tmp_path: Path) -> None:
+    """A task reward moves the student. The teacher that takes its weights stays at r_t = 0, the frozen one does not;
+    a context changes what the teacher sees, an empty one does not.
+    """
+    common = [
+        *SMALL, "actor_rollout_ref.actor.optim.lr=1e-3", "data.train_batch_size=16", "actor_rollout_ref.rollout.n=2",
+        f"opd.teacher.path={models.student}",
+        f"reward.custom_reward_function.path={GRADED}", f"trainer.default_local_dir={tmp_path}",
+        f"opd.plugins=[{HINTS.stem}]", "opd.context.max_tokens=64",
+    ]  # fmt: skip
+    live = main_ppo(
+        "live", "opd_grpo", 3, *common, "opd.teacher.sync_every=1", "opd.context.name=nothing", "trainer.save_freq=2"
+    )
+    frozen = main_ppo("frozen", "opd_grpo", 2, *common, "opd.context.name=hint", "trainer.save_freq=-1")
+    print([dump(steps, "opd/reverse_kl") for steps in (live, frozen)])
+    assert all(abs(step["opd/reverse_kl"]) < 1e-5 and step["actor/grad_norm"] > 0 for step in live)
+    assert all(step["opd/reverse_kl"] > 1e-3 for step in frozen)
+    assert all(step["opd/teacher_missing_share"] == 0.0 for step in (*live, *frozen))
+    assert {path.name for path in (tmp_path / "opd_teacher").iterdir()} == {"current", "global_step_2", "global_step_3"}
