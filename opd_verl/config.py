@@ -12,6 +12,15 @@ from opd_verl.errors import ConfigError
 from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Truncation, Weighting
 
 
+class Engine(StrEnum):
+    """What runs the teacher's forward pass."""
+
+    scorer = "scorer"
+    """Ours: everything that an objective may ask for."""
+    vllm = "vllm"
+    """verl's own inference servers: log-probs of the sampled token and the teacher's top-k."""
+
+
 @dataclass
 class TeacherConfig:
     """The teacher and the Ray actors that score with it."""
@@ -20,6 +29,8 @@ class TeacherConfig:
     """Folder or hub name of a Hugging Face causal LM. Required."""
     tokenizer_path: str | None = None
     """Its tokenizer, where it does not lie beside the model."""
+    engine: Engine = Engine.scorer
+    """scorer, vllm; chosen by `teacher=`."""
     dtype: str = "bfloat16"
     """Dtype of the weights; the LM head's reductions are float32 whatever this is."""
     temperature: float = 1.0

@@ -1,7 +1,7 @@
-"""Makes `python -m verl.trainer.main_ppo recipe=opd cluster=cpu` resolve on verl's own, unchanged main.
+"""Makes `python -m verl.trainer.main_ppo recipe=opd cluster=cpu teacher=vllm` resolve on verl's own, unchanged main.
 
 Hydra accepts `recipe=opd` only where the primary config's defaults list has a `recipe` entry. A config source reads
-verl's own file and appends the two empty slots; everything else of verl's config is served untouched.
+verl's own file and appends the empty slots; everything else of verl's config is served untouched.
 """
 
 from importlib import resources
@@ -15,11 +15,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 VERL_CONFIGS = "verl.trainer.config"
 PRIMARY_CONFIGS = ("ppo_trainer", "ppo_megatron_trainer")
-SLOTS = ("recipe", "cluster")
+SLOTS = ("recipe", "cluster", "teacher")
 
 
 class RecipeSlot(ImportlibResourcesConfigSource):
-    """verl's own configs, with the slots `recipe` and `cluster` at the end of the trainer's defaults list."""
+    """verl's own configs, with our `SLOTS` at the end of the trainer's defaults list."""
 
     broken_by: ClassVar[Exception | None] = None  # why opd_verl could not register; recipes report it
 
@@ -46,7 +46,7 @@ class RecipeSource(ImportlibResourcesConfigSource):
         return "opd-recipe"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Reads `recipe/<name>.yaml` or `cluster/<name>.yaml`.
+        """Reads `recipe/<name>.yaml`, `cluster/<name>.yaml` or `teacher/<name>.yaml`.
 
         Raises:
             SystemExit: the plugin is broken. Not an Exception: Hydra would fold it into a long trace.

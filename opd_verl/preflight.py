@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_verl.checks import models, objective, settings, teachers
+from opd_verl.checks import engine, models, objective, settings, teachers
 from opd_verl.config import OpdConfig, import_plugins, parse_opd
 from opd_verl.errors import ConfigError
 
@@ -46,5 +46,5 @@ def preflight(config: DictConfig) -> None:
     """
     opd = parse_opd(config)
     import_plugins(opd)
-    for check in (*objective.CHECKS, *teachers.CHECKS, *settings.CHECKS, *models.CHECKS):
+    for check in (*objective.CHECKS, *teachers.CHECKS, *engine.CHECKS, *settings.CHECKS, *models.CHECKS):
         check(config, opd)

@@ -35,6 +35,7 @@ def collect_scores(
     topk: int = 0,
     at_student_topk: bool = False,
     hidden: bool = False,
+    entropy: bool = True,
     prompts_field: str = "prompts",
     route_field: str | None = None,
 ) -> list[TeacherScore]:
@@ -44,6 +45,7 @@ def collect_scores(
         topk: how many of the teacher's most likely ids to ask for.
         at_student_topk: whether to ask for log q at `student_topk_ids`.
         hidden: whether to ask for last hidden states.
+        entropy: whether to ask for the entropy.
         prompts_field: the field with the prompt that the teacher reads.
         route_field: the field that picks a row's teacher; None: nothing does.
     """
@@ -55,7 +57,8 @@ def collect_scores(
     route = routes(data, route_field) if route_field is not None else [""] * len(prompts)
     requests = [ScoreRequest(batch.keys[row], prompts[row].numpy(), responses[row].numpy(), route[row]) for row in rows]
     at_ids = [topk_ids[row].numpy().astype(np.int32) for row in rows] if topk_ids else None
-    found = dict(zip(rows, teacher.collect(requests, at_ids, step=step, topk=topk, hidden=hidden), strict=True))
+    scores = teacher.collect(requests, at_ids, step=step, topk=topk, entropy=entropy, hidden=hidden)
+    found = dict(zip(rows, scores, strict=True))
     like = next(iter(found.values()))
     return [found.get(row) or missing_like(like, len(response)) for row, response in enumerate(responses)]
 

@@ -23,7 +23,7 @@ from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, reward_inputs, task_
 from opd_verl.loss import OpdLoss
 from opd_verl.metrics.step import TeacherTotals
 from opd_verl.scores import collect_scores, merge, read, teacher_fields, teacher_topk_fields
-from opd_verl.teacher.needs import needs_hidden, student_topk, teacher_topk
+from opd_verl.teacher.needs import gives_entropy, needs_hidden, student_topk, teacher_topk
 from opd_verl.teacher.placement import check_placement, free_devices
 from opd_verl.teacher.several import RoutedTeachers, routes
 from opd_verl.teacher.snapshot import TeacherSync, pointer_file
@@ -60,7 +60,7 @@ class OpdTrainer(PPOTrainerSync):
             self.sync.resume(self.global_steps)
         pointer = pointer_file(folder) if every else None
         pools = self.resource_pool_manager.resource_pool_dict
-        self.teacher = start_teachers(self.opd, pools, len(self.tokenizer), pointer)
+        self.teacher = start_teachers(self.config, self.opd, pools, len(self.tokenizer), pointer)
         self.teacher_totals = TeacherTotals()
         self.actor_rollout_wg.set_loss_fn(make_loss(self.config.actor_rollout_ref.actor, self.opd))
         self.replay_buffer.poll_interval = self.opd.poll_interval_s
@@ -128,7 +128,8 @@ class OpdTrainer(PPOTrainerSync):
         prompts_field = TEACHER_PROMPTS if self.opd.context.name else "prompts"
         fields = {"prompts_field": prompts_field, "route_field": routed_by(self.opd)}
         with marked_timer("teacher", self.timing_raw):
-            return collect_scores(batch, self.teacher, self.global_steps, **fields, **wanted)
+            entropy = gives_entropy(self.opd)
+            return collect_scores(batch, self.teacher, self.global_steps, entropy=entropy, **fields, **wanted)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         data = read(batch, [*ADVANTAGE_FIELDS, "uid"])

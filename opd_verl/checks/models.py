@@ -8,7 +8,7 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from opd_verl.config import OpdConfig, TeacherConfig, every_teacher, teacher_key
+from opd_verl.config import Engine, OpdConfig, TeacherConfig, every_teacher, teacher_key
 from opd_verl.errors import ConfigError
 from opd_verl.fused.head import LOGIT_KEYS
 from opd_verl.network import unreachable
@@ -42,7 +42,7 @@ def check_teacher_model(key: str, teacher: TeacherConfig, tokenizer: Any, longes
     other = load_tokenizer(key, tokenizer_path, teacher.trust_remote_code)
     check_same_tokenizer(tokenizer, other, key, tokenizer_path)
     check_vocabulary(key, teacher.path, found, len(tokenizer))
-    check_context(key, teacher.path, found, longest, context)
+    check_context(key, teacher.path, found, longest, context, generated=teacher.engine is Engine.vllm)
 
 
 def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfig:
@@ -103,14 +103,19 @@ def check_vocabulary(key: str, path: str, config: PretrainedConfig, tokens: int)
         raise ConfigError(key, path, problem, "use the tokenizer that belongs to this model")
 
 
-def check_context(key: str, path: str, config: PretrainedConfig, longest: int, context: int = 0) -> None:
-    """The longest rollout must fit the model's positions, behind the longest privileged context if there is one."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit and longest + context > limit:
+def check_context(
+    key: str, path: str, config: PretrainedConfig, longest: int, context: int = 0, generated: bool = False
+) -> None:
+    """The longest rollout must fit the model's positions, behind the longest privileged context if there is one.
+
+    generated: an inference server must be able to generate one token behind it.
+    """
+    limit, needed = getattr(config, "max_position_embeddings", None), longest + context + generated
+    if limit and needed > limit:
         sizes = "data.max_prompt_length + data.max_response_length" + " + opd.context.max_tokens" * bool(context)
-        problem = f"context of {limit} tokens, but {sizes} = {longest + context}"
+        problem = f"context of {limit} tokens, but {sizes}{' + 1 that vLLM generates' * generated} = {needed}"
         remedy = f"lower data.max_response_length{' or opd.context.max_tokens' * bool(context)} by"
-        raise ConfigError(key, path, problem, f"{remedy} {longest + context - limit}")
+        raise ConfigError(key, path, problem, f"{remedy} {needed - limit}")
 
 
 def check_k(key: str, k: int, tokens: int) -> None:

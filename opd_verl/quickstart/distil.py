@@ -43,7 +43,7 @@ def check_overrides(recipe: str, extra: Sequence[str]) -> None:
         SystemExit: Hydra refuses one of them; the message is Hydra's.
     """
     before = dict(os.environ)
-    import verl  # noqa: F401  (loads the plugin, which registers the slots `recipe` and `cluster` with Hydra)
+    import verl  # noqa: F401  (loads the plugin, which registers our slots with Hydra)
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from opd_verl.fused.head import LMHead
 from opd_verl.teacher.followers import end, lead
-from opd_verl.teacher.load import load_scorer
+from opd_verl.teacher.load import load_scorer, server_scorer
 from opd_verl.teacher.reader import OutOfStepError
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.teacher.scorer import RolloutState
+from opd_verl.teacher.scorer import RolloutState, Scorer
+from opd_verl.teacher.server_scorer import ONLY_LOG_PROBS, ServerLostError, ServerScorer
 from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.store import Job, JobStore
 from opd_verl.teacher.wire import encode
@@ -43,6 +44,7 @@ class TeacherActor:
     """Scores rollouts in the background. Raises at construction whatever loading the model raises.
 
     `followers`: Ray's options for the actors of its other shards, which it makes (`opd_verl.teacher.followers`).
+    `server`: one of verl's inference servers, which then scores in this actor's stead (`opd_verl.teacher.servers`).
     """
 
     def __init__(
@@ -50,9 +52,14 @@ class TeacherActor:
         model_path: str,
         settings: TeacherSettings | Mapping[str, Any],
         followers: Sequence[Mapping[str, Any]] = (),
+        server: Any = None,
     ) -> None:
         self.settings = s = settings if isinstance(settings, TeacherSettings) else TeacherSettings(**settings)
-        self.scorer = load_scorer(model_path, s) if s.shards == 1 else lead(model_path, s, followers)
+        self.scorer: Scorer | ServerScorer
+        if server is not None:
+            self.scorer = server_scorer(model_path, s, server)
+        else:
+            self.scorer = load_scorer(model_path, s) if s.shards == 1 else lead(model_path, s, followers)
         self.store = JobStore(s.max_state_bytes)
         self.wake = threading.Condition()
         self.scoring = False
@@ -131,16 +138,23 @@ class TeacherActor:
         with self.wake:
             self.store.drop_all("the teacher takes new weights")
             self.wake.wait_for(lambda: not self.scoring)
-            self.scorer.reader.take(snapshot)
+            self.model.reader.take(snapshot)
 
     def lm_head(self) -> LMHead:
         """The LM head on the CPU, in the model's dtype: with `hidden` it gives q_t in another process.
 
         Its vocab_limit rows are copied: a view would drag the model's whole matrix along.
         """
-        head = self.scorer.head
+        head = self.model.head
         bias = None if head.bias is None else head.bias.to("cpu", copy=True)
         return replace(head, weight=head.weight.to("cpu", copy=True), bias=bias)
+
+    @property
+    def model(self) -> Scorer:
+        """The scorer that holds the model here. Raises ValueError where a server does."""
+        if isinstance(self.scorer, ServerScorer):
+            raise ValueError(ONLY_LOG_PROBS)
+        return self.scorer
 
     def _checked(self, request: ScoreRequest) -> ScoreRequest:
         self.scorer.check(request)
@@ -149,7 +163,7 @@ class TeacherActor:
     def _score(
         self, state: RolloutState, at_ids: np.ndarray | None, topk: int, entropy: bool, hidden: bool
     ) -> TeacherScore:
-        at = None if at_ids is None else self.scorer.log_q_at(state, torch.from_numpy(np.array(at_ids)))
+        at = None if at_ids is None else self.model.log_q_at(state, torch.from_numpy(np.array(at_ids)))
         return TeacherScore(
             log_q=state.log_q,
             valid=torch.ones(len(state.log_q), dtype=torch.bool),
@@ -200,6 +214,8 @@ class TeacherActor:
             states = self.scorer.score_batch([job.request for job in batch], self.settings.topk)
         except OutOfStepError as error:
             end(error)
+        except ServerLostError as error:
+            return [ScoringError(f"the inference server is lost: {error}")] * len(batch)
         except Exception as error:
             logger.exception("teacher failed on a batch of %d rollouts", len(batch))
             failure = ScoringError(f"{type(error).__name__}: {error}")

@@ -28,10 +28,12 @@ def launch(
     name_prefix: str,
     placement_groups: Sequence[tuple[PlacementGroup, int]] | None,
     options: Mapping[str, Any],
+    servers: Sequence[ActorHandle] = (),
 ) -> list[ActorHandle]:
     """Named actors that restart when they die, on the (placement group, bundle index) of theirs if those are given.
 
     A replica of S shards takes S bundles behind one another: its actor the first, the actor's followers the others.
+    `servers`: the inference server of each replica, where these score.
     Raises ValueError for a replica count that does not fit.
     """
     settings = settings if isinstance(settings, TeacherSettings) else TeacherSettings(**settings)
@@ -39,6 +41,8 @@ def launch(
     if replicas < 1 or (placement_groups is not None and len(placement_groups) != replicas * shards):
         each = "one (group, bundle index) for each" + (f" of their {shards} shards" if shards > 1 else "")
         raise ValueError(f"{replicas} teacher replicas on {placement_groups}: {each}")
+    if servers and (len(servers) != replicas or shards > 1):
+        raise ValueError(f"{replicas} teacher replicas of {shards} shards for {len(servers)} inference servers")
     places = [{}] * replicas * shards if placement_groups is None else [placement(*at) for at in placement_groups]
     actor_class: Any = ray.remote(concurrency_groups={CONTROL: 1})(TeacherActor)  # pyright: ignore[reportCallIssue]
     shared = {**options, "max_concurrency": COLLECTS, "max_restarts": -1, "max_task_retries": 0}
@@ -46,7 +50,8 @@ def launch(
     for index in range(replicas):
         first, *others = places[index * shards : (index + 1) * shards]
         remote = actor_class.options(name=f"{name_prefix}_{index}", **shared, **first)
-        handles.append(remote.remote(model_path, settings, [{**options, **place} for place in others]))
+        followers = [{**options, **place} for place in others]
+        handles.append(remote.remote(model_path, settings, followers, servers[index] if servers else None))
     return handles
 
 

@@ -1,9 +1,12 @@
 """A replica's scorer from its settings, with the newest weights that there are."""
 
 from collections.abc import Callable
+from typing import Any
 
+from opd_verl.teacher.limits import ModelLimits
 from opd_verl.teacher.reader import LocalReader, ModelSpec, Reader
 from opd_verl.teacher.scorer import Scorer
+from opd_verl.teacher.server_scorer import ServerScorer
 from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.snapshot import current_snapshot
 
@@ -27,3 +30,13 @@ def load_scorer(
     if snapshot := current_snapshot(settings.weights_pointer):
         scorer.reader.take(snapshot)
     return scorer
+
+
+def server_scorer(model_path: str, settings: TeacherSettings, server: Any) -> ServerScorer:
+    """A scorer that asks `server`, the Ray actor of one of verl's inference servers; here only the config is read."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(model_path).get_text_config()
+    vocab_limit = settings.vocab_limit or len(AutoTokenizer.from_pretrained(model_path))
+    limits = ModelLimits(vocab_limit, config.vocab_size, getattr(config, "max_position_embeddings", None))
+    return ServerScorer(server, limits, settings.max_tokens_per_batch)

@@ -1,6 +1,6 @@
 """What the `opd:` section makes us ask of the teacher: how many of its most likely ids, and hidden states."""
 
-from opd_verl.config import OpdConfig
+from opd_verl.config import Combine, Engine, OpdConfig, every_teacher
 from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
 
 
@@ -12,8 +12,11 @@ def teacher_topk(opd: OpdConfig) -> int:
 
 
 def student_topk(opd: OpdConfig) -> int:
-    """The student top-k at whose ids the teacher is asked late, for the objective or for reward hooks; 0: none."""
-    return opd.objective.k
+    """The student top-k at whose ids the teacher is asked late, for the objective or for reward hooks; 0: none.
+
+    The teacher's own top-k needs no second question: what reads the student's is then not there.
+    """
+    return 0 if opd.objective.support is Support.teacher_topk else opd.objective.k
 
 
 def needs_hidden(opd: OpdConfig) -> bool:
@@ -24,3 +27,9 @@ def needs_hidden(opd: OpdConfig) -> bool:
 def keeps_hidden(opd: OpdConfig) -> bool:
     """Whether the teacher must keep hidden states after scoring: for ids named later, or to hand them out."""
     return student_topk(opd) > 0 or needs_hidden(opd)
+
+
+def gives_entropy(opd: OpdConfig) -> bool:
+    """Whether every score holds the teacher's entropy: a mixture has none to give, nor has an inference server."""
+    averaged = bool(opd.teachers) and opd.combine is Combine.average
+    return not averaged and all(teacher.engine is Engine.scorer for teacher in every_teacher(opd).values())

@@ -38,6 +38,8 @@ class TeacherPool:
         self.hidden_like = NO_HIDDEN
         self.retried, self.restarted = 0, 0
         self.reloaded = False
+        self.keeps: object = None
+        """What must live as long as the replicas do."""
 
     @classmethod
     def start(
@@ -53,15 +55,16 @@ class TeacherPool:
         env_vars: Mapping[str, str] | None = None,
         timeout_s: float = 1800.0,
         load_timeout_s: float = 1800.0,
+        servers: Sequence[ActorHandle] = (),
     ) -> Self:
         """Creates the actors, one shard per (placement group, bundle index) if given, and waits until they loaded.
 
         The actors live as long as a handle of theirs. `load_timeout_s` bounds the load (and
-        download), `timeout_s` each attempt of a `collect`.
+        download), `timeout_s` each attempt of a `collect`. `servers`: inference servers, one for each replica.
         Raises ValueError for a replica count that does not fit; RuntimeError with the actor's cause if a load fails.
         """
         options = {"num_gpus": num_gpus, "num_cpus": num_cpus, "runtime_env": {"env_vars": dict(env_vars or {})}}
-        handles = launch(model_path, settings, replicas, name_prefix, placement_groups, options)
+        handles = launch(model_path, settings, replicas, name_prefix, placement_groups, options, servers)
         await_load(handles, model_path, load_timeout_s)
         return cls(handles, name_prefix, timeout_s)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from opd_verl.fused.head import LMHead
 from opd_verl.fused.statistics import RowStatistics, row_statistics
-from opd_verl.teacher.batching import fed_ids, fed_tokens, plan_requests
+from opd_verl.teacher.batching import fed_ids, plan_requests
+from opd_verl.teacher.limits import ModelLimits
 from opd_verl.teacher.reader import LocalReader, ModelSpec, Reader, default_device
 from opd_verl.teacher.score import ScoreRequest
 
@@ -31,13 +32,14 @@ class RolloutState:
     """What the teacher keeps of one rollout until its step is over.
 
     hidden [R, H] last hidden states (model dtype) and logsumexp f32 [R] of logits / temperature, on the model's device;
-    log_q, entropy f32 [R], topk_ids i32 [R, K], topk_log_q f32 [R, K] (or None) on the CPU.
+    log_q, entropy f32 [R], topk_ids i32 [R, K], topk_log_q f32 [R, K] (or None) on the CPU. An inference server's has
+    no entropy, and empty hidden and logsumexp.
     """
 
     hidden: Tensor
     logsumexp: Tensor
     log_q: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     topk_ids: Tensor | None = None
     topk_log_q: Tensor | None = None
 
@@ -74,9 +76,9 @@ class Scorer:
         self.vocab_limit = vocab_limit
         self.max_tokens_per_batch = max_tokens_per_batch
         self.chunk_rows = chunk_rows
-        self.max_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         embeddings: Any = model.get_input_embeddings()
-        self.embeddings = len(embeddings.weight)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.limits = ModelLimits(vocab_limit, len(embeddings.weight), positions)
         self._probe()
 
     @classmethod
@@ -109,20 +111,7 @@ class Scorer:
 
     def check(self, request: ScoreRequest) -> None:
         """Raises ValueError if the model cannot score the request: too long, or ids it has no row for."""
-        prompt, response, fed = request.prompt_ids, request.response_ids, fed_tokens(request)
-        if self.max_positions is not None and fed > self.max_positions:
-            raise ValueError(
-                f"{request.key}: prompt of {len(prompt)} + response of {len(response)} tokens exceeds the teacher's "
-                f"max_position_embeddings={self.max_positions}; shorten data.max_prompt_length or "
-                "data.max_response_length, or use a teacher with a longer context"
-            )
-        if prompt.min() < 0 or prompt.max() >= self.embeddings:
-            raise ValueError(f"{request.key}: prompt ids outside the teacher's {self.embeddings} embeddings")
-        if len(response) and (response.min() < 0 or response.max() >= self.vocab_limit):
-            raise ValueError(
-                f"{request.key}: response ids {response.min()}..{response.max()} outside 0..{self.vocab_limit - 1} "
-                "(vocab_limit); student and teacher must share the tokenizer and the sampler must not leave it"
-            )
+        self.limits.check(request)
 
     def score(self, requests: Sequence[ScoreRequest], topk: int = 0) -> list[RolloutState]:
         """States in the order of `requests`, in batches of at most max_tokens_per_batch tokens, padding included.

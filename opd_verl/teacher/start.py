@@ -1,19 +1,23 @@
 """Starts the teacher actors in the resource pools that verl made for them, and finds them again by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from omegaconf import DictConfig
 from verl.utils.device import get_device_name
 
-from opd_verl.config import Combine, OpdConfig, TeacherConfig, every_teacher
+from opd_verl.config import Combine, Engine, OpdConfig, TeacherConfig, every_teacher
 from opd_verl.teacher.needs import keeps_hidden, teacher_topk
 from opd_verl.teacher.pool import TeacherPool
+from opd_verl.teacher.servers import start_servers
 from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.several import AveragedTeachers, RoutedTeachers, Teacher, at_once
 
 TEACHER_NAME = "opd_teacher"
 TEACHER_POOL = "opd_teacher_pool"
+Settings = Callable[[TeacherConfig], TeacherSettings]
 
 
 def actor_prefix(opd: OpdConfig, name: str) -> str:
@@ -53,31 +57,49 @@ def teacher_settings(
     )
 
 
-def start_teacher(
-    opd: OpdConfig, name: str, resource_pool: Any, vocab_limit: int, weights_pointer: str | None = None
-) -> TeacherPool:
-    """One shard per bundle of the pool's placement groups; returns when every replica has loaded its model."""
+def start_teacher(config: DictConfig, opd: OpdConfig, name: str, resource_pool: Any, settings: Settings) -> TeacherPool:
+    """The replicas of one teacher; returns when every one has loaded its model.
+
+    A shard per bundle of the pool's placement groups, or on them verl's inference servers with a replica for each.
+    """
     teacher = every_teacher(opd)[name]
+    common = {
+        "name_prefix": actor_prefix(opd, name),
+        "timeout_s": teacher.timeout_s,
+        "load_timeout_s": teacher.load_timeout_s,
+    }
+    if teacher.engine is Engine.vllm:
+        manager = start_servers(config, name, teacher, resource_pool, longest(config, opd), teacher_topk(opd))
+        whole = replace(settings(teacher), shards=1, keep_hidden=False)
+        servers = manager.server_handles
+        pool = TeacherPool.start(teacher.path, whole, len(servers), servers=servers, **common)
+        pool.keeps = manager
+        return pool
     groups = resource_pool.get_placement_groups(device_name=get_device_name())
     bundles = [(group, index) for group in groups for index in range(group.bundle_count)]
     return TeacherPool.start(
-        teacher.path,
-        teacher_settings(teacher, vocab_limit, keeps_hidden(opd), teacher_topk(opd), weights_pointer),
-        replica_count(teacher),
-        name_prefix=actor_prefix(opd, name),
-        placement_groups=bundles,
-        num_gpus=1,
-        timeout_s=teacher.timeout_s,
-        load_timeout_s=teacher.load_timeout_s,
+        teacher.path, settings(teacher), replica_count(teacher), placement_groups=bundles, num_gpus=1, **common
     )
 
 
+def longest(config: DictConfig, opd: OpdConfig) -> tuple[int, int]:
+    """The most prompt tokens that a teacher reads, privileged context included, and the most response tokens."""
+    context = opd.context.max_tokens if opd.context.name is not None else 0
+    return config.data.max_prompt_length + context, config.data.max_response_length
+
+
 def start_teachers(
-    opd: OpdConfig, resource_pools: Mapping[str, Any], vocab_limit: int, weights_pointer: str | None = None
+    config: DictConfig,
+    opd: OpdConfig,
+    resource_pools: Mapping[str, Any],
+    vocab_limit: int,
+    weights_pointer: str | None = None,
 ) -> Teacher:
     """All teachers, each in the resource pool of its `pool_name`; they load at the same time."""
+    wanted = {"keep_hidden": keeps_hidden(opd), "topk": teacher_topk(opd), "weights_pointer": weights_pointer}
+    settings = partial(teacher_settings, vocab_limit=vocab_limit, **wanted)
     starts = {
-        name: partial(start_teacher, opd, name, resource_pools[pool_name(name)], vocab_limit, weights_pointer)
+        name: partial(start_teacher, config, opd, name, resource_pools[pool_name(name)], settings)
         for name in every_teacher(opd)
     }
     return together(opd, at_once(starts))

@@ -104,6 +104,15 @@ def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one(
         assert found == pytest.approx(expected, **SAME), key
 
 
+def test_a_teacher_behind_verls_own_server_gives_the_same_numbers(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
+    steps = main_ppo("served", "opd", 2, *SAMPLED, "teacher=vllm", "trainer.save_freq=-1")
+    for key in COMPARED:
+        expected, found = ([step[key] for step in run[:2]] for run in (sampled[0], steps))
+        assert found == pytest.approx(expected, **SAME), key
+    assert all(step["opd/teacher_missing_share"] == 0.0 and "opd/teacher_entropy" not in step for step in steps)
+    assert steps[1]["opd/teacher_ready_share"] > 0.0, "it too scores while rollouts are generated"
+
+
 def test_grpo_swaps_in_by_the_recipe_alone(main_ppo: Run) -> None:
     steps = main_ppo("grpo", "grpo", 2, "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4")
     assert [step["step"] for step in steps] == [1, 2]

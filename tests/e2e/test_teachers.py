@@ -1,11 +1,10 @@
 """Several teachers on the real command: a resource pool for each, and a route through agent loop and TransferQueue."""
 
-import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import CONDITIONAL_NAMES, SAMPLED, SMALL, Run, dump, new_metrics
+from conftest import CONDITIONAL_NAMES, SAMPLED, Run, new_metrics
 
 from opd_verl.metrics.names import METRICS
 from opd_verl.quickstart.distil import hydra_value
@@ -40,16 +39,3 @@ def test_two_teachers_routed_by_the_data_source(main_ppo: Run, models: Paths, tw
     assert steps[0]["opd/reverse_kl"] > 0.0
     ready = [step["opd/teacher_ready_share"] for step in steps]
     assert max(ready) > 0.5, f"the agent loop submits to the pool that the trainer asks: {ready}"
-
-
-def test_two_averaged_teachers(main_ppo: Run, models: Paths) -> None:
-    """One of them is the student: q = (q_T + p) / 2 >= p / 2, so that no r_t of the first step is below -log 2."""
-    both = teachers(models, "weight: 1.0", "weight: 1.0")
-    average = (ONE_TEACHER_LESS, both, "opd.combine=average", "trainer.save_freq=-1")
-    steps = main_ppo("averaged", "opd_topk", 3, *SMALL, *average)
-    assert [step["step"] for step in steps] == [1, 2, 3]
-    assert all(step["opd/teacher_missing_share"] == 0.0 for step in steps)
-    print("opd/reward_min:", dump(steps, "opd/reward_min"))
-    assert -math.log(2.0) - 1e-3 < steps[0]["opd/reward_min"] < -0.5
-    assert 0.0 < steps[0]["opd/reverse_kl"] < math.log(2.0)
-    assert set(METRICS) - new_metrics(steps) == {"opd/teacher_entropy"}, "a mixture has none"

@@ -4,16 +4,24 @@ from itertools import product
 
 import pytest
 
-from opd_verl.config import ForwardKLConfig, ObjectiveConfig, OpdConfig
+from opd_verl.config import (
+    Combine,
+    Engine,
+    ForwardKLConfig,
+    NamedTeacherConfig,
+    ObjectiveConfig,
+    OpdConfig,
+    TeacherConfig,
+)
 from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
-from opd_verl.teacher.needs import keeps_hidden, needs_hidden, student_topk, teacher_topk
+from opd_verl.teacher.needs import gives_entropy, keeps_hidden, needs_hidden, student_topk, teacher_topk
 
 K, FORWARD_K = 5, 3
 NEEDS = {
     # support: (the teacher's top-k, the student's top-k, hidden states travel)
     Support.sampled: (0, 0, False),
     Support.student_topk: (0, K, False),
-    Support.teacher_topk: (K, K, False),
+    Support.teacher_topk: (K, 0, False),
     Support.union: (K, K, False),
     Support.intersection: (K, K, False),
     Support.symmetric_difference: (K, K, False),
@@ -36,7 +44,7 @@ def test_every_support_is_listed() -> None:
 def test_each_support_asks_for_its_own(support: Support) -> None:
     opd = section(support)
     assert (teacher_topk(opd), student_topk(opd), needs_hidden(opd)) == NEEDS[support]
-    assert keeps_hidden(opd) == (support is not Support.sampled)
+    assert keeps_hidden(opd) == (support not in (Support.sampled, Support.teacher_topk))
 
 
 @pytest.mark.parametrize(("support", "placement"), product(Support, Placement))
@@ -55,3 +63,11 @@ def test_reward_hooks_read_the_students_top_k_of_a_sampled_objective() -> None:
 
 def test_supports_of_the_teacher() -> None:
     assert set(TEACHER_SUPPORTS) == {support for support, (teacher, _, _) in NEEDS.items() if teacher}
+
+
+def test_mixtures_and_servers_have_no_entropy() -> None:
+    served, scored = NamedTeacherConfig(engine=Engine.vllm), NamedTeacherConfig()
+    assert gives_entropy(OpdConfig()) and not gives_entropy(OpdConfig(teacher=TeacherConfig(engine=Engine.vllm)))
+    assert gives_entropy(OpdConfig(teachers={"a": scored, "b": scored}))
+    assert not gives_entropy(OpdConfig(teachers={"a": scored, "b": served}))
+    assert not gives_entropy(OpdConfig(teachers={"a": scored, "b": scored}, combine=Combine.average))

@@ -344,6 +344,76 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
     ),
 }
 """Every bad input that this project knows of: recipe=opd with one thing changed."""
+INFERENCE = "distillation.teacher_models.teacher_model.inference"
+SUPPORT = "opd.objective.support"
+QUIET = f"{LOSS_MODE}=opd_none"
+REFUSED_SERVED: dict[str, tuple[list[str], str, Any, str, str]] = {
+    "another temperature": (
+        ["actor_rollout_ref.rollout.temperature=0.7"],
+        "opd.teacher.temperature",
+        0.7,
+        "temperature 1",
+        "teacher=scorer",
+    ),
+    "a repository's own code": (
+        ["opd.teacher.trust_remote_code=true"],
+        "opd.teacher.trust_remote_code",
+        True,
+        "do not pass it",
+        "teacher=scorer",
+    ),
+    "weights that follow the student": (
+        ["opd.teacher.sync_every=1"],
+        "opd.teacher.sync_every",
+        1,
+        "keeps its weights",
+        "teacher=scorer",
+    ),
+    "data-parallel servers": (
+        [f"{INFERENCE}.data_parallel_size=2"],
+        f"{INFERENCE}.data_parallel_size",
+        2,
+        "tensor-parallel",
+        "opd.teacher.shards",
+    ),
+    "the student's ids": (
+        [f"{SUPPORT}=student_topk", "opd.objective.k=8", QUIET],
+        SUPPORT,
+        "student_topk",
+        "student's ids",
+        "teacher_topk",
+    ),
+    "hidden states": ([f"{SUPPORT}=full", QUIET], SUPPORT, "full", "nor for hidden states", "teacher=scorer"),
+    "the gate": (
+        ["opd.forward_kl.placement=gated"],
+        "opd.forward_kl.placement",
+        "gated",
+        "reads the teacher's entropy",
+        "=full",
+    ),
+    "a mask by entropy": (
+        ["opd.tokens.masks=[top_teacher_entropy]"],
+        "opd.tokens.masks",
+        "top_teacher_entropy",
+        "entropy",
+        "student_entropy",
+    ),
+    "an unknown engine": (
+        ["opd.teacher.engine=sglang"],
+        "opd.teacher.engine",
+        "sglang",
+        "[scorer, vllm]",
+        "recipe/opd.yaml",
+    ),
+    "no position for the token that it generates": (
+        [f"data.max_response_length={CONTEXT - 16}"],
+        TEACHER,
+        "@teacher",
+        "+ 1 that vLLM generates = 129",
+        "by 1",
+    ),
+}
+"""The same for recipe=opd teacher=vllm."""
 REFUSED_TOPK: dict[str, tuple[list[str], str, Any, str, str]] = {
     "k 0 with a top-k support": (["opd.objective.k=0"], "opd.objective.k", 0, "needs k >= 1", "opd.objective.k=16"),
     "ulysses": (["opd.fused=false", f"{ACTOR}.{SP}=2"], f"{ACTOR}.{SP}", 2, "not gathered", f"{SP}=1"),
@@ -559,6 +629,22 @@ def test_a_bad_setting_of_the_topk_recipe_is_refused(files: Files, case: str) ->
     with pytest.raises(ConfigError) as refused:
         preflight(files.config(*changes, recipe="opd_topk"))
     assert_names_it(str(refused.value), files, *expected)
+
+
+@pytest.mark.parametrize("case", REFUSED_SERVED)
+def test_what_a_server_cannot_do_is_refused(files: Files, case: str) -> None:
+    changes, *expected = REFUSED_SERVED[case]
+    with pytest.raises(ConfigError) as refused:
+        preflight(files.config("teacher=vllm", *changes))
+    assert_names_it(str(refused.value), files, *expected)
+
+
+@pytest.mark.parametrize("changes", [[], ["opd.objective.support=teacher_topk", "opd.objective.k=8", QUIET]])
+def test_what_a_server_can_do_is_accepted(files: Files, changes: list[str]) -> None:
+    config = files.config("teacher=vllm", f"data.max_response_length={CONTEXT - 17}", *changes)
+    assert config.opd.teacher.engine == "vllm"
+    preflight(config)
+    assert files.config("teacher=scorer").opd.teacher.engine == "scorer"
 
 
 @pytest.mark.parametrize("case", REFUSED_OBJECTIVE)

@@ -103,6 +103,17 @@ SIGNATURES = [
     ("transfer_queue:kv_batch_get", "keys partition_id select_fields", "fields.py"),
     ("transfer_queue:kv_batch_put", "keys partition_id fields tags data_parser", "trainer.py"),
     (f"{POOL}:RayResourcePool.get_placement_groups", "strategy name device_name", "teacher/start.py"),
+    # teacher=vllm
+    (
+        "verl.experimental.teacher_loop.teacher_model:TeacherModelManager.__init__",
+        "distillation_config teacher_model_config resource_pool",
+        "teacher/servers.py",
+    ),
+    (
+        "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.generate",
+        "prompt_ids sampling_params request_id ",
+        "teacher/server_scorer.py",
+    ),
     # the agent loop
     ("verl.experimental.agent_loop:AgentLoopManager.__init__", "config llm_client teacher_client ", "agent_loop.py"),
     # the engine
@@ -368,6 +379,25 @@ SOURCES = [
         ["def monkey_patch_compute_logits", 'logits[..., vocab_size:] = float("-inf")'],
         "the rollout masks ids >= len(tokenizer); engine and teacher cut there too",
         "engine.py and trainer.py",
+    ),
+    (
+        "workers/rollout/vllm_rollout/utils.py",
+        [
+            "def extract_prompt_logprobs",
+            "for logprobs_dict in output.prompt_logprobs[1:]:",
+            "prompt_ids_ls.append([int(token_id_str)])",
+            "if rank > num_prompt_logprobs:",
+            'result_dict["prompt_ids"] = prompt_ids_ls',
+            'result_dict["prompt_logprobs"] = prompt_logprobs_ls',
+        ],
+        "row t speaks of token t + 1; 0 gives the sampled token, K its top-k without a sampled token outside",
+        "teacher/server_scorer.py",
+    ),
+    (
+        "experimental/teacher_loop/teacher_model.py",
+        ["self.distillation_config.n_gpus_per_node", "self.server_handles = [server._server_handle for server in"],
+        "the manager reads nothing else of verl's distillation section, and has a handle for each replica",
+        "teacher/servers.py",
     ),
     (
         "third_party/vllm/__init__.py",
