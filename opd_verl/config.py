@@ -39,6 +39,8 @@ class TeacherConfig:
     """Nodes of the teacher's own resource pool."""
     n_gpus_per_node: int = 1
     """Its devices per node."""
+    colocate: bool = False
+    """It shares the trainer's devices, in host memory while nobody asks it, and scores when the rollouts are done."""
     shards: int = 1
     """Devices of one replica: a teacher too large for one device is spread over several. Each `shards` devices of a
     node are one replica."""
@@ -46,6 +48,8 @@ class TeacherConfig:
     """Budget of one forward pass and device, padded tokens."""
     chunk_rows: int = 1024
     """Rows of logits that exist at one time."""
+    wire_dtype: str = "float16"
+    """Of top-k log-probs on their way to the trainer (float16, float32); the sampled token's are float32."""
     max_state_gib: float = 2.0
     """Host or device memory for the open step's hidden states, per replica."""
     timeout_s: float = 600.0
@@ -278,6 +282,9 @@ def parse_opd(config: DictConfig) -> OpdConfig:
         value, remedy = OmegaConf.select(config.opd, key), "recipe/opd.yaml shows every key with a value that works"
         raise ConfigError(f"opd.{key}".rstrip("."), value, problem, remedy) from error
     opd: Any = OmegaConf.to_object(merged)
+    for teacher in every_teacher(opd).values():
+        if teacher.colocate:
+            teacher.nnodes, teacher.n_gpus_per_node = config.trainer.nnodes, config.trainer.n_gpus_per_node
     return opd
 
 

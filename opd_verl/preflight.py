@@ -15,7 +15,8 @@ from opd_verl.checks import engine, models, objective, settings, teachers
 from opd_verl.config import OpdConfig, import_plugins, parse_opd
 from opd_verl.errors import ConfigError
 
-Check = Callable[[DictConfig, OpdConfig], None]
+Check = Callable[[DictConfig, OpdConfig], list[str] | None]
+"""Raises ConfigError; may return lines that say what was accepted."""
 
 
 class Preflight(Callback):
@@ -28,7 +29,7 @@ class Preflight(Callback):
             SystemExit: a setting cannot work. Hydra turns a callback's exceptions into warnings, but not this one.
         """
         try:
-            preflight(config)
+            print(*preflight(config), sep="\n", flush=True)
         except ConfigError as error:
             raise SystemExit(f"opd_verl: {error}") from None
         except OmegaConfBaseException as error:
@@ -38,13 +39,13 @@ class Preflight(Callback):
             raise SystemExit(f"opd_verl: the checks before the run failed: {error}") from error
 
 
-def preflight(config: DictConfig) -> None:
-    """Every check, cheapest first.
+def preflight(config: DictConfig) -> list[str]:
+    """Every check, cheapest first. Returns a line for each teacher that says what it was accepted with.
 
     Raises:
         ConfigError: names the key, its value and the remedy.
     """
     opd = parse_opd(config)
     import_plugins(opd)
-    for check in (*objective.CHECKS, *teachers.CHECKS, *engine.CHECKS, *settings.CHECKS, *models.CHECKS):
-        check(config, opd)
+    checks: tuple[Check, ...] = (*objective.CHECKS, *teachers.CHECKS, *engine.CHECKS, *settings.CHECKS, *models.CHECKS)
+    return [line for check in checks for line in check(config, opd) or []]

@@ -20,6 +20,7 @@ from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS, chat_template, tea
 from opd_verl.credit import Rollouts, credit
 from opd_verl.engine import AT_TEACHER_TOPK, FUSED_ROWS, STUDENT_TOPK
 from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, reward_inputs, task_rewards
+from opd_verl.logs import log_to_stderr
 from opd_verl.loss import OpdLoss
 from opd_verl.metrics.step import TeacherTotals
 from opd_verl.scores import collect_scores, merge, read, teacher_fields, teacher_topk_fields
@@ -35,6 +36,7 @@ class OpdTrainer(PPOTrainerSync):
     """One step: rollout, old log-probs (and the student's top-k), teacher scores, r_t, advantage, actor update."""
 
     def __init__(self, config: DictConfig) -> None:
+        log_to_stderr()
         # verl compares the mode with "sync" in several places; by any other name it takes the asynchronous paths.
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"
@@ -45,7 +47,7 @@ class OpdTrainer(PPOTrainerSync):
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
-        teachers = every_teacher(self.opd)
+        teachers = {name: one for name, one in every_teacher(self.opd).items() if not one.colocate}
         check_placement(free_devices(), self.config.trainer, teachers)
         for name, teacher in teachers.items():
             devices = [teacher.n_gpus_per_node] * teacher.nnodes

@@ -8,6 +8,7 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from opd_verl.checks import accepted
 from opd_verl.config import Engine, OpdConfig, TeacherConfig, every_teacher, teacher_key
 from opd_verl.errors import ConfigError
 from opd_verl.fused.head import LOGIT_KEYS
@@ -17,8 +18,11 @@ from opd_verl.objectives.names import Placement
 STUDENT = "actor_rollout_ref.model.path"
 
 
-def check_models(config: DictConfig, opd: OpdConfig) -> None:
-    """Student and teachers exist, share a tokenizer, cover its ids, and the longest rollout fits all."""
+def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
+    """Student and teachers exist, share a tokenizer, cover its ids, and the longest rollout fits all.
+
+    Returns a line for each teacher that says what it was accepted with.
+    """
     model = config.actor_rollout_ref.model
     student_config = load_config(STUDENT, model.path, model.trust_remote_code)
     tokenizer = load_tokenizer(STUDENT, model.tokenizer_path or model.path, model.trust_remote_code)
@@ -26,23 +30,31 @@ def check_models(config: DictConfig, opd: OpdConfig) -> None:
     check_vocabulary(STUDENT, model.path, student_config, len(tokenizer))
     check_context(STUDENT, model.path, student_config, longest)
     context = opd.context.max_tokens if opd.context.name is not None else 0
-    for name, teacher in every_teacher(opd).items():
-        check_teacher_model(f"{teacher_key(name)}.path", teacher, tokenizer, longest, context)
+    lines = [
+        check_teacher_model(teacher_key(name), teacher, tokenizer, longest, context)
+        for name, teacher in every_teacher(opd).items()
+    ]
     check_k("opd.objective.k", opd.objective.k, len(tokenizer))
     if opd.forward_kl.placement is not Placement.none:
         check_k("opd.forward_kl.k", opd.forward_kl.k, len(tokenizer))
     if opd.fused:
         check_plain_head(model.path, student_config)
+    return lines
 
 
-def check_teacher_model(key: str, teacher: TeacherConfig, tokenizer: Any, longest: int, context: int) -> None:
-    """One teacher exists, has the student's tokenizer, covers its ids, and the longest rollout and context fit it."""
+def check_teacher_model(section: str, teacher: TeacherConfig, tokenizer: Any, longest: int, context: int) -> str:
+    """One teacher exists, has the student's tokenizer, covers its ids, the longest rollout and context fit it, and it
+    fits a device. Returns `accepted.line`.
+    """
+    key = f"{section}.path"
     found = load_config(key, teacher.path, teacher.trust_remote_code)
     tokenizer_path = teacher.tokenizer_path or teacher.path
     other = load_tokenizer(key, tokenizer_path, teacher.trust_remote_code)
     check_same_tokenizer(tokenizer, other, key, tokenizer_path)
     check_vocabulary(key, teacher.path, found, len(tokenizer))
     check_context(key, teacher.path, found, longest, context, generated=teacher.engine is Engine.vllm)
+    accepted.check_memory(section, teacher, accepted.weight_bytes(teacher, found))
+    return accepted.line(section, teacher, found, tokenizer, other, longest + context)
 
 
 def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfig:

@@ -8,12 +8,13 @@ from pyarrow.parquet import read_schema
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils.device import get_device_name
 
-from opd_verl.config import OpdConfig, every_teacher, is_exact, teacher_key
+from opd_verl.config import Engine, OpdConfig, every_teacher, is_exact, teacher_key
 from opd_verl.contexts import CONTEXT_HOOKS
 from opd_verl.engine import MODEL_TYPE
 from opd_verl.errors import ConfigError
 from opd_verl.hooks import REWARD_HOOKS
 from opd_verl.teacher.scorer import DTYPES
+from opd_verl.teacher.settings import WIRE_DTYPES
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "algorithm.adv_estimator": ("opd",),
@@ -39,6 +40,8 @@ POSITIVE = (
     "timeout_s",
     "load_timeout_s",
 )
+MOST_COLOCATED = 2
+"""Of verl's three processes on a device of the trainer's, less its worker; its rollout servers take no share."""
 UNTRUNCATED: dict[str, tuple[float, ...]] = {"top_p": (1.0,), "top_k": (-1, 0)}
 
 
@@ -102,6 +105,9 @@ def check_teacher(config: DictConfig, opd: OpdConfig) -> None:
         if teacher.dtype not in DTYPES:
             problem = f"the teacher loads in {', '.join(DTYPES)}"
             raise ConfigError(f"{key}.dtype", teacher.dtype, problem, f"{key}.dtype=bfloat16")
+        if teacher.wire_dtype not in WIRE_DTYPES:
+            problem = f"log-probs travel as {' or '.join(WIRE_DTYPES)}"
+            raise ConfigError(f"{key}.wire_dtype", teacher.wire_dtype, problem, f"{key}.wire_dtype=float16")
         for name in POSITIVE:
             value = getattr(teacher, name)
             if value <= 0:
@@ -116,6 +122,21 @@ def check_shards(config: DictConfig, opd: OpdConfig) -> None:
             problem = f"the {devices} devices of a node ({key}.n_gpus_per_node) are not a multiple of it"
             remedy = f"{key}.n_gpus_per_node={-(-devices // teacher.shards) * teacher.shards}, or fewer shards"
             raise ConfigError(f"{key}.shards", teacher.shards, problem, remedy)
+
+
+def check_colocated(config: DictConfig, opd: OpdConfig) -> None:
+    """A device of the trainer's has room for two more processes, each with a model that fits it whole."""
+    colocated = {teacher_key(name): one for name, one in every_teacher(opd).items() if one.colocate}
+    for key, teacher in colocated.items():
+        if teacher.shards > 1:
+            problem = "a colocated teacher lies whole on each of the trainer's devices"
+            raise ConfigError(f"{key}.shards", teacher.shards, problem, f"{key}.shards=1, or {key}.colocate=false")
+        if teacher.engine is not Engine.scorer:
+            problem = "a vLLM server does not leave its devices"
+            raise ConfigError(f"{key}.colocate", True, problem, f"teacher=scorer, or {key}.colocate=false")
+    if len(colocated) > MOST_COLOCATED:
+        problem = f"verl's resource pools have room for {MOST_COLOCATED} beside the actor ({', '.join(colocated)} are)"
+        raise ConfigError("opd.teachers", list(opd.teachers), problem, "colocate=false for the others")
 
 
 def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
@@ -184,6 +205,7 @@ CHECKS = (
     check_privileged_context,
     check_sync,
     check_teacher,
+    check_colocated,
     check_shards,
     check_temperature,
     check_sampling,

@@ -8,8 +8,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch import Tensor
 from opd_verl.fused.head import LMHead
 from opd_verl.teacher.followers import end, lead
 from opd_verl.teacher.load import load_scorer, server_scorer
-from opd_verl.teacher.reader import OutOfStepError
+from opd_verl.teacher.offload import HostWeights
+from opd_verl.teacher.reader import OutOfStepError, default_device
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
 from opd_verl.teacher.scorer import RolloutState, Scorer
 from opd_verl.teacher.server_scorer import ONLY_LOG_PROBS, ServerLostError, ServerScorer
@@ -60,6 +62,8 @@ class TeacherActor:
             self.scorer = server_scorer(model_path, s, server)
         else:
             self.scorer = load_scorer(model_path, s) if s.shards == 1 else lead(model_path, s, followers)
+        self.resting = HostWeights(self.model.model, s.device or default_device()) if s.colocate else None
+        self.collecting, self.probed = 0, not s.colocate
         self.store = JobStore(s.max_state_bytes)
         self.wake = threading.Condition()
         self.scoring = False
@@ -90,8 +94,9 @@ class TeacherActor:
     ) -> list[bytes | str]:
         """Encoded scores in the order of `requests`, waiting for those not scored yet and queueing those not known.
 
-        Closes all steps before `step`. Per request: log-probs at its at_ids if given; top-k, entropy and hidden
-        states if asked; in place of a score that failed, why.
+        Closes all steps before `step`. A colocated teacher scores nothing before the first of these calls. Per
+        request: log-probs at its at_ids if given; top-k, entropy and hidden states if asked; in place of a score that
+        failed, why.
         Raises ValueError for requests that cannot be answered, LookupError for those dropped meanwhile.
         """
         self.settings.check_wanted(topk, at_ids=any(item[3] is not None for item in requests), hidden=hidden)
@@ -105,15 +110,38 @@ class TeacherActor:
             self.store.drop_before(step)
             self.wake.notify_all()
         answers: list[bytes | str] = [""] * len(asked)
-        for future in as_completed(tuple(waiting)):  # answered as they come: evicted states are not held back here
-            for index in waiting.pop(future):
-                try:
-                    score = self._score(future.result(), requests[index][3], topk, entropy, hidden)
-                except ScoringError as error:
-                    answers[index] = f"{asked[index].key}: {error}"
-                else:
-                    answers[index] = encode(score, asked[index].key, asked[index].checksum)
+        with self._present():
+            for future in as_completed(tuple(waiting)):  # answered as they come: evicted states are not held back here
+                for index in waiting.pop(future):
+                    try:
+                        score = self._score(future.result(), requests[index][3], topk, entropy, hidden)
+                    except ScoringError as error:
+                        answers[index] = f"{asked[index].key}: {error}"
+                    else:
+                        answers[index] = encode(score, asked[index].key, asked[index].checksum)
         return answers
+
+    @contextmanager
+    def _present(self) -> Iterator[None]:
+        """The weights are on the device for as long as anyone is in here; always, if they need not share it."""
+        with self.wake:
+            self.collecting += 1
+            if self.resting is not None:
+                self.resting.bring()
+            self.wake.notify_all()
+        try:
+            if not self.probed:
+                self.model.probe()
+                self.probed = True
+            yield
+        finally:
+            with self.wake:
+                self.collecting -= 1
+                if self.resting is not None:
+                    self.wake.wait_for(lambda: self.collecting or not self.scoring)
+                    if not self.collecting:
+                        self.resting.drop()
+                    self.wake.notify_all()
 
     def stats(self) -> dict[str, float]:
         """Since the start: response tokens, busy seconds, batches, rollouts asked for, how many of those were scored by
@@ -137,7 +165,7 @@ class TeacherActor:
         """Takes the weights of a snapshot's folder, once no forward pass runs; scores of the old ones are forgotten."""
         with self.wake:
             self.store.drop_all("the teacher takes new weights")
-            self.wake.wait_for(lambda: not self.scoring)
+            self.wake.wait_for(lambda: not self.scoring and (self.resting is None or not self.resting.present))
             self.model.reader.take(snapshot)
 
     def lm_head(self) -> LMHead:
@@ -180,7 +208,7 @@ class TeacherActor:
     def _loop(self) -> None:
         while True:
             with self.wake:
-                self.wake.wait_for(lambda: self.store.queued)
+                self.wake.wait_for(lambda: self.store.queued and (self.resting is None or self.collecting))
                 batch = self._next_batch()
                 self.store.start(batch)
                 self.scoring = True
@@ -220,7 +248,7 @@ class TeacherActor:
             logger.exception("teacher failed on a batch of %d rollouts", len(batch))
             failure = ScoringError(f"{type(error).__name__}: {error}")
         else:
-            return [state if self.settings.keep_hidden else without_hidden(state) for state in states]
+            return [self._kept(state) for state in states]
         if len(batch) == 1:
             return [failure]
         if torch.cuda.is_available():
@@ -228,7 +256,9 @@ class TeacherActor:
         half = len(batch) // 2
         return self._attempt(batch[:half]) + self._attempt(batch[half:])
 
-
-def without_hidden(state: RolloutState) -> RolloutState:
-    """The state without its hidden states."""
-    return replace(state, hidden=state.hidden[:0].clone())
+    def _kept(self, state: RolloutState) -> RolloutState:
+        """What is kept of a state: no hidden states if nobody needs them; in host memory if the device is shared."""
+        hidden = state.hidden if self.settings.keep_hidden else state.hidden[:0].clone()
+        if self.resting is not None:
+            return replace(state, hidden=hidden.cpu(), logsumexp=state.logsumexp.cpu())
+        return replace(state, hidden=hidden)

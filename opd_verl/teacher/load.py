@@ -14,18 +14,22 @@ from opd_verl.teacher.snapshot import current_snapshot
 def load_scorer(
     model_path: str, settings: TeacherSettings, load: Callable[[ModelSpec], Reader] = LocalReader.load
 ) -> Scorer:
-    """As `Scorer.from_pretrained`; where the settings name a newer snapshot of the weights, with these."""
+    """As `Scorer.from_pretrained`; where the settings name a newer snapshot of the weights, with these.
+
+    A colocated teacher stays in host memory, and has still to be probed.
+    """
     scorer = Scorer.from_pretrained(
         model_path,
         vocab_limit=settings.vocab_limit,
         dtype=settings.dtype,
-        device=settings.device,
+        device="cpu" if settings.colocate else settings.device,
         attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
         temperature=settings.temperature,
         max_tokens_per_batch=settings.max_tokens_per_batch,
         chunk_rows=settings.chunk_rows,
         load=load,
+        probe=not settings.colocate,
     )
     if snapshot := current_snapshot(settings.weights_pointer):
         scorer.reader.take(snapshot)

@@ -27,6 +27,10 @@ NO_HIDDEN = (0, torch.float32)
 UNKNOWN_HIDDEN_BYTES = 16384
 """Of a token, for the size of the first answers: a width of 8192 in bf16."""
 
+MASKED = "their tokens are masked"
+FATES = (("asking the next replica",) * 2, ("asking once more", MASKED), (MASKED, MASKED))
+"""By attempt: what becomes of rollouts that a replica lost, and of those that it failed on."""
+
 
 class TeacherPool:
     """Named teacher actors; any process of the Ray job can `connect`. A lost submission costs time, never a score."""
@@ -93,25 +97,25 @@ class TeacherPool:
     ) -> list[TeacherScore]:
         """Scores in the order of `requests`; `at_ids`: per request integers [R, K'] (array or CPU tensor), or None.
 
-        What a lost replica left open, what failed and what holds a NaN is asked once more, of the next replica. What
-        is then still missing comes back invalid (NaN, `valid` False), with a warning; its hidden states have the width
-        and dtype of any answer that this pool ever got; before its first one, when no token of the batch is valid,
-        `hidden` is None. Replicas that fell silent, or whose NaN another replica could mend, are restarted.
+        What a lost replica left open, what failed and what holds a NaN is asked once more, of the next replica; what
+        that one lost too, of a third (or the first, restarted). What is then still missing comes back invalid (NaN,
+        `valid` False), with a warning; its hidden states have the width and dtype of any answer that this pool ever
+        got; before its first one, when no token of the batch is valid, `hidden` is None. Replicas that fell silent, or
+        whose NaN another replica could mend, are restarted.
         Raises ValueError for a request that no teacher of this model can answer.
         """
         wanted = Wanted(step, topk, entropy, hidden)
         questions = [Question(r, _ids(None if at_ids is None else at_ids[i])) for i, r in enumerate(requests)]
         first = self._round(range(len(questions)), questions, wanted, 0)
-        scores = first.scores
-        todo = [index for index in range(len(questions)) if index not in scores or not scores[index].valid.all()]
-        if todo:
+        self._restart_silent(first)
+        scores = dict(first.scores)
+        if todo := [index for index in range(len(questions)) if not _whole(scores.get(index))]:
             self.retried += len(todo)
-            self._restart_silent(first)
             self._restart_lone_nan(scores)
-            second = self._round(todo, questions, wanted, 1)
-            self._restart_silent(second)
+            second = self._again(todo, questions, wanted, 1, scores)
             self._restart_mended(first, second, questions)
-            scores = {**second.scores, **{i: s for i, s in scores.items() if not _better(second.scores.get(i), s)}}
+            if todo := [index for index in todo if index not in scores and index not in second.failed]:
+                self._again(todo, questions, wanted, 2, scores)
         answered = [score.hidden for score in scores.values() if score.hidden is not None]
         if answered:
             self.hidden_like = (answered[0].shape[1], answered[0].dtype)
@@ -154,6 +158,20 @@ class TeacherPool:
                 total[name] = total.get(name, 0.0) + value
         return total
 
+    def _again(
+        self,
+        todo: Sequence[int],
+        questions: Sequence[Question],
+        wanted: Wanted,
+        attempt: int,
+        scores: dict[int, TeacherScore],
+    ) -> Gather:
+        """One more round, whose answers go into `scores` where they are better."""
+        gather = self._round(todo, questions, wanted, attempt)
+        self._restart_silent(gather)
+        scores.update({i: score for i, score in gather.scores.items() if i not in scores or _better(score, scores[i])})
+        return gather
+
     def _round(self, todo: Sequence[int], questions: Sequence[Question], wanted: Wanted, attempt: int) -> Gather:
         """Asks all replicas at once, `attempt` places after each request's own."""
         groups: dict[int, list[int]] = {}
@@ -165,13 +183,13 @@ class TeacherPool:
             self._await_alive(replica, deadline)
         gather = Gather(self.replicas, wanted, self.timeout_s)
         gather.run(groups, questions, self.hidden_like[0] * self.hidden_like[1].itemsize or UNKNOWN_HIDDEN_BYTES)
-        fate = "their tokens are masked" if attempt else "asking the next replica"
+        lost, failed = FATES[attempt]
         for replica, error in gather.lost.items():
             open_ = sum(index not in gather.scores for index in groups[replica])
-            logger.warning("teacher %s lost %d rollouts, %s: %s", self.names[replica], open_, fate, error)
+            logger.warning("teacher %s lost %d rollouts, %s: %s", self.names[replica], open_, lost, error)
         if gather.failed:
             example = next(iter(gather.failed.values()))
-            logger.warning("teacher failed on %d rollouts, %s; for example: %s", len(gather.failed), fate, example)
+            logger.warning("teacher failed on %d rollouts, %s; for example: %s", len(gather.failed), failed, example)
         return gather
 
     def _restart(self, replica: int, why: str) -> None:
@@ -214,6 +232,11 @@ class TeacherPool:
 
 def _ids(at_ids: Any) -> np.ndarray | None:
     return None if at_ids is None else np.asarray(at_ids, dtype=np.int32)
+
+
+def _whole(score: TeacherScore | None) -> bool:
+    """Whether there is an answer, and each of its tokens is valid."""
+    return score is not None and bool(score.valid.all())
 
 
 def _better(second: TeacherScore | None, first: TeacherScore | None) -> bool:

@@ -67,7 +67,11 @@ class LocalReader:
         self.model, self.body = model, model.get_decoder()
         self.packs = is_packing(self.body.config)
         self.may_share = may_share and can_share(self.body.config)
-        self.device: torch.device = model.get_input_embeddings().weight.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are now."""
+        return self.model.get_input_embeddings().weight.device
 
     @classmethod
     def load(cls, spec: ModelSpec) -> Self:

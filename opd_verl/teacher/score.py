@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 LOG_PROB_DTYPES = (torch.float32, torch.float16)
-"""f16 moves a top-k gradient by 7e-4; bf16 moves it by tens of percent and is refused."""
+"""Of top-k log-probs. bf16 is refused: recipes/LOG.md has what each does to the gradient."""
 HIDDEN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """A teacher's own dtypes: hidden states travel as the model made them, so that nothing is lost."""
 

@@ -53,7 +53,8 @@ class RolloutState:
 class Scorer:
     """A causal LM that scores rollouts. Nothing changes after construction, so threads may share it.
 
-    `reader` (None: the model as it is here) gives the hidden states; one thread at a time may score.
+    `reader` (None: the model as it is here) gives the hidden states; one thread at a time may score. `probe`: whether
+    the model reads something now; where its weights are not on their device yet, `probe` must be called later.
     Raises ValueError for a vocab_limit, temperature or budget out of range, and for a model whose logits are not
     `LMHead`'s function of its last hidden states (seen on a probe of four tokens).
     """
@@ -66,20 +67,27 @@ class Scorer:
         max_tokens_per_batch: int = 16384,
         chunk_rows: int = 1024,
         reader: Reader | None = None,
+        probe: bool = True,
     ) -> None:
         if min(max_tokens_per_batch, chunk_rows) < 1:
             raise ValueError(f"{max_tokens_per_batch=} and {chunk_rows=} must be positive")
         self.model = model.eval().requires_grad_(False)
         self.reader: Reader = LocalReader(model) if reader is None else reader
         self.body = self.reader.body
-        self.head = LMHead.of(model, vocab_limit, temperature)
-        self.vocab_limit = vocab_limit
+        self.vocab_limit, self.temperature = vocab_limit, temperature
         self.max_tokens_per_batch = max_tokens_per_batch
         self.chunk_rows = chunk_rows
         embeddings: Any = model.get_input_embeddings()
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.limits = ModelLimits(vocab_limit, len(embeddings.weight), positions)
-        self._probe()
+        LMHead.of(model, vocab_limit, temperature)  # raises what it raises
+        if probe:
+            self.probe()
+
+    @property
+    def head(self) -> LMHead:
+        """The model's head, where its weights are now."""
+        return LMHead.of(self.model, self.vocab_limit, self.temperature)
 
     @classmethod
     def from_pretrained(
@@ -95,6 +103,7 @@ class Scorer:
         max_tokens_per_batch: int = 16384,
         chunk_rows: int = 1024,
         load: Callable[[ModelSpec], Reader] = LocalReader.load,
+        probe: bool = True,
     ) -> Self:
         """Scorer of a local or hub checkpoint; `vocab_limit` None: len(tokenizer), `device` None: CUDA if there is one.
 
@@ -107,7 +116,7 @@ class Scorer:
         if vocab_limit is None:
             vocab_limit = len(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
         reader = load(ModelSpec(path, dtype, device or default_device(), attn_implementation, trust_remote_code))
-        return cls(reader.model, vocab_limit, temperature, max_tokens_per_batch, chunk_rows, reader)
+        return cls(reader.model, vocab_limit, temperature, max_tokens_per_batch, chunk_rows, reader, probe)
 
     def check(self, request: ScoreRequest) -> None:
         """Raises ValueError if the model cannot score the request: too long, or ids it has no row for."""
@@ -136,11 +145,11 @@ class Scorer:
         """One forward pass over requests that passed `check` and fit the budget together."""
         if not 0 <= topk <= self.vocab_limit:
             raise ValueError(f"topk={topk} must lie in 0..vocab_limit={self.vocab_limit}")
-        device = self.head.weight.device
+        head, device = self.head, self.head.weight.device
         lengths = [len(request.response_ids) for request in requests]
         tokens = torch.cat([torch.tensor(request.response_ids, dtype=torch.long) for request in requests]).to(device)
         hidden = self._response_rows(requests)
-        stats = row_statistics(self.head, hidden, tokens[:, None], topk, rows=self.chunk_rows)
+        stats = row_statistics(head, hidden, tokens[:, None], topk, rows=self.chunk_rows)
         return _split_states(hidden, stats, lengths, topk)
 
     @torch.inference_mode()
@@ -154,9 +163,10 @@ class Scorer:
             raise ValueError(f"ids of shape {tuple(ids.shape)}, expected [R, K] with R={len(state.hidden)}")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_limit:
             raise ValueError(f"ids {int(ids.min())}..{int(ids.max())} outside 0..{self.vocab_limit - 1} (vocab_limit)")
-        ids_RK = ids.to(self.head.weight.device, torch.long)
-        chunks = zip(*(x.split(self.chunk_rows) for x in (state.hidden, ids_RK, state.logsumexp)), strict=True)
-        return torch.cat([self.head.logits_at(hidden, at) - lse[:, None] for hidden, at, lse in chunks]).cpu()
+        head, device = self.head, self.head.weight.device
+        parts = (state.hidden.to(device), ids.to(device, torch.long), state.logsumexp.to(device))
+        chunks = zip(*(part.split(self.chunk_rows) for part in parts), strict=True)
+        return torch.cat([head.logits_at(hidden, at) - lse[:, None] for hidden, at, lse in chunks]).cpu()
 
     def _response_rows(self, requests: Sequence[ScoreRequest]) -> Tensor:
         """Last hidden states of every request's response positions, [sum R, H]; the only place that runs the body."""
@@ -166,12 +176,12 @@ class Scorer:
         return self.reader.rows(requests)
 
     @torch.inference_mode()
-    def _probe(self) -> None:
+    def probe(self) -> None:
         """Refuses a model whose own logits differ from ours: something between body and logits is unknown to LMHead."""
         probe = ScoreRequest("probe", np.zeros(1), np.arange(min(4, self.vocab_limit)))
-        hidden = self.reader.rows([probe])
+        head, hidden = self.head, self.reader.rows([probe])
         theirs = self.reader.logits(fed_ids(probe))[:, : self.vocab_limit].float()
-        ours = self.head.logits(hidden) * self.head.temperature
+        ours = head.logits(hidden) * head.temperature
         # NaN weights compare False and pass: their tokens become invalid, which is counted
         if (ours - theirs).norm() > PROBE_TOLERANCE * theirs.norm():
             raise ValueError(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+WIRE_DTYPES = ("float16", "float32")
+
 
 @dataclass(frozen=True)
 class TeacherSettings:
@@ -13,6 +15,8 @@ class TeacherSettings:
     """Of the weights: float32, bfloat16, or auto (the checkpoint's own)."""
     device: str | None = None
     """None: CUDA if the actor sees a GPU, else CPU."""
+    colocate: bool = False
+    """The device is shared: the model is in host memory except while somebody collects, and scores nothing before."""
     shards: int = 1
     """Devices of the replica, each in a process of its own; the model's layers are spread over them."""
     attn_implementation: str = "sdpa"
@@ -38,12 +42,14 @@ class TeacherSettings:
     """Hidden states kept for late questions; older ones are recomputed when asked for."""
 
     def __post_init__(self) -> None:
-        if self.wire_dtype not in ("float16", "float32"):
+        if self.wire_dtype not in WIRE_DTYPES:
             raise ValueError(f"wire_dtype={self.wire_dtype!r}; choose float16 or float32 (bf16 ruins the reward)")
         if self.topk < 0:
             raise ValueError(f"topk={self.topk} must not be negative")
         if self.shards < 1:
             raise ValueError(f"shards={self.shards} must be positive")
+        if self.colocate and self.shards > 1:
+            raise ValueError(f"shards={self.shards}: a colocated teacher lies whole on each device")
 
     def check_wanted(self, topk: int, at_ids: bool, hidden: bool) -> None:
         """Raises ValueError for what a replica of these settings leaves out."""

@@ -16,7 +16,7 @@ from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.several import AveragedTeachers, RoutedTeachers, Teacher, at_once
 
 TEACHER_NAME = "opd_teacher"
-TEACHER_POOL = "opd_teacher_pool"
+TEACHER_POOL, TRAINER_POOL = "opd_teacher_pool", "global_pool"
 Settings = Callable[[TeacherConfig], TeacherSettings]
 
 
@@ -25,9 +25,10 @@ def actor_prefix(opd: OpdConfig, name: str) -> str:
     return TEACHER_NAME if len(opd.teachers) < 2 else f"{TEACHER_NAME}_{name}"
 
 
-def pool_name(name: str) -> str:
-    """The resource pool of a teacher of `every_teacher`."""
-    return f"{TEACHER_POOL}_{name}" if name else TEACHER_POOL
+def pool_name(name: str, colocate: bool = False) -> str:
+    """The resource pool of a teacher of `every_teacher`; a colocated one's is the trainer's."""
+    own = f"{TEACHER_POOL}_{name}" if name else TEACHER_POOL
+    return TRAINER_POOL if colocate else own
 
 
 def replica_count(teacher: TeacherConfig) -> int:
@@ -44,11 +45,13 @@ def teacher_settings(
         temperature=teacher.temperature,
         dtype=teacher.dtype,
         device=get_device_name(),
+        colocate=teacher.colocate,
         shards=teacher.shards,
         max_tokens_per_batch=teacher.max_tokens_per_batch,
         chunk_rows=teacher.chunk_rows,
         weights_pointer=weights_pointer,
         topk=topk,
+        wire_dtype=teacher.wire_dtype,
         keep_hidden=keep_hidden,
         max_queued=teacher.max_queued,
         max_state_bytes=int(teacher.max_state_gib * 2**30),
@@ -77,8 +80,9 @@ def start_teacher(config: DictConfig, opd: OpdConfig, name: str, resource_pool: 
         return pool
     groups = resource_pool.get_placement_groups(device_name=get_device_name())
     bundles = [(group, index) for group in groups for index in range(group.bundle_count)]
+    share = 1 / resource_pool.max_colocate_count if teacher.colocate else 1
     return TeacherPool.start(
-        teacher.path, settings(teacher), replica_count(teacher), placement_groups=bundles, num_gpus=1, **common
+        teacher.path, settings(teacher), replica_count(teacher), placement_groups=bundles, num_gpus=share, **common
     )
 
 
@@ -99,8 +103,8 @@ def start_teachers(
     wanted = {"keep_hidden": keeps_hidden(opd), "topk": teacher_topk(opd), "weights_pointer": weights_pointer}
     settings = partial(teacher_settings, vocab_limit=vocab_limit, **wanted)
     starts = {
-        name: partial(start_teacher, config, opd, name, resource_pools[pool_name(name)], settings)
-        for name in every_teacher(opd)
+        name: partial(start_teacher, config, opd, name, resource_pools[pool_name(name, teacher.colocate)], settings)
+        for name, teacher in every_teacher(opd).items()
     }
     return together(opd, at_once(starts))
 

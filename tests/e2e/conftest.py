@@ -23,6 +23,7 @@ from opd_verl.quickstart.tokenizer import build_tokenizer
 
 Steps = list[dict[str, float]]
 Run = Callable[..., Steps]
+HERE = Path(__file__).parent
 SECONDS = 600
 SMALL = (
     "data.train_batch_size=64",
@@ -65,16 +66,23 @@ def prepare(paths: Paths) -> None:
 
 @pytest.fixture(scope="session")
 def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`main_ppo(name, recipe, steps, *overrides)` runs verl's command and returns the metrics of its steps."""
+    """`main_ppo(name, recipe, steps, *overrides)` runs verl's command and returns the metrics of its steps.
+
+    `faults`: a new folder; the teacher's replicas then fail as `faults/sitecustomize.py` says.
+    """
     root = tmp_path_factory.mktemp("runs")
 
-    def run(name: str, recipe: str, steps: int, *extra: str) -> Steps:
+    def run(name: str, recipe: str, steps: int, *extra: str, faults: Path | None = None) -> Steps:
         log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
         environment = os.environ | CPU_ENVIRONMENT | {"VERL_FILE_LOGGER_PATH": str(metrics)}
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             environment.pop(name, None)
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")])
+        paths = [str(HERE), environment.get("PYTHONPATH", "")]
+        if faults is not None:
+            environment["OPD_FAULTS"] = str(faults)
+            paths.append(str(HERE / "faults"))
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": os.devnull}
         with log.open("w") as out:
             done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONDITIONAL_NAMES, SAMPLED, Run, Steps, change, new_metrics
+from conftest import CONDITIONAL_NAMES, SAMPLED, Run, Steps, change, dump, new_metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd_verl.metrics.names import METRICS
@@ -15,6 +15,8 @@ from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.task import distinct_problems
 
 COMPARED = ("actor/loss", "actor/grad_norm", "opd/reverse_kl", "opd/reward_mean", "critic/score/mean")
+FAULTS = range(4, 10)
+"""The steps in which a teacher replica fails and another one, or its next life, answers."""
 SAME: dict[str, float] = {"rel": 1e-3, "abs": 1e-7}
 """The teacher's batches hold whatever has arrived, and threads sum in any order: float32's 1e-7 in the second step,
 which 4 Adam updates per step turn into 3e-4 by the fifth. A lost optimizer state or another seed is percents."""
@@ -88,20 +90,40 @@ def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, P
     assert max(step["training/rollout_probs_diff_max"] for step in sampled[0]) < 1e-3
 
 
-def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one(
-    sampled: tuple[Steps, Path], main_ppo: Run, tmp_path: Path
+@pytest.fixture(scope="module")
+def troubled(sampled: tuple[Steps, Path], main_ppo: Run, tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    """The run `sampled` resumed after its third step, on two replicas, with another fault of theirs in every step."""
+    folder, faults = (tmp_path_factory.mktemp(name) for name in ("resumed", "faults"))
+    shutil.copytree(sampled[1] / "global_step_3", folder / "global_step_3")
+    (folder / "latest_checkpointed_iteration.txt").write_text("3")
+    steps = main_ppo(
+        "resumed", "opd", 10, *SAMPLED, "trainer.resume_mode=auto", f"trainer.default_local_dir={folder}",
+        "trainer.save_freq=-1", "opd.teacher.n_gpus_per_node=2", "opd.teacher.timeout_s=25", faults=faults,
+    )  # fmt: skip
+    assert len(list(faults.iterdir())) == len(FAULTS) + 1, "all happened; one of them to both replicas"
+    return steps
+
+
+def test_a_resumed_run_with_a_failing_teacher_gives_the_numbers_of_an_undisturbed_one(
+    sampled: tuple[Steps, Path], troubled: Steps
 ) -> None:
     """Which also says that two runs with one seed sample the same rollouts and learn the same."""
-    shutil.copytree(sampled[1] / "global_step_3", tmp_path / "global_step_3")
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
-    resumed = main_ppo(
-        "resumed", "opd", 5, *SAMPLED, "trainer.resume_mode=auto", f"trainer.default_local_dir={tmp_path}",
-        "trainer.save_freq=-1",
-    )  # fmt: skip
-    assert [step["step"] for step in resumed] == [4, 5]
+    assert [step["step"] for step in troubled] == [*FAULTS, 10]
+    print("opd/teacher_retried:", dump(troubled, "opd/teacher_retried"))
+    print("opd/teacher_restarts:", dump(troubled, "opd/teacher_restarts"))
     for key in COMPARED:
-        expected, found = ([step[key] for step in run] for run in (sampled[0][3:5], resumed))
+        expected, found = ([step[key] for step in run] for run in (sampled[0][3:9], troubled[:6]))
+        print(key, expected, found)
         assert found == pytest.approx(expected, **SAME), key
+    assert all(step["opd/teacher_missing_share"] == 0.0 for step in troubled[:6])
+
+
+def test_what_no_replica_can_score_is_masked_and_counted(troubled: Steps) -> None:
+    """One token of one rollout."""
+    last = troubled[-1]
+    tokens = round(last["response_length/mean"] * 64)
+    assert last["opd/teacher_missing_share"] == pytest.approx(1 / tokens, rel=1e-6)
+    assert last["opd/reverse_kl"] == pytest.approx(last["opd/reverse_kl"]), "no NaN"
 
 
 def test_a_teacher_behind_verls_own_server_gives_the_same_numbers(sampled: tuple[Steps, Path], main_ppo: Run) -> None:

@@ -30,7 +30,8 @@ def teachers(models: Paths, trained: str, student: str) -> str:
 
 
 def test_two_teachers_routed_by_the_data_source(main_ppo: Run, models: Paths, two_sources: Path) -> None:
-    both = teachers(models, "values: [additions/0]", "values: [additions/1]")
+    """One has devices of its own, the other one shares the trainer's."""
+    both = teachers(models, "values: [additions/0]", "values: [additions/1], colocate: true")
     data = f"data.train_files={hydra_value(two_sources)}"
     steps = main_ppo("routed", "opd", 3, *SAMPLED, ONE_TEACHER_LESS, both, data, "trainer.save_freq=-1")
     assert [step["step"] for step in steps] == [1, 2, 3]
@@ -38,4 +39,4 @@ def test_two_teachers_routed_by_the_data_source(main_ppo: Run, models: Paths, tw
     assert set(METRICS) <= new_metrics(steps) <= set(METRICS) | CONDITIONAL_NAMES
     assert steps[0]["opd/reverse_kl"] > 0.0
     ready = [step["opd/teacher_ready_share"] for step in steps]
-    assert max(ready) > 0.5, f"the agent loop submits to the pool that the trainer asks: {ready}"
+    assert 0.25 < max(ready) < 0.75, f"one scores while rollouts are generated, and the other one does not: {ready}"

@@ -18,10 +18,11 @@ from tiny_models import save_tiny_qwen3, tiny_tokenizer
 from transformers import AutoConfig
 
 from opd_verl import preflight as module
-from opd_verl.config import OpdConfig
+from opd_verl.config import OpdConfig, parse_opd
 from opd_verl.cpu.activate import cpu_selected
 from opd_verl.errors import ConfigError
 from opd_verl.preflight import Preflight, preflight
+from opd_verl.teacher.start import replica_count
 
 VOCAB, CONTEXT = 96, 128
 MACHINE = ["cluster=cpu"] if cpu_selected() else []
@@ -335,6 +336,13 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
         "bfloat16",
         "opd.teacher.dtype=",
     ),
+    "teacher's dtype on the wire": (
+        ["opd.teacher.wire_dtype=bfloat16"],
+        "opd.teacher.wire_dtype",
+        "bfloat16",
+        "float16 or float32",
+        "opd.teacher.wire_dtype=float16",
+    ),
     "no replicas": (
         ["opd.teacher.n_gpus_per_node=0"],
         "opd.teacher.n_gpus_per_node",
@@ -346,6 +354,7 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
 """Every bad input that this project knows of: recipe=opd with one thing changed."""
 INFERENCE = "distillation.teacher_models.teacher_model.inference"
 SUPPORT = "opd.objective.support"
+AVERAGE = "opd.combine=average"
 QUIET = f"{LOSS_MODE}=opd_none"
 REFUSED_SERVED: dict[str, tuple[list[str], str, Any, str, str]] = {
     "another temperature": (
@@ -414,6 +423,19 @@ REFUSED_SERVED: dict[str, tuple[list[str], str, Any, str, str]] = {
     ),
 }
 """The same for recipe=opd teacher=vllm."""
+COLOCATED = "opd.teacher.colocate=true"
+REFUSED_COLOCATED: dict[str, tuple[list[str], str, Any, str, str]] = {
+    "shards": ([COLOCATED, "opd.teacher.shards=2"], "opd.teacher.shards", 2, "lies whole", "opd.teacher.shards=1"),
+    "servers": ([COLOCATED, "teacher=vllm"], "opd.teacher.colocate", True, "does not leave", "teacher=scorer"),
+    "more than fit": (
+        [COLOCATED, "+opd.teachers={a: {path: @teacher}, b: {path: @teacher}, c: {path: @teacher}}", AVERAGE],
+        "opd.teachers",
+        ["a", "b", "c"],
+        "room for 2 beside the actor (opd.teachers.a, opd.teachers.b, opd.teachers.c are)",
+        "colocate=false",
+    ),
+}
+"""The same for a teacher on the trainer's devices."""
 REFUSED_TOPK: dict[str, tuple[list[str], str, Any, str, str]] = {
     "k 0 with a top-k support": (["opd.objective.k=0"], "opd.objective.k", 0, "needs k >= 1", "opd.objective.k=16"),
     "ulysses": (["opd.fused=false", f"{ACTOR}.{SP}=2"], f"{ACTOR}.{SP}", 2, "not gathered", f"{SP}=1"),
@@ -637,6 +659,21 @@ def test_what_a_server_cannot_do_is_refused(files: Files, case: str) -> None:
     with pytest.raises(ConfigError) as refused:
         preflight(files.config("teacher=vllm", *changes))
     assert_names_it(str(refused.value), files, *expected)
+
+
+@pytest.mark.parametrize("case", REFUSED_COLOCATED)
+def test_what_a_colocated_teacher_cannot_do_is_refused(files: Files, case: str) -> None:
+    changes, *expected = REFUSED_COLOCATED[case]
+    with pytest.raises(ConfigError) as refused:
+        preflight(files.config(*changes))
+    assert_names_it(str(refused.value), files, *expected)
+
+
+def test_a_colocated_teacher_has_the_trainers_devices(files: Files) -> None:
+    config = files.config(COLOCATED, "trainer.nnodes=2", "trainer.n_gpus_per_node=4")
+    teacher = parse_opd(config).teacher
+    assert (teacher.nnodes, teacher.n_gpus_per_node, replica_count(teacher)) == (2, 4, 8)
+    preflight(config)
 
 
 @pytest.mark.parametrize("changes", [[], ["opd.objective.support=teacher_topk", "opd.objective.k=8", QUIET]])

@@ -161,11 +161,11 @@ def test_a_cluster_adds_to_a_recipe_in_either_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("config_name", ["ppo_trainer", "ppo_megatron_trainer"])
-def test_the_cluster_slot_comes_after_the_recipe_slot(config_name: str) -> None:
+def test_the_slots_come_last_and_each_after_what_it_overrides(config_name: str) -> None:
     from opd_verl.hydra_plugin import VERL_CONFIGS, RecipeSlot
 
     loaded: Any = RecipeSlot("test", f"{RecipeSlot.scheme()}://{VERL_CONFIGS}").load_config(config_name).config
-    assert list(loaded.defaults)[-2:] == [{"recipe": None}, {"cluster": None}]
+    assert list(loaded.defaults)[-3:] == [{"recipe": None}, {"cluster": None}, {"teacher": None}]
 
 
 def test_recipe_opd_composes_with_another_model_engine() -> None:

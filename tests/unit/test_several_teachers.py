@@ -17,6 +17,7 @@ import torch
 import transfer_queue
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from ray.util import placement_group
 from tensordict import NonTensorStack, TensorDict
 from test_head_pass import data as micro_batch  # noqa: F401
@@ -197,7 +198,7 @@ class ResourcePool:
 @pytest.fixture(scope="module")
 def routed(cluster: None, opd: OpdConfig) -> RoutedTeachers:
     pools = {pool_name(name): ResourcePool(teacher.n_gpus_per_node) for name, teacher in opd.teachers.items()}
-    found = start_teachers(opd, pools, LIMIT)
+    found = start_teachers(OmegaConf.create(), opd, pools, LIMIT)
     assert isinstance(found, RoutedTeachers)
     return found
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -484,7 +485,7 @@ def test_a_silent_replica_times_out_into_missing(cluster: None, caplog: pytest.L
     ray.get(teacher.replicas[0].ping.remote())
     score = teacher.collect(REQUESTS[3:4], None, step=1)[0]
     assert not score.valid.any() and score.length == 15
-    assert caplog.text.count("test_0 lost 1 rollouts") == 2
+    assert caplog.text.count("test_0 lost 1 rollouts") == 3
 
 
 def test_an_answer_to_another_question_is_refused_and_masked(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -614,3 +615,61 @@ def test_stats_count_what_was_scored_before_it_was_asked_for(tmp_path: Path) -> 
     ask(actor, [early, late], step=1)
     stats = actor.stats()
     assert (stats["rollouts_asked"], stats["rollouts_ready"]) == (2, 1)
+
+
+# A teacher that shares its device
+
+
+@pytest.fixture
+def colocated(model_path: str) -> TeacherActor:
+    return TeacherActor(model_path, replace(SETTINGS, colocate=True))
+
+
+def where(actor: TeacherActor) -> set[int]:
+    """Addresses of the weights."""
+    return {weight.data_ptr() for weight in actor.model.model.parameters()}
+
+
+def test_a_colocated_teacher_scores_in_collect_alone_and_leaves_the_device(colocated: TeacherActor) -> None:
+    at_rest, seen = where(colocated), []
+    rows = colocated.model.reader.rows
+    colocated.model.reader.rows = lambda requests: seen.append(where(colocated)) or rows(requests)  # type: ignore[method-assign]
+    colocated.submit([item(r) for r in REQUESTS], step=1)
+    time.sleep(0.3)
+    assert colocated.stats()["batches"] == 0 and not seen and where(colocated) == at_rest
+    answers = colocated.collect([(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], 1, topk=2)
+    assert_right([decode(data)[2] for data in answers], AT_IDS)  # type: ignore[arg-type]
+    assert seen and all(place.isdisjoint(at_rest) for place in seen), "copies of the weights did the work"
+    assert where(colocated) == at_rest
+
+
+def test_a_colocated_teacher_answers_late_questions_and_two_callers_at_once(colocated: TeacherActor) -> None:
+    at_rest = where(colocated)
+    ask(colocated, REQUESTS, 1)
+    batches = colocated.stats()["batches"]
+    with ThreadPoolExecutor(4) as callers:
+        late = list(callers.map(lambda half: ask(colocated, REQUESTS[half::2], 1), (0, 1, 0, 1)))
+    for half, scores in zip((0, 1, 0, 1), late, strict=True):
+        assert [score.length for score in scores] == [len(r.response_ids) for r in REQUESTS[half::2]]
+    assert colocated.stats()["batches"] == batches, "nothing was scored twice"
+    assert where(colocated) == at_rest and colocated.collecting == 0
+
+
+def test_what_a_colocated_teacher_keeps_is_in_host_memory_and_its_head_is_the_models(colocated: TeacherActor) -> None:
+    ask(colocated, REQUESTS, 1)
+    weight: Any = colocated.model.model.get_output_embeddings().weight
+    assert torch.equal(colocated.lm_head().weight, weight[:LIMIT])
+    assert all(job.future.result().hidden.device.type == "cpu" for job in colocated.store.done.values())
+
+
+def test_a_colocated_teacher_that_cannot_reproduce_its_logits_says_so_in_its_first_collect(model_path: str) -> None:
+    actor = TeacherActor(model_path, replace(SETTINGS, colocate=True))
+    actor.model.reader.logits = lambda ids: torch.ones(len(ids), VOCAB)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="logits are not lm_head"):
+        ask(actor, REQUESTS[:1], 1)
+    assert not actor.probed and actor.collecting == 0
+
+
+def test_a_colocated_teacher_is_not_sharded() -> None:
+    with pytest.raises(ValueError, match="lies whole on each device"):
+        replace(SETTINGS, colocate=True, shards=2)
