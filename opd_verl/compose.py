@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from opd_verl.config import ObjectiveConfig, OpdConfig
+from opd_verl.config import OpdConfig
+from opd_verl.config_sections import ObjectiveConfig
 from opd_verl.objective_hooks import OBJECTIVE_HOOKS, ObjectiveHook, ObjectiveInputs
 from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_verl.config import TokenConfig
+from opd_verl.config_sections import TokenConfig
 from opd_verl.inputs import RewardInputs
 from opd_verl.objectives.names import JOINT_SUPPORTS, Support, Truncation
 from opd_verl.objectives.support import SupportTensors, build_support, overlap_ratio

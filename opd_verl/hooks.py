@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from opd_verl import selection, weights
-from opd_verl.config import TokenConfig
+from opd_verl.config_sections import TokenConfig
 from opd_verl.inputs import RewardInputs
 from opd_verl.metrics.step import token_mean
 from opd_verl.objectives.baseline import expected_reward

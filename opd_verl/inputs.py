@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from opd_verl.config import TokenConfig
+    from opd_verl.config_sections import TokenConfig
 
 
 @dataclass(frozen=True)

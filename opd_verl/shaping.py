@@ -11,7 +11,7 @@ from torch import Tensor
 from opd_verl.inputs import RewardInputs
 
 if TYPE_CHECKING:
-    from opd_verl.config import AdvantageConfig
+    from opd_verl.config_sections import AdvantageConfig
 
 
 def clamp_reward(reward: Tensor, clamp: float | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import PretrainedConfig
 
-from opd_verl.config import TeacherConfig
+from opd_verl.config_sections import TeacherConfig
 from opd_verl.errors import ConfigError
 
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from opd_verl.checks.teachers import READ_TEACHER_ENTROPY
-from opd_verl.config import Engine, OpdConfig, TeacherConfig, every_teacher, teacher_key
+from opd_verl.config import OpdConfig, every_teacher, teacher_key
+from opd_verl.config_sections import Engine, TeacherConfig
 from opd_verl.errors import ConfigError
 from opd_verl.objectives.names import Placement
 from opd_verl.teacher.needs import needs_hidden, student_topk

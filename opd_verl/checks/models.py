@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from opd_verl.checks import accepted
-from opd_verl.config import Engine, OpdConfig, TeacherConfig, every_teacher, teacher_key
+from opd_verl.config import OpdConfig, every_teacher, teacher_key
+from opd_verl.config_sections import Engine, TeacherConfig
 from opd_verl.errors import ConfigError
 from opd_verl.fused.head import LOGIT_KEYS
 from opd_verl.network import unreachable

@@ -8,7 +8,8 @@ from pyarrow.parquet import read_schema
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils.device import get_device_name
 
-from opd_verl.config import Engine, OpdConfig, every_teacher, is_exact, teacher_key
+from opd_verl.config import OpdConfig, every_teacher, is_exact, teacher_key
+from opd_verl.config_sections import Engine
 from opd_verl.contexts import CONTEXT_HOOKS
 from opd_verl.engine import MODEL_TYPE
 from opd_verl.errors import ConfigError
@@ -110,7 +111,7 @@ def check_teacher(config: DictConfig, opd: OpdConfig) -> None:
             raise ConfigError(f"{key}.wire_dtype", teacher.wire_dtype, problem, f"{key}.wire_dtype=float16")
         for name in POSITIVE:
             value = getattr(teacher, name)
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise ConfigError(f"{key}.{name}", value, "must be positive", "drop the override")
 
 

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from pyarrow.parquet import read_schema, read_table
 from pyarrow.types import is_nested
 
-from opd_verl.config import Combine, OpdConfig, routed_by, teacher_key
+from opd_verl.config import OpdConfig, routed_by, teacher_key
+from opd_verl.config_sections import Combine
 from opd_verl.errors import ConfigError
 from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
 

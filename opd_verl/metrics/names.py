@@ -6,7 +6,7 @@ METRICS: dict[str, str] = {
     "opd/reverse_kl": "mean log p_old(y) - log q(y) over response tokens: the sampled reverse KL; nats, falls to 0",
     "opd/student_entropy": "mean full-vocabulary entropy of the student over response tokens; nats",
     "opd/teacher_entropy": "mean full-vocabulary entropy of the teacher at the same positions; nats (averaged teachers "
-    "have none)",
+    "and `teacher=vllm` have none)",
     "opd/teacher_missing_share": "share of response tokens without a valid teacher score; they are masked, never 0.0",
     "opd/teacher_ready_share": "share of the step's rollouts that the teacher had scored before the trainer asked",
     "opd/teacher_retried": "rollouts that the teacher was asked for a second time in this step: lost, failed or NaN",

@@ -206,14 +206,21 @@ class TeacherActor:
         return values.half() if self.settings.wire_dtype == "float16" else values
 
     def _loop(self) -> None:
-        while True:
-            with self.wake:
-                self.wake.wait_for(lambda: self.store.queued and (self.resting is None or self.collecting))
-                batch = self._next_batch()
-                self.store.start(batch)
-                self.scoring = True
-            self._run(batch)
-            del batch  # the last batch's states must not outlive their eviction while the queue is empty
+        try:
+            while True:
+                self._next()
+        except Exception as error:  # without its thread the replica would be silent for `timeout_s`
+            logger.exception("the teacher's thread failed")
+            end(error)
+
+    def _next(self) -> None:
+        """Waits for work and does one batch of it."""
+        with self.wake:
+            self.wake.wait_for(lambda: self.store.queued and (self.resting is None or self.collecting))
+            batch = self._next_batch()
+            self.store.start(batch)
+            self.scoring = True
+        self._run(batch)
 
     def _next_batch(self) -> list[Job]:
         """The longest queued requests that fit the budget; chosen anew each time, so that late arrivals join."""

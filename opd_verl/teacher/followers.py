@@ -110,6 +110,6 @@ def _end_with(followers: Sequence[ActorHandle], serving: Sequence[ray.ObjectRef]
 
 
 def end(error: Exception) -> NoReturn:
-    """Ends this process, the leader of shards that no longer work together."""
-    logger.error("a shard of the teacher is lost, the replica restarts: %s", error)
+    """Ends this process: it can score no more, and Ray starts it anew."""
+    logger.error("the replica restarts: %s", error)
     os._exit(1)

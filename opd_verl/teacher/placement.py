@@ -6,7 +6,8 @@ from typing import Any
 import ray
 from verl.utils.device import get_resource_name
 
-from opd_verl.config import TeacherConfig, teacher_key
+from opd_verl.config import teacher_key
+from opd_verl.config_sections import TeacherConfig
 from opd_verl.errors import ConfigError
 
 

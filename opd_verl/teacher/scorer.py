@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = ("float32", "bfloat16", "auto")
+CPU_ROWS, DEVICE_ROWS = 128, 1024
+"""Logits of a matrix product that the CPU's caches still hold: 1.5 times as fast as 1024 rows."""
 PROBE_TOLERANCE = 0.02
 """Relative difference allowed between our head and the model's own logits; a bf16 model needs about 0.004."""
 
@@ -65,11 +67,11 @@ class Scorer:
         vocab_limit: int,
         temperature: float = 1.0,
         max_tokens_per_batch: int = 16384,
-        chunk_rows: int = 1024,
+        chunk_rows: int | None = None,
         reader: Reader | None = None,
         probe: bool = True,
     ) -> None:
-        if min(max_tokens_per_batch, chunk_rows) < 1:
+        if min(max_tokens_per_batch, 1 if chunk_rows is None else chunk_rows) < 1:
             raise ValueError(f"{max_tokens_per_batch=} and {chunk_rows=} must be positive")
         self.model = model.eval().requires_grad_(False)
         self.reader: Reader = LocalReader(model) if reader is None else reader
@@ -101,7 +103,7 @@ class Scorer:
         trust_remote_code: bool = False,
         temperature: float = 1.0,
         max_tokens_per_batch: int = 16384,
-        chunk_rows: int = 1024,
+        chunk_rows: int | None = None,
         load: Callable[[ModelSpec], Reader] = LocalReader.load,
         probe: bool = True,
     ) -> Self:
@@ -117,6 +119,11 @@ class Scorer:
             vocab_limit = len(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
         reader = load(ModelSpec(path, dtype, device or default_device(), attn_implementation, trust_remote_code))
         return cls(reader.model, vocab_limit, temperature, max_tokens_per_batch, chunk_rows, reader, probe)
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits that exist at one time: `chunk_rows`, or what suits the device."""
+        return self.chunk_rows or (CPU_ROWS if self.head.weight.device.type == "cpu" else DEVICE_ROWS)
 
     def check(self, request: ScoreRequest) -> None:
         """Raises ValueError if the model cannot score the request: too long, or ids it has no row for."""
@@ -149,7 +156,7 @@ class Scorer:
         lengths = [len(request.response_ids) for request in requests]
         tokens = torch.cat([torch.tensor(request.response_ids, dtype=torch.long) for request in requests]).to(device)
         hidden = self._response_rows(requests)
-        stats = row_statistics(head, hidden, tokens[:, None], topk, rows=self.chunk_rows)
+        stats = row_statistics(head, hidden, tokens[:, None], topk, rows=self.rows)
         return _split_states(hidden, stats, lengths, topk)
 
     @torch.inference_mode()
@@ -165,7 +172,7 @@ class Scorer:
             raise ValueError(f"ids {int(ids.min())}..{int(ids.max())} outside 0..{self.vocab_limit - 1} (vocab_limit)")
         head, device = self.head, self.head.weight.device
         parts = (state.hidden.to(device), ids.to(device, torch.long), state.logsumexp.to(device))
-        chunks = zip(*(part.split(self.chunk_rows) for part in parts), strict=True)
+        chunks = zip(*(part.split(self.rows) for part in parts), strict=True)
         return torch.cat([head.logits_at(hidden, at) - lse[:, None] for hidden, at, lse in chunks]).cpu()
 
     def _response_rows(self, requests: Sequence[ScoreRequest]) -> Tensor:

@@ -11,7 +11,7 @@ from verl.experimental.teacher_loop.teacher_model import TeacherModelManager
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import DistillationConfig, DistillationTeacherModelConfig
 
-from opd_verl.config import TeacherConfig
+from opd_verl.config_sections import TeacherConfig
 
 
 def server_config(inference: DictConfig, teacher: TeacherConfig, prompt: int, response: int, topk: int) -> DictConfig:

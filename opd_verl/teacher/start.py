@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 from verl.utils.device import get_device_name
 
-from opd_verl.config import Combine, Engine, OpdConfig, TeacherConfig, every_teacher
+from opd_verl.config import OpdConfig, every_teacher
+from opd_verl.config_sections import Combine, Engine, TeacherConfig
 from opd_verl.teacher.needs import keeps_hidden, teacher_topk
 from opd_verl.teacher.pool import TeacherPool
 from opd_verl.teacher.servers import start_servers

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from opd_verl.config import ForwardKLConfig, ObjectiveConfig, OpdConfig
+from opd_verl.config import OpdConfig
+from opd_verl.config_sections import ForwardKLConfig, ObjectiveConfig
 from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting
 from opd_verl.objectives.reference import reference_divergence, reference_full, reference_policy_gradient
 

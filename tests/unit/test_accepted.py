@@ -10,7 +10,7 @@ from tiny_models import save_tiny_qwen3, tiny_qwen3
 from transformers import AutoConfig, AutoTokenizer
 
 from opd_verl.checks import accepted
-from opd_verl.config import TeacherConfig
+from opd_verl.config_sections import TeacherConfig
 from opd_verl.errors import ConfigError
 from opd_verl.preflight import preflight
 

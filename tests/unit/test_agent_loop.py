@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from opd_verl import agent_loop
 from opd_verl.agent_loop import OpdAgentLoopWorker
-from opd_verl.config import ContextConfig
+from opd_verl.config_sections import ContextConfig
 from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from opd_verl.compose import DivergenceObjective, PolicyGradientObjective, make_terms, objective
-from opd_verl.config import ForwardKLConfig, MixConfig, ObjectiveConfig, OpdConfig
+from opd_verl.config import OpdConfig
+from opd_verl.config_sections import ForwardKLConfig, MixConfig, ObjectiveConfig
 from opd_verl.objective_hooks import OBJECTIVE_HOOKS, ObjectiveInputs, register_objective
 from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting
 from opd_verl.objectives.reference import reference_divergence, reference_policy_gradient

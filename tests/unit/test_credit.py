@@ -14,7 +14,8 @@ from verl import DataProto
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
 import opd_verl.advantage  # noqa: F401  (registers)
-from opd_verl.config import AdvantageConfig, ForwardKLConfig, MixConfig, ObjectiveConfig, OpdConfig, TokenConfig
+from opd_verl.config import OpdConfig
+from opd_verl.config_sections import AdvantageConfig, ForwardKLConfig, MixConfig, ObjectiveConfig, TokenConfig
 from opd_verl.credit import Credit, Rollouts, credit
 from opd_verl.inputs import RewardInputs
 from opd_verl.loss import OPD_WEIGHTS

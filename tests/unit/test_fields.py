@@ -11,7 +11,7 @@ from tiny_models import save_tiny_qwen3
 from torch import Tensor
 from transformers import GenerationConfig
 
-from opd_verl.config import TokenConfig
+from opd_verl.config_sections import TokenConfig
 from opd_verl.fields import ADVANTAGE_FIELDS, is_truncated, joint_fields, reward_inputs, task_rewards
 from opd_verl.objectives.names import Support, Truncation
 from opd_verl.packing import row_lengths

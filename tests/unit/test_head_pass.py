@@ -11,7 +11,8 @@ from tiny_models import tiny_qwen3
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
-from opd_verl.config import ForwardKLConfig, MixConfig, ObjectiveConfig, OpdConfig
+from opd_verl.config import OpdConfig
+from opd_verl.config_sections import ForwardKLConfig, MixConfig, ObjectiveConfig
 from opd_verl.fused.head import LMHead
 from opd_verl.fused.rows import HeadWeights
 from opd_verl.head_pass import TEACHER_HIDDEN, HeadSwitch, LogProbPass, Update

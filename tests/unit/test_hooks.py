@@ -13,7 +13,7 @@ import transfer_queue
 from tensordict import TensorDict
 from torch import Tensor
 
-from opd_verl.config import TokenConfig
+from opd_verl.config_sections import TokenConfig
 from opd_verl.fields import ADVANTAGE_FIELDS, reward_inputs
 from opd_verl.hooks import (
     MASK_HOOKS,

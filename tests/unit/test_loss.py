@@ -15,7 +15,8 @@ from verl.utils.metric import Metric
 from verl.workers.utils.losses import ppo_loss
 
 import opd_verl.policy_loss  # noqa: F401  (registers)
-from opd_verl.config import ForwardKLConfig, MixConfig, ObjectiveConfig, OpdConfig
+from opd_verl.config import OpdConfig
+from opd_verl.config_sections import ForwardKLConfig, MixConfig, ObjectiveConfig
 from opd_verl.loss import OPD_NUM_TOKENS, OPD_WEIGHTS, OpdLoss, eligible_tokens, token_weights
 from opd_verl.objectives.names import Placement, Support
 from opd_verl.trainer import make_loss

@@ -4,13 +4,13 @@ from itertools import product
 
 import pytest
 
-from opd_verl.config import (
+from opd_verl.config import OpdConfig
+from opd_verl.config_sections import (
     Combine,
     Engine,
     ForwardKLConfig,
     NamedTeacherConfig,
     ObjectiveConfig,
-    OpdConfig,
     TeacherConfig,
 )
 from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support

@@ -31,16 +31,14 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from opd_verl.agent_loop import OpdAgentLoopWorker
-from opd_verl.config import (
+from opd_verl.config import OpdConfig, parse_opd, routed_by
+from opd_verl.config_sections import (
     Combine,
     ContextConfig,
     NamedTeacherConfig,
     ObjectiveConfig,
-    OpdConfig,
     TeacherConfig,
     TokenConfig,
-    parse_opd,
-    routed_by,
 )
 from opd_verl.errors import ConfigError
 from opd_verl.fields import reward_inputs

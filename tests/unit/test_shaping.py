@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opd_verl.config import AdvantageConfig
+from opd_verl.config_sections import AdvantageConfig
 from opd_verl.inputs import RewardInputs
 from opd_verl.shaping import clamp_reward, discounted_suffix_sum, reward_to_go, shape_advantage, shaped_advantage
 

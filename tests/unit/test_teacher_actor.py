@@ -488,6 +488,27 @@ def test_a_silent_replica_times_out_into_missing(cluster: None, caplog: pytest.L
     assert caplog.text.count("test_0 lost 1 rollouts") == 3
 
 
+def test_what_two_replicas_lost_is_asked_once_more(cluster: None, model_path: str, tmp_path: Path) -> None:
+    class Fragile(TeacherActor):
+        """Dies in its first two calls, one of them in its second life."""
+
+        def __init__(self, path: str, folder: str) -> None:
+            super().__init__(path, SETTINGS)
+            self.folder = Path(folder)
+
+        def collect(self, *args: Any, **kwargs: Any) -> list[bytes | str]:
+            calls = len(list(self.folder.iterdir()))
+            (self.folder / str(calls)).touch()
+            if calls < 2:
+                os._exit(1)
+            return super().collect(*args, **kwargs)
+
+    teacher = with_actors(Fragile, 1, model_path, str(tmp_path))
+    ray.get(teacher.replicas[0].ping.remote())
+    assert_right(teacher.collect(REQUESTS, None, step=1))
+    assert len(list(tmp_path.iterdir())) == 3 and teacher.stats()["rollouts_retried"] == len(REQUESTS)
+
+
 def test_an_answer_to_another_question_is_refused_and_masked(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
     class Confused:
         def __init__(self, key: str, checksum: int) -> None:

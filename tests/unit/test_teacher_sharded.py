@@ -27,7 +27,8 @@ from tiny_models import save_tiny_qwen3, tiny_qwen3, tiny_tokenizer
 from torch.distributed.tensor import DTensor
 
 from opd_verl.checks.settings import check_shards, check_teacher
-from opd_verl.config import OpdConfig, TeacherConfig
+from opd_verl.config import OpdConfig
+from opd_verl.config_sections import TeacherConfig
 from opd_verl.errors import ConfigError
 from opd_verl.teacher import sharded
 from opd_verl.teacher.actor import TeacherActor

@@ -394,6 +394,24 @@ SOURCES = [
         "teacher/server_scorer.py",
     ),
     (
+        "trainer/ppo/v1/trainer_base.py",
+        ['global_pool_id = "global_pool"', "global_pool_id: [config.trainer.n_gpus_per_node] * config.trainer.nnodes"],
+        "the trainer's resource pool, which a colocated teacher shares",
+        "teacher/start.py",
+    ),
+    (
+        "single_controller/ray/base.py",
+        ["num_gpus = 1 / resource_pool.max_colocate_count"],
+        "the trainer's worker takes this share of a device, and leaves the others to colocated teachers",
+        "teacher/start.py and checks/settings.py",
+    ),
+    (
+        "trainer/ppo/v1/trainer_sync.py",
+        ["def on_sample_end", "self.checkpoint_manager.sleep_replicas()"],
+        "the rollout engine has left the device when the trainer asks a colocated teacher",
+        "teacher/actor.py",
+    ),
+    (
         "experimental/teacher_loop/teacher_model.py",
         ["self.distillation_config.n_gpus_per_node", "self.server_handles = [server._server_handle for server in"],
         "the manager reads nothing else of verl's distillation section, and has a handle for each replica",

@@ -29,6 +29,13 @@ def die() -> None:
     os._exit(1)
 
 
+def spoil(state: Any) -> None:
+    import torch
+
+    with torch.inference_mode():
+        state.log_q[0] = float("nan")
+
+
 @when_imported("opd_verl.teacher.actor")
 def make_it_fail(module: Any) -> None:
     collect, attempt = module.TeacherActor.collect, module.TeacherActor._attempt
@@ -51,11 +58,11 @@ def make_it_fail(module: Any) -> None:
             die()
         states = attempt(self, batch)
         if step == NAN and first_time(step):
-            states[0].log_q[0] = float("nan")
+            spoil(states[0])
         if step == NAN_EVERYWHERE:
             for job, state in zip(batch, states, strict=True):
                 if job.request.key.endswith(SICK_ROLLOUT):
-                    state.log_q[0] = float("nan")
+                    spoil(state)
         return states
 
     module.TeacherActor.collect, module.TeacherActor._attempt = failing_collect, failing_attempt
