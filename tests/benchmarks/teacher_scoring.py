@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--response", type=int, default=192, help="tokens of a response")
     parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--chunk-rows", type=int, default=1024, help="the scorer's; on a CPU 128 is faster")
+    parser.add_argument("--chunk-rows", type=int, help="the scorer's; without: what suits the device")
     parser.add_argument("--sharing-teacher", type=TeacherSize.parse, default=SHARING, metavar="H,LAYERS,V")
     parser.add_argument("--siblings", type=int, nargs="+", default=[8], help="rollouts of one prompt")
     parser.add_argument("--sharing-prompts", type=int, nargs="+", default=[16, 32, 64, 512, 2048], metavar="P")
@@ -116,7 +116,7 @@ def heading(args: argparse.Namespace, load_before: float) -> str:
     requests = f"{args.prompts} prompts of {args.prompt} + {args.response} tokens, k = {args.k}"
     return (
         f"# Teacher scoring\n\n{cpu}, {args.threads} threads; {load}; {versions}; {requests}, "
-        f"chunk_rows = {args.chunk_rows}, {args.repeats} rounds."
+        f"chunk_rows = {args.chunk_rows or 'default'}, {args.repeats} rounds."
     )
 
 

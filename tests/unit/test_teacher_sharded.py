@@ -251,6 +251,21 @@ def test_a_sharded_replica_takes_new_weights(pool: TeacherPool, tmp_path: Path) 
     assert torch.equal(pool.lm_head().weight, other.lm_head.weight[:LIMIT])
 
 
+def test_a_follower_that_hangs_is_survived_and_the_next_life_has_the_newest_weights(
+    pool: TeacherPool, model_path: str, tmp_path: Path
+) -> None:
+    newest = tiny_qwen3(VOCAB, seed=9)
+    save_file(newest.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "current").write_text(str(tmp_path))
+    settings, others = replace(SHARDED, weights_pointer=str(tmp_path / "current")), processes("ShardFollower")
+    hung = TeacherPool.start(model_path, settings, 1, name_prefix="h", num_cpus=0, env_vars=ENV, timeout_s=25)
+    os.kill(*(processes("ShardFollower") - others), signal.SIGSTOP)
+    assert_right(newest, REQUESTS, hung.collect(REQUESTS, None, step=1))
+    assert hung.restarted == 1, "it was silent, not gone"
+    assert_right(newest, MIXED, hung.collect(MIXED, None, step=2))
+    ray.kill(hung.replicas[0])
+
+
 # What cannot be
 
 
