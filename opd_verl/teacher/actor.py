@@ -8,9 +8,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from opd_verl.fused.head import LMHead
 from opd_verl.teacher.followers import end, lead
 from opd_verl.teacher.load import load_scorer, server_scorer
-from opd_verl.teacher.offload import HostWeights
+from opd_verl.teacher.offload import HostWeights, Visits
 from opd_verl.teacher.reader import OutOfStepError, default_device
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
 from opd_verl.teacher.scorer import RolloutState, Scorer
@@ -62,11 +61,11 @@ class TeacherActor:
             self.scorer = server_scorer(model_path, s, server)
         else:
             self.scorer = load_scorer(model_path, s) if s.shards == 1 else lead(model_path, s, followers)
-        self.resting = HostWeights(self.model.model, s.device or default_device()) if s.colocate else None
-        self.collecting, self.probed = 0, not s.colocate
         self.store = JobStore(s.max_state_bytes)
         self.wake = threading.Condition()
         self.scoring = False
+        resting = HostWeights(self.model.model, s.device or default_device()) if s.colocate else None
+        self.visits, self.probed = Visits(self.wake, resting, lambda: self.scoring), not s.colocate
         self.tokens_scored, self.seconds_busy, self.batches = 0, 0.0, 0
         self.rollouts_asked, self.rollouts_ready = 0, 0
         threading.Thread(target=self._loop, name="teacher-scorer", daemon=True).start()
@@ -110,7 +109,10 @@ class TeacherActor:
             self.store.drop_before(step)
             self.wake.notify_all()
         answers: list[bytes | str] = [""] * len(asked)
-        with self._present():
+        with self.visits.one():
+            if not self.probed:
+                self.model.probe()
+                self.probed = True
             for future in as_completed(tuple(waiting)):  # answered as they come: evicted states are not held back here
                 for index in waiting.pop(future):
                     try:
@@ -120,28 +122,6 @@ class TeacherActor:
                     else:
                         answers[index] = encode(score, asked[index].key, asked[index].checksum)
         return answers
-
-    @contextmanager
-    def _present(self) -> Iterator[None]:
-        """The weights are on the device for as long as anyone is in here; always, if they need not share it."""
-        with self.wake:
-            self.collecting += 1
-            if self.resting is not None:
-                self.resting.bring()
-            self.wake.notify_all()
-        try:
-            if not self.probed:
-                self.model.probe()
-                self.probed = True
-            yield
-        finally:
-            with self.wake:
-                self.collecting -= 1
-                if self.resting is not None:
-                    self.wake.wait_for(lambda: self.collecting or not self.scoring)
-                    if not self.collecting:
-                        self.resting.drop()
-                    self.wake.notify_all()
 
     def stats(self) -> dict[str, float]:
         """Since the start: response tokens, busy seconds, batches, rollouts asked for, how many of those were scored by
@@ -165,7 +145,7 @@ class TeacherActor:
         """Takes the weights of a snapshot's folder, once no forward pass runs; scores of the old ones are forgotten."""
         with self.wake:
             self.store.drop_all("the teacher takes new weights")
-            self.wake.wait_for(lambda: not self.scoring and (self.resting is None or not self.resting.present))
+            self.wake.wait_for(lambda: self.visits.over)
             self.model.reader.take(snapshot)
 
     def lm_head(self) -> LMHead:
@@ -216,7 +196,7 @@ class TeacherActor:
     def _next(self) -> None:
         """Waits for work and does one batch of it."""
         with self.wake:
-            self.wake.wait_for(lambda: self.store.queued and (self.resting is None or self.collecting))
+            self.wake.wait_for(lambda: self.store.queued and self.visits.may_read)
             batch = self._next_batch()
             self.store.start(batch)
             self.scoring = True
@@ -266,6 +246,6 @@ class TeacherActor:
     def _kept(self, state: RolloutState) -> RolloutState:
         """What is kept of a state: no hidden states if nobody needs them; in host memory if the device is shared."""
         hidden = state.hidden if self.settings.keep_hidden else state.hidden[:0].clone()
-        if self.resting is not None:
+        if self.settings.colocate:
             return replace(state, hidden=hidden.cpu(), logsumexp=state.logsumexp.cpu())
         return replace(state, hidden=hidden)

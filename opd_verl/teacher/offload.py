@@ -1,5 +1,8 @@
 """Weights that rest in host memory and lie on the device only while they are used."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Condition
 from typing import Any
 
 import torch
@@ -25,9 +28,17 @@ class HostWeights:
     def bring(self) -> None:
         """Copies the weights to the device, if they are not there."""
         if not self.present:
-            for tensor, resting in zip(self.tensors, self.resting, strict=True):
-                tensor.data = resting.to(self.device, non_blocking=True, copy=True)
             self.present = True
+            try:
+                for tensor, resting in zip(self.tensors, self.resting, strict=True):
+                    tensor.data = resting.to(self.device, non_blocking=True, copy=True)
+            except torch.OutOfMemoryError as error:
+                self.drop()
+                raise RuntimeError(
+                    f"the colocated teacher's weights do not fit beside what is on {self.device}: lower "
+                    "actor_rollout_ref.rollout.gpu_memory_utilization, or offload the actor "
+                    "(actor_rollout_ref.actor.fsdp_config.param_offload and optimizer_offload)"
+                ) from error
 
     def drop(self) -> None:
         """Frees the device's copies, if there are any."""
@@ -37,3 +48,44 @@ class HostWeights:
             self.present = False
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+class Visits:
+    """Who needs the weights now. They are brought for the first visitor, and dropped after the last.
+
+    `wake` guards all state and is notified of changes; `busy` says, under it, whether a forward pass still runs.
+    `resting` None: the weights are always there.
+    """
+
+    def __init__(self, wake: Condition, resting: HostWeights | None, busy: Callable[[], bool]) -> None:
+        self.wake, self.resting, self.busy = wake, resting, busy
+        self.count = 0
+
+    @property
+    def may_read(self) -> bool:
+        """Whether a forward pass may begin."""
+        return self.resting is None or self.count > 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody reads the weights or is about to move them."""
+        return not self.busy() and (self.resting is None or not self.resting.present)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """The weights are on the device for as long as anyone is in here. RuntimeError: they do not fit."""
+        with self.wake:
+            if self.resting is not None:
+                self.resting.bring()
+            self.count += 1
+            self.wake.notify_all()
+        try:
+            yield
+        finally:
+            with self.wake:
+                self.count -= 1
+                if self.resting is not None:
+                    self.wake.wait_for(lambda: self.count > 0 or not self.busy())
+                    if not self.count:
+                        self.resting.drop()
+                    self.wake.notify_all()

@@ -34,7 +34,7 @@ QUICK = {
     "prompt": 8,
     "response": 12,
     "siblings": [2],
-    "sharing_prompts": [4, 32],
+    "sharing_prompts": [2, 32],
     "sharing_response": 8,
     "repeats": 1,
     "threads": 1,

@@ -673,7 +673,7 @@ def test_a_colocated_teacher_answers_late_questions_and_two_callers_at_once(colo
     for half, scores in zip((0, 1, 0, 1), late, strict=True):
         assert [score.length for score in scores] == [len(r.response_ids) for r in REQUESTS[half::2]]
     assert colocated.stats()["batches"] == batches, "nothing was scored twice"
-    assert where(colocated) == at_rest and colocated.collecting == 0
+    assert where(colocated) == at_rest and colocated.visits.count == 0
 
 
 def test_what_a_colocated_teacher_keeps_is_in_host_memory_and_its_head_is_the_models(colocated: TeacherActor) -> None:
@@ -688,9 +688,29 @@ def test_a_colocated_teacher_that_cannot_reproduce_its_logits_says_so_in_its_fir
     actor.model.reader.logits = lambda ids: torch.ones(len(ids), VOCAB)  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="logits are not lm_head"):
         ask(actor, REQUESTS[:1], 1)
-    assert not actor.probed and actor.collecting == 0
+    assert not actor.probed and actor.visits.count == 0
 
 
 def test_a_colocated_teacher_is_not_sharded() -> None:
     with pytest.raises(ValueError, match="lies whole on each device"):
         replace(SETTINGS, colocate=True, shards=2)
+
+
+def test_weights_that_do_not_fit_the_device_stay_where_they_are(
+    colocated: TeacherActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_rest, moved = where(colocated), []
+    to = torch.Tensor.to
+
+    def full(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("copy"):
+            moved.append(tensor)
+            if len(moved) == 3:
+                raise torch.OutOfMemoryError("planted")
+        return to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(RuntimeError, match=r"do not fit beside.*gpu_memory_utilization"):
+        ask(colocated, REQUESTS, 1)
+    assert where(colocated) == at_rest and colocated.visits.count == 0
+    assert_right(ask(colocated, REQUESTS, 1))
