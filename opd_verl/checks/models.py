@@ -102,7 +102,8 @@ def check_same_tokenizer(student: Any, teacher: Any, key: str, path: str) -> Non
     """Scores are per student token: the teacher must give every id the same meaning."""
     if student.get_vocab() != teacher.get_vocab():
         only = len(set(student.get_vocab()) ^ set(teacher.get_vocab()))
-        problem = f"another tokenizer than the student's ({len(teacher)} and {len(student)} tokens, {only} not shared)"
+        sizes = f"{len(teacher)} and {len(student)} tokens, {only} not shared"
+        problem = f"another tokenizer than the student's ({sizes}); distilling across tokenizers is not supported"
         raise ConfigError(key, path, problem, "choose a teacher of the student's model family")
     if student.eos_token_id != teacher.eos_token_id:
         problem = f"ends a response with {teacher.eos_token!r}, the student with {student.eos_token!r}"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from opd_verl.fused.head import LMHead
+from opd_verl.teacher.device import see_own_gpus_only
 from opd_verl.teacher.followers import end, lead
 from opd_verl.teacher.load import load_scorer, server_scorer
 from opd_verl.teacher.offload import HostWeights, Visits
@@ -57,6 +58,7 @@ class TeacherActor:
     ) -> None:
         self.settings = s = settings if isinstance(settings, TeacherSettings) else TeacherSettings(**settings)
         self.scorer: Scorer | ServerScorer
+        see_own_gpus_only()
         if server is not None:
             self.scorer = server_scorer(model_path, s, server)
         else:

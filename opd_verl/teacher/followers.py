@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
+from opd_verl.teacher.device import see_own_gpus_only
 from opd_verl.teacher.load import load_scorer
 from opd_verl.teacher.reader import default_device
 from opd_verl.teacher.scorer import Scorer
@@ -32,6 +33,7 @@ class ShardFollower:
 
     def serve(self, rank: int, world: int, port: int, device: str) -> NoReturn:
         """Joins the leader and reads what it is told to. Raises what loading or reading raises."""
+        see_own_gpus_only()
         init_group(rank, world, find_store(port, world), device)
         follow()
 

@@ -11,7 +11,7 @@ from test_teacher_scorer import CLOSE, LIMIT, MIXED, VOCAB, assert_matches, refe
 from tiny_models import tiny_qwen3
 from transformers import Gemma2Config, Qwen3Config
 
-from opd_verl.teacher.batching import fed_tokens, plan_batches, plan_requests, shared_saving
+from opd_verl.teacher.batching import SHARING_PAYS, fed_tokens, plan_batches, plan_requests, shared_saving
 from opd_verl.teacher.body import can_share, is_packing, read_packed, read_padded, read_shared
 from opd_verl.teacher.score import ScoreRequest
 from opd_verl.teacher.scorer import Scorer
@@ -87,7 +87,7 @@ def test_plans_cover_every_request_once_within_the_budget(
     assert sorted(index for batch in plan for index in batch) == list(range(len(requests))) and all(plan)
     for batch in plan:
         fed = [fed_tokens(requests[index]) for index in batch]
-        cost = len(fed) * max(fed) if padded or (share and shared_saving(requests) >= 0.2) else sum(fed)
+        cost = len(fed) * max(fed) if padded or (share and shared_saving(requests) >= SHARING_PAYS) else sum(fed)
         assert cost <= budget or len(batch) == 1
 
 

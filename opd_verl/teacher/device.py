@@ -1,0 +1,18 @@
+"""Which devices an actor sees."""
+
+import os
+
+import ray
+
+NOSET = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+
+
+def see_own_gpus_only() -> None:
+    """Sets CUDA_VISIBLE_DEVICES to the GPUs that Ray gave this actor, where the user's NOSET keeps Ray from doing so.
+
+    Every replica would else load on GPU 0. To be called before CUDA is initialised; does nothing outside of an actor.
+    """
+    if os.environ.get(NOSET, "0").lower() in ("", "0", "false") or not ray.is_initialized():
+        return
+    if ids := ray.get_runtime_context().get_accelerator_ids().get("GPU", []):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids)
