@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from opd_verl.fused.head import LMHead
 from opd_verl.teacher.device import see_own_gpus_only
@@ -24,9 +23,10 @@ from opd_verl.teacher.load import load_scorer, server_scorer
 from opd_verl.teacher.offload import HostWeights, Visits
 from opd_verl.teacher.reader import OutOfStepError, default_device
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.teacher.scorer import RolloutState, Scorer
+from opd_verl.teacher.scorer import Scorer
 from opd_verl.teacher.server_scorer import ONLY_LOG_PROBS, ServerLostError, ServerScorer
 from opd_verl.teacher.settings import TeacherSettings
+from opd_verl.teacher.state import RolloutState
 from opd_verl.teacher.store import Job, JobStore
 from opd_verl.teacher.wire import encode
 
@@ -174,18 +174,7 @@ class TeacherActor:
         self, state: RolloutState, at_ids: np.ndarray | None, topk: int, entropy: bool, hidden: bool
     ) -> TeacherScore:
         at = None if at_ids is None else self.model.log_q_at(state, torch.from_numpy(np.array(at_ids)))
-        return TeacherScore(
-            log_q=state.log_q,
-            valid=torch.ones(len(state.log_q), dtype=torch.bool),
-            entropy=state.entropy if entropy else None,
-            topk_ids=state.topk_ids[:, :topk] if topk and state.topk_ids is not None else None,
-            topk_log_q=self._wire(state.topk_log_q[:, :topk]) if topk and state.topk_log_q is not None else None,
-            at_ids_log_q=None if at is None else self._wire(at),
-            hidden=state.hidden.cpu() if hidden else None,
-        )
-
-    def _wire(self, values: Tensor) -> Tensor:
-        return values.half() if self.settings.wire_dtype == "float16" else values
+        return state.answer(at, topk, entropy, hidden, getattr(torch, self.settings.wire_dtype))
 
     def _loop(self) -> None:
         try:
@@ -237,17 +226,11 @@ class TeacherActor:
             logger.exception("teacher failed on a batch of %d rollouts", len(batch))
             failure = ScoringError(f"{type(error).__name__}: {error}")
         else:
-            return [self._kept(state) for state in states]
+            settings = self.settings
+            return [state.kept(settings.keep_hidden, on_host=settings.colocate) for state in states]
         if len(batch) == 1:
             return [failure]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = len(batch) // 2
         return self._attempt(batch[:half]) + self._attempt(batch[half:])
-
-    def _kept(self, state: RolloutState) -> RolloutState:
-        """What is kept of a state: no hidden states if nobody needs them; in host memory if the device is shared."""
-        hidden = state.hidden if self.settings.keep_hidden else state.hidden[:0].clone()
-        if self.settings.colocate:
-            return replace(state, hidden=hidden.cpu(), logsumexp=state.logsumexp.cpu())
-        return replace(state, hidden=hidden)

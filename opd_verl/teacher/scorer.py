@@ -4,7 +4,6 @@ Shapes: R response tokens, P prompt tokens, H hidden size, V = vocab_limit, K id
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +17,7 @@ from opd_verl.teacher.batching import fed_ids, plan_requests
 from opd_verl.teacher.limits import ModelLimits
 from opd_verl.teacher.reader import LocalReader, ModelSpec, Reader, default_device
 from opd_verl.teacher.score import ScoreRequest
+from opd_verl.teacher.state import RolloutState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,29 +27,6 @@ CPU_ROWS, DEVICE_ROWS = 128, 1024
 """Logits of a matrix product that the CPU's caches still hold: 1.5 times as fast as 1024 rows."""
 PROBE_TOLERANCE = 0.02
 """Relative difference allowed between our head and the model's own logits; a bf16 model needs about 0.004."""
-
-
-@dataclass(frozen=True, eq=False)
-class RolloutState:
-    """What the teacher keeps of one rollout until its step is over.
-
-    hidden [R, H] last hidden states (model dtype) and logsumexp f32 [R] of logits / temperature, on the model's device;
-    log_q, entropy f32 [R], topk_ids i32 [R, K], topk_log_q f32 [R, K] (or None) on the CPU. An inference server's has
-    no entropy, and empty hidden and logsumexp.
-    """
-
-    hidden: Tensor
-    logsumexp: Tensor
-    log_q: Tensor
-    entropy: Tensor | None
-    topk_ids: Tensor | None = None
-    topk_log_q: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all tensors, bytes."""
-        tensors = (self.hidden, self.logsumexp, self.log_q, self.entropy, self.topk_ids, self.topk_log_q)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class Scorer:

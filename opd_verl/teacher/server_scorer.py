@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from opd_verl.teacher.batching import fill_batches
 from opd_verl.teacher.limits import ModelLimits
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scorer import RolloutState
+from opd_verl.teacher.state import RolloutState
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scorer import RolloutState
+from opd_verl.teacher.state import RolloutState
 
 
 @dataclass(eq=False)

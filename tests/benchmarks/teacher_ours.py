@@ -6,7 +6,8 @@ from torch import Tensor
 
 from opd_verl.teacher.body import read_padded
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.teacher.scorer import RolloutState, Scorer
+from opd_verl.teacher.scorer import Scorer
+from opd_verl.teacher.state import RolloutState
 from opd_verl.teacher.wire import encode
 
 

@@ -93,8 +93,9 @@ def test_what_is_asked_is_answered_row_by_row(
     store: Store, batch: Any, topk: int, at_student_topk: bool, hidden: bool
 ) -> None:
     teacher: Any = Teacher()
-    scores = collect_scores(batch, teacher, 4, topk=topk, at_student_topk=at_student_topk, hidden=hidden)
-    assert teacher.asked == [{"step": 4, "topk": topk, "hidden": hidden}]
+    asked = {"topk": topk, "hidden": hidden, "entropy": not hidden}
+    scores = collect_scores(batch, teacher, 4, at_student_topk=at_student_topk, **asked)
+    assert teacher.asked == [{"step": 4, **asked}]
     assert [request.key for request in teacher.requests] == ["a_0_0", "b_0_0"], "padding rows are not sent"
     assert [request.prompt_ids.tolist() for request in teacher.requests] == [[5, 6], [7]]
     assert [request.response_ids.tolist() for request in teacher.requests] == [[10, 11, 12], [20]]
