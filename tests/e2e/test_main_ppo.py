@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONDITIONAL_NAMES, SAMPLED, Run, Steps, change, dump, new_metrics
+from conftest import CONDITIONAL_NAMES, SAMPLED, SMALL, Run, Steps, change, dump, new_metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd_verl.metrics.names import METRICS
@@ -88,6 +88,20 @@ def test_the_teacher_scores_while_rollouts_are_still_being_generated(topk: tuple
 def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, Path]) -> None:
     """The models' vocabulary is padded; were the padding rows counted on one side, log-probs would differ."""
     assert max(step["training/rollout_probs_diff_max"] for step in sampled[0]) < 1e-3
+
+
+def test_full_vocabulary_with_a_privileged_context(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
+    """The teacher's hidden states travel to the actor, which forms both sides' distributions from them. In the first
+    step the rollouts are those of `sampled`, and a teacher that has read the answer finds them otherwise likely.
+    """
+    hint = ("opd.plugins=[hints]", "opd.context.name=hint", "opd.context.max_tokens=64")
+    lr = "actor_rollout_ref.actor.optim.lr=1e-3"
+    steps = main_ppo("full", "opd_full", 10, *SMALL, *hint, lr, "trainer.save_freq=-1")
+    assert -change(steps, "actor/opd/divergence") > 0.1
+    assert all(step["opd/teacher_missing_share"] == 0.0 for step in steps)
+    plain, hinted = sampled[0][0], steps[0]
+    assert hinted["opd/student_entropy"] == pytest.approx(plain["opd/student_entropy"], rel=1e-5)
+    assert abs(hinted["opd/reverse_kl"] - plain["opd/reverse_kl"]) > 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,7 @@ from conftest import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
 from opd_verl.metrics.names import METRICS
 from opd_verl.quickstart.paths import Paths
 
-HINTS = Path(__file__).with_name("hints.py")
 GRADED = Path(__file__).with_name("graded_reward.py")
-
-
-def test_full_vocabulary(main_ppo: Run) -> None:
-    """The teacher's hidden states travel to the actor, which forms both sides' distributions from them."""
-    steps = main_ppo("full", "opd_full", 10, *SMALL, "actor_rollout_ref.actor.optim.lr=1e-3", "trainer.save_freq=-1")
-    assert -change(steps, "actor/opd/divergence") > 0.2 and -change(steps, "opd/reverse_kl") > 0.2
 
 
 def test_eopd(main_ppo: Run) -> None:
@@ -55,21 +48,19 @@ def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> Non
 
 
 def test_the_live_student_as_teacher_moves_with_the_student(main_ppo: Run, models: Paths, tmp_path: Path) -> None:
-    """A task reward moves the student. The teacher that takes its weights stays at r_t = 0, the frozen one does not;
-    a context changes what the teacher sees, an empty one does not.
+    """A task reward moves the student. The teacher that takes its weights stays at r_t = 0; an empty context changes
+    nothing of what it sees.
     """
     common = [
         *SMALL, "actor_rollout_ref.actor.optim.lr=1e-3", "data.train_batch_size=16", "actor_rollout_ref.rollout.n=2",
         f"opd.teacher.path={models.student}",
         f"reward.custom_reward_function.path={GRADED}", f"trainer.default_local_dir={tmp_path}",
-        f"opd.plugins=[{HINTS.stem}]", "opd.context.max_tokens=64",
+        "opd.plugins=[hints]", "opd.context.max_tokens=64",
     ]  # fmt: skip
     live = main_ppo(
         "live", "opd_grpo", 3, *common, "opd.teacher.sync_every=1", "opd.context.name=nothing", "trainer.save_freq=2"
     )
-    frozen = main_ppo("frozen", "opd_grpo", 2, *common, "opd.context.name=hint", "trainer.save_freq=-1")
-    print([dump(steps, "opd/reverse_kl") for steps in (live, frozen)])
+    print(dump(live, "opd/reverse_kl"))
     assert all(abs(step["opd/reverse_kl"]) < 1e-5 and step["actor/grad_norm"] > 0 for step in live)
-    assert all(step["opd/reverse_kl"] > 1e-3 for step in frozen)
-    assert all(step["opd/teacher_missing_share"] == 0.0 for step in (*live, *frozen))
+    assert all(step["opd/teacher_missing_share"] == 0.0 for step in live)
     assert {path.name for path in (tmp_path / "opd_teacher").iterdir()} == {"current", "global_step_2", "global_step_3"}
