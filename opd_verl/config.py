@@ -74,6 +74,11 @@ def routed_by(opd: OpdConfig) -> str | None:
     return opd.route_field if opd.teachers and opd.combine is Combine.route else None
 
 
+def context_tokens(opd: OpdConfig) -> int:
+    """The most tokens that a privileged context adds to a prompt; 0 where there is none."""
+    return opd.context.max_tokens if opd.context.name is not None else 0
+
+
 def fill_teachers(section: dict[Any, Any]) -> None:
     """Gives the named teachers in the plain `opd:` section what they do not set themselves.
 

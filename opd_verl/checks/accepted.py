@@ -56,14 +56,18 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-def line(key: str, teacher: TeacherConfig, config: PretrainedConfig, student: Any, own: Any, longest: int) -> str:
-    """`own` is the teacher's tokenizer; `longest` the longest prompt, context and response together."""
-    return f"opd_verl: {key}.path={teacher.path} accepted: {'; '.join(facts(teacher, config, student, own, longest))}"
+def line(
+    key: str, teacher: TeacherConfig, config: PretrainedConfig, needed: int | None, student: Any, own: Any, longest: int
+) -> str:
+    """`needed` is `weight_bytes`, `own` the teacher's tokenizer, `longest` prompt, context and response together."""
+    said = "; ".join(facts(teacher, config, needed, student, own, longest))
+    return f"opd_verl: {key}.path={teacher.path} accepted: {said}"
 
 
-def facts(teacher: TeacherConfig, config: PretrainedConfig, student: Any, own: Any, longest: int) -> Iterator[str]:
+def facts(
+    teacher: TeacherConfig, config: PretrainedConfig, needed: int | None, student: Any, own: Any, longest: int
+) -> Iterator[str]:
     """What was checked, and what differs from the student without harm."""
-    needed = weight_bytes(teacher, config)
     size = "weights of unknown size" if needed is None else f"{gib(needed)} of weights per device"
     yield f"{config.model_type}, {teacher.dtype}, {size}"
     padding = config.vocab_size - len(student)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from opd_verl.checks import accepted
-from opd_verl.config import OpdConfig, every_teacher, teacher_key
+from opd_verl.config import OpdConfig, context_tokens, every_teacher, teacher_key
 from opd_verl.config_sections import Engine, TeacherConfig
 from opd_verl.errors import ConfigError
 from opd_verl.fused.head import LOGIT_KEYS
@@ -30,7 +30,7 @@ def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
     longest = config.data.max_prompt_length + config.data.max_response_length
     check_vocabulary(STUDENT, model.path, student_config, len(tokenizer))
     check_context(STUDENT, model.path, student_config, longest)
-    context = opd.context.max_tokens if opd.context.name is not None else 0
+    context = context_tokens(opd)
     lines = [
         check_teacher_model(teacher_key(name), teacher, tokenizer, longest, context)
         for name, teacher in every_teacher(opd).items()
@@ -54,8 +54,9 @@ def check_teacher_model(section: str, teacher: TeacherConfig, tokenizer: Any, lo
     check_same_tokenizer(tokenizer, other, key, tokenizer_path)
     check_vocabulary(key, teacher.path, found, len(tokenizer))
     check_context(key, teacher.path, found, longest, context, generated=teacher.engine is Engine.vllm)
-    accepted.check_memory(section, teacher, accepted.weight_bytes(teacher, found))
-    return accepted.line(section, teacher, found, tokenizer, other, longest + context)
+    needed = accepted.weight_bytes(teacher, found)
+    accepted.check_memory(section, teacher, needed)
+    return accepted.line(section, teacher, found, needed, tokenizer, other, longest + context)
 
 
 def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfig:

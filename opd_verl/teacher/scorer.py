@@ -97,10 +97,9 @@ class Scorer:
         reader = load(ModelSpec(path, dtype, device or default_device(), attn_implementation, trust_remote_code))
         return cls(reader.model, vocab_limit, temperature, max_tokens_per_batch, chunk_rows, reader, probe)
 
-    @property
-    def rows(self) -> int:
+    def rows(self, device: torch.device) -> int:
         """Rows of logits that exist at one time: `chunk_rows`, or what suits the device."""
-        return self.chunk_rows or (CPU_ROWS if self.head.weight.device.type == "cpu" else DEVICE_ROWS)
+        return self.chunk_rows or (CPU_ROWS if device.type == "cpu" else DEVICE_ROWS)
 
     def check(self, request: ScoreRequest) -> None:
         """Raises ValueError if the model cannot score the request: too long, or ids it has no row for."""
@@ -129,11 +128,12 @@ class Scorer:
         """One forward pass over requests that passed `check` and fit the budget together."""
         if not 0 <= topk <= self.vocab_limit:
             raise ValueError(f"topk={topk} must lie in 0..vocab_limit={self.vocab_limit}")
-        head, device = self.head, self.head.weight.device
+        head = self.head
+        device = head.weight.device
         lengths = [len(request.response_ids) for request in requests]
         tokens = torch.cat([torch.tensor(request.response_ids, dtype=torch.long) for request in requests]).to(device)
         hidden = self._response_rows(requests)
-        stats = row_statistics(head, hidden, tokens[:, None], topk, rows=self.rows)
+        stats = row_statistics(head, hidden, tokens[:, None], topk, rows=self.rows(device))
         return _split_states(hidden, stats, lengths, topk)
 
     @torch.inference_mode()
@@ -147,9 +147,10 @@ class Scorer:
             raise ValueError(f"ids of shape {tuple(ids.shape)}, expected [R, K] with R={len(state.hidden)}")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_limit:
             raise ValueError(f"ids {int(ids.min())}..{int(ids.max())} outside 0..{self.vocab_limit - 1} (vocab_limit)")
-        head, device = self.head, self.head.weight.device
+        head = self.head
+        device = head.weight.device
         parts = (state.hidden.to(device), ids.to(device, torch.long), state.logsumexp.to(device))
-        chunks = zip(*(part.split(self.rows) for part in parts), strict=True)
+        chunks = zip(*(part.split(self.rows(device)) for part in parts), strict=True)
         return torch.cat([head.logits_at(hidden, at) - lse[:, None] for hidden, at, lse in chunks]).cpu()
 
     def _response_rows(self, requests: Sequence[ScoreRequest]) -> Tensor:

@@ -32,7 +32,13 @@ def server_config(inference: DictConfig, teacher: TeacherConfig, prompt: int, re
 
 
 def start_servers(
-    config: DictConfig, name: str, teacher: TeacherConfig, resource_pool: Any, longest: tuple[int, int], topk: int
+    config: DictConfig,
+    name: str,
+    teacher: TeacherConfig,
+    replicas: int,
+    resource_pool: Any,
+    longest: tuple[int, int],
+    topk: int,
 ) -> TeacherModelManager:
     """Servers on the whole pool, `shards` devices each; returns when they serve. The manager keeps them alive.
 
@@ -43,6 +49,6 @@ def start_servers(
         key=name,
         model_path=teacher.path,
         inference=omega_conf_to_dataclass(server_config(inference, teacher, *longest, topk)),
-        num_replicas=teacher.nnodes * teacher.n_gpus_per_node // teacher.shards,
+        num_replicas=replicas,
     )
     return TeacherModelManager(DistillationConfig(n_gpus_per_node=teacher.n_gpus_per_node), model, resource_pool)

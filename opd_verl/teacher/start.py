@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 from verl.utils.device import get_device_name
 
-from opd_verl.config import OpdConfig, every_teacher
+from opd_verl.config import OpdConfig, context_tokens, every_teacher
 from opd_verl.config_sections import Combine, Engine, TeacherConfig
 from opd_verl.teacher.needs import keeps_hidden, teacher_topk
 from opd_verl.teacher.pool import TeacherPool
@@ -73,7 +73,8 @@ def start_teacher(config: DictConfig, opd: OpdConfig, name: str, resource_pool: 
         "load_timeout_s": teacher.load_timeout_s,
     }
     if teacher.engine is Engine.vllm:
-        manager = start_servers(config, name, teacher, resource_pool, longest(config, opd), teacher_topk(opd))
+        sizes = longest(config, opd), teacher_topk(opd)
+        manager = start_servers(config, name, teacher, replica_count(teacher), resource_pool, *sizes)
         whole = replace(settings(teacher), shards=1, keep_hidden=False)
         servers = manager.server_handles
         pool = TeacherPool.start(teacher.path, whole, len(servers), servers=servers, **common)
@@ -89,8 +90,7 @@ def start_teacher(config: DictConfig, opd: OpdConfig, name: str, resource_pool: 
 
 def longest(config: DictConfig, opd: OpdConfig) -> tuple[int, int]:
     """The most prompt tokens that a teacher reads, privileged context included, and the most response tokens."""
-    context = opd.context.max_tokens if opd.context.name is not None else 0
-    return config.data.max_prompt_length + context, config.data.max_response_length
+    return config.data.max_prompt_length + context_tokens(opd), config.data.max_response_length
 
 
 def start_teachers(

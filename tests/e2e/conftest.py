@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from opd_verl.hooks import MASK_HOOKS
 from opd_verl.metrics.names import CONDITIONAL
@@ -42,19 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Paths:
-    """A teacher and a student of the quickstart's kind, trained for fewer steps; once, however many workers test."""
-    root = tmp_path_factory.getbasetemp()
-    root = root if worker_id == "master" else root.parent
-    paths = Paths(root / "models")
-    with FileLock(root / "models.lock"):
-        if not (paths.student / "config.json").exists():
-            prepare(paths)
-    return paths
-
-
-def prepare(paths: Paths) -> None:
-    """The data, the tokenizer, the teacher, and the student last."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """A teacher and a student of the quickstart's kind, trained for fewer steps."""
+    paths = Paths(tmp_path_factory.mktemp("models"))
     write_parquet(paths.data, 4096, 64, seed=0)
     build_tokenizer(paths.root / "tokenizer")
     for pupil in (
@@ -62,6 +51,7 @@ def prepare(paths: Paths) -> None:
         Pupil(paths.student, STUDENT, replace(STUDENT_SFT, max_steps=150, seed=1), None),
     ):
         train(pupil, paths.root / "tokenizer", 0)
+    return paths
 
 
 @pytest.fixture(scope="session")

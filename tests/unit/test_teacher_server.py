@@ -1,7 +1,7 @@
 """A teacher behind an inference server: verl's answers become states, and what is no answer becomes an error.
 
 The server here is a Ray actor that answers as verl's does (`extract_prompt_logprobs` makes its lists), from a model
-that transformers runs. The real one is in tests/e2e/test_teachers.py.
+that transformers runs. The real one is in tests/e2e/test_main_ppo.py.
 """
 
 from collections.abc import Iterator
