@@ -96,8 +96,8 @@ def test_full_vocabulary_with_a_privileged_context(sampled: tuple[Steps, Path], 
     """
     hint = ("opd.plugins=[hints]", "opd.context.name=hint", "opd.context.max_tokens=64")
     lr = "actor_rollout_ref.actor.optim.lr=1e-3"
-    steps = main_ppo("full", "opd_full", 10, *SMALL, *hint, lr, "trainer.save_freq=-1")
-    assert -change(steps, "actor/opd/divergence") > 0.1
+    steps = main_ppo("full", "opd_full", 14, *SMALL, *hint, lr, "trainer.save_freq=-1")
+    assert -change(steps, "actor/opd/divergence") > 0.2 and -change(steps, "opd/reverse_kl") > 0.2
     assert all(step["opd/teacher_missing_share"] == 0.0 for step in steps)
     plain, hinted = sampled[0][0], steps[0]
     assert hinted["opd/student_entropy"] == pytest.approx(plain["opd/student_entropy"], rel=1e-5)
