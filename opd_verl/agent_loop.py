@@ -1,29 +1,27 @@
 """verl's agent loop with one more line: a response goes to the teacher the moment its trajectory ends."""
 
-import zlib
-from typing import Any
+from typing import Any, ClassVar
 
-import ray
 import torch
 from verl.experimental.agent_loop import AgentLoopOutput
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from opd_verl.config import import_plugins, parse_opd, routed_by
 from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS, chat_template, teacher_prompt
+from opd_verl.off_policy import OFF_POLICY, ROLLOUT_COLUMNS, choose, draw
+from opd_verl.response_loop import DATA_RESPONSE
+from opd_verl.seeded_loop import SeededAgentLoopManager, SeededAgentLoopWorker
 from opd_verl.teacher.score import ScoreRequest
 from opd_verl.teacher.start import connect_teachers
 
-VerlWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore[attr-defined]
 
-
-class OpdAgentLoopWorker(VerlWorker):
+class OpdAgentLoopWorker(SeededAgentLoopWorker):
     """Submits each training rollout to the teacher before its task reward is computed; never waits for the answer."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         opd = parse_opd(config)
         self.seed_rollouts = opd.seed_rollouts or self.rollout_config.full_determinism
-        self.context = opd.context
+        self.context, self.off_policy = opd.context, opd.off_policy
         if self.context.name is not None:
             import_plugins(opd)
         self.route_field = routed_by(opd)
@@ -32,21 +30,23 @@ class OpdAgentLoopWorker(VerlWorker):
     async def _run_agent_loop(
         self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
     ) -> AgentLoopOutput:
-        if self.seed_rollouts:
-            sampling_params = {**sampling_params, "seed": self.rollout_seed(trajectory, **kwargs)}
-        return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        sample = {name: value for name, value in kwargs.items() if name not in ROLLOUT_COLUMNS}
+        if self.off_policy.share and not trajectory["validate"]:
+            sample |= self.from_data(kwargs)
+        return await super()._run_agent_loop(sampling_params, trajectory, **sample)
 
-    def rollout_seed(self, trajectory: dict[str, Any], uid: str, session_id: int, **kwargs: Any) -> int:
-        """A seed of its own for every rollout (verl gives all requests the same), equal in every run and resume.
-
-        Training prompts have names that OpdTrainer makes of step and row; validation prompts go by their index.
-        """
-        prompt = f"val.{trajectory['step']}.{trajectory['sample_index']}" if trajectory["validate"] else uid
-        return zlib.crc32(f"{self.rollout_config.seed}/{prompt}/{session_id}".encode())
+    def from_data(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """What turns a rollout into a response of the data set, for the share of rollouts that are; and which are."""
+        rollout, seed = f"{sample['uid']}/{sample['session_id']}", self.rollout_config.seed
+        if draw(seed, rollout) >= self.off_policy.share:
+            return {OFF_POLICY: torch.zeros(1)}
+        response = choose(sample, self.off_policy.field, seed, rollout)
+        return {OFF_POLICY: torch.ones(1), "agent_name": DATA_RESPONSE, DATA_RESPONSE: response}
 
     async def _agent_loop_postprocess(
         self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any
     ) -> None:
+        kwargs.pop(DATA_RESPONSE, None)
         if not validate:
             outputs = output if isinstance(output, list) else [output]
             if self.context.name is not None:
@@ -75,9 +75,7 @@ class OpdAgentLoopWorker(VerlWorker):
             self.teacher.submit(request, int(sample["global_steps"]))
 
 
-class OpdAgentLoopManager(AgentLoopManagerTQ):
+class OpdAgentLoopManager(SeededAgentLoopManager):
     """verl's manager with our worker; named by `actor_rollout_ref.rollout.agent.agent_loop_manager_class`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(OpdAgentLoopWorker)
+    worker: ClassVar[type] = OpdAgentLoopWorker

@@ -71,4 +71,5 @@ def make_terms(opd: OpdConfig, eps_low: float, eps_high: float) -> Terms:
         forward_kl_coefficient=opd.forward_kl.coefficient,
         eps_low=eps_low,
         eps_high=eps_high,
+        cross_entropy=opd.off_policy.cross_entropy if opd.off_policy.share else 0.0,
     )

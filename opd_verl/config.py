@@ -15,6 +15,7 @@ from opd_verl.config_sections import (
     MixConfig,
     NamedTeacherConfig,
     ObjectiveConfig,
+    OffPolicyConfig,
     TeacherConfig,
     TokenConfig,
 )
@@ -36,6 +37,7 @@ class OpdConfig:
     context: ContextConfig = field(default_factory=ContextConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     forward_kl: ForwardKLConfig = field(default_factory=ForwardKLConfig)
+    off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
     tokens: TokenConfig = field(default_factory=TokenConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     mix: MixConfig = field(default_factory=MixConfig)

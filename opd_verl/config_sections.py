@@ -56,6 +56,8 @@ class TeacherConfig:
     """Rollouts that may wait for a replica's forward pass while others are still generated."""
     load_timeout_s: float = 1800.0
     """Seconds a replica may take to load its weights, their download included."""
+    same_template: bool = True
+    """Its chat template must make the student's prompts, with data.apply_chat_template_kwargs."""
     attn_implementation: str = "sdpa"
     """transformers attention of the teacher."""
     trust_remote_code: bool = False
@@ -127,6 +129,18 @@ class ForwardKLConfig:
     """`random`: share of every rollout's positions."""
     coefficient: float = 1.0
     """Factor of the term."""
+
+
+@dataclass
+class OffPolicyConfig:
+    """Responses that are not the student's own: GKD's lambda, knowledge distillation (METHODS 1.9)."""
+
+    share: float = 0.0
+    """Share of rollouts whose response comes from the data set; 0: all are the student's, 1: none is."""
+    field: str = "response_ids"
+    """The data field with each prompt's responses: a list of texts, or of lists of token ids."""
+    cross_entropy: float = 0.0
+    """Factor of -log p(y) at the tokens of these responses."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ from opd_verl.mixing import mix_advantages
 from opd_verl.objectives.gate import forward_kl_gate
 from opd_verl.objectives.names import Placement, Truncation
 from opd_verl.shaping import shaped_advantage
-from opd_verl.terms import GATE
+from opd_verl.terms import GATE, OFF_POLICY_TOKENS
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def credit(inputs: RewardInputs, rollouts: Rollouts, opd: OpdConfig, config: Any
 
     Returns:
         `advantages`, `returns`, `token_level_rewards`, and where they are needed `opd_weights`, `forward_kl_gate`,
-        `response_mask` and `loss_mask`.
+        `off_policy_tokens`, `response_mask` and `loss_mask`.
     """
     reward = total_reward(inputs, opd.rewards)
     weights = token_weights(inputs)
@@ -64,6 +64,9 @@ def credit(inputs: RewardInputs, rollouts: Rollouts, opd: OpdConfig, config: Any
     if opd.forward_kl.placement is not Placement.none:
         fields[GATE] = gate(inputs, opd, rollouts.keys, seed)
         metrics["opd/gated_share"] = token_mean(fields[GATE], inputs.mask)
+    if inputs.off_policy is not None:
+        fields[OFF_POLICY_TOKENS] = inputs.mask * inputs.off_policy[:, None]
+        metrics["opd/off_policy_share"] = inputs.off_policy.float().mean().item()
     if opd.tokens.truncated is Truncation.drop:
         fields |= {"response_mask": inputs.mask, "loss_mask": inputs.mask}
     return Credit(fields, metrics)

@@ -10,6 +10,7 @@ from opd_verl.config_sections import TokenConfig
 from opd_verl.inputs import RewardInputs
 from opd_verl.objectives.names import JOINT_SUPPORTS, Support, Truncation
 from opd_verl.objectives.support import SupportTensors, build_support, overlap_ratio
+from opd_verl.off_policy import OFF_POLICY
 from opd_verl.packing import jagged, row_lengths
 from opd_verl.terms import JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, SupportFields
 
@@ -38,7 +39,7 @@ def reward_inputs(data: Any, tokens: TokenConfig, limit: int, end_ids: Iterable[
     A rollout counts as correct where its task score is above 0. Rollouts that `truncated: drop` removes have mask 0.
     """
     truncated = is_truncated(data["responses"], limit, end_ids)
-    padded = data.exclude("responses", STUDENT_FIELDS.ids, TEACHER_FIELDS.ids).to_padded_tensor()
+    padded = data.exclude("responses", OFF_POLICY, STUDENT_FIELDS.ids, TEACHER_FIELDS.ids).to_padded_tensor()
     dropped = truncated & (tokens.truncated is Truncation.drop)
     score = padded["rm_scores"].sum(dim=-1)
     return RewardInputs(
@@ -50,6 +51,7 @@ def reward_inputs(data: Any, tokens: TokenConfig, limit: int, end_ids: Iterable[
         task_score=score,
         correct=score > 0,
         truncated=truncated,
+        off_policy=data[OFF_POLICY].values() > 0 if OFF_POLICY in data else None,
         log_p_topk=padded.get(STUDENT_FIELDS.log_p_old, None),
         log_q_topk=padded.get(STUDENT_FIELDS.log_q, None),
         tokens=tokens,

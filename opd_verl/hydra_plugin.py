@@ -1,4 +1,4 @@
-"""Makes `python -m verl.trainer.main_ppo recipe=opd cluster=cpu teacher=vllm` resolve on verl's own, unchanged main.
+"""Makes `python -m verl.trainer.main_ppo recipe=opd cluster=cpu teacher=vllm` resolve on verl's own, unchanged mains.
 
 Hydra accepts `recipe=opd` only where the primary config's defaults list has a `recipe` entry. A config source reads
 verl's own file and appends the empty slots; everything else of verl's config is served untouched.
@@ -14,7 +14,12 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 VERL_CONFIGS = "verl.trainer.config"
-PRIMARY_CONFIGS = ("ppo_trainer", "ppo_megatron_trainer")
+PRIMARY_CONFIGS = {
+    "ppo_trainer": "hydra_configs",
+    "ppo_megatron_trainer": "hydra_configs",
+    "sft_trainer_engine": "hydra_configs.sft",
+}
+"""verl's trainer configs, and the package with the recipes for each."""
 SLOTS = ("recipe", "cluster", "teacher")
 
 
@@ -33,12 +38,27 @@ class RecipeSlot(ImportlibResourcesConfigSource):
         result = super().load_config(config_path)
         config: Any = result.config
         if config_path in PRIMARY_CONFIGS:
+            RecipeSource.package = PRIMARY_CONFIGS[config_path]
             config.defaults.extend([{slot: None} for slot in SLOTS])
         return result
 
 
 class RecipeSource(ImportlibResourcesConfigSource):
-    """Our `hydra_configs`; refuses to serve a recipe when the plugin could not register with verl."""
+    """Our recipes for the trainer whose config was read last, which Hydra always reads before its defaults.
+
+    Refuses to serve a recipe when the plugin could not register with verl.
+    """
+
+    package: ClassVar[str] = PRIMARY_CONFIGS["ppo_trainer"]
+
+    @property
+    def path(self) -> str:
+        """The package that the recipes are read from."""
+        return self.package
+
+    @path.setter
+    def path(self, value: str) -> None:
+        """Hydra's base class sets it; `package` is what counts."""
 
     @staticmethod
     def scheme() -> str:

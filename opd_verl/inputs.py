@@ -30,6 +30,8 @@ class RewardInputs:
     """Whether the rollout hit the length limit without an end-of-sequence token, bool [B]."""
     teacher_entropy: Tensor | None = None
     """Full-vocabulary entropy of q, where the teacher was asked for it."""
+    off_policy: Tensor | None = None
+    """Whether the response is the data set's, bool [B]; None where all are the student's."""
     log_p_topk: Tensor | None = None
     """log p_old at the student's top-k ids [B, R, K], where `opd.objective.k` needs them."""
     log_q_topk: Tensor | None = None

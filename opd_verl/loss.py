@@ -11,7 +11,7 @@ from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils.losses import ppo_loss
 
 from opd_verl.packing import jagged, row_lengths
-from opd_verl.terms import Terms
+from opd_verl.terms import TERM_NAMES, Terms
 
 OPD_WEIGHTS = "opd_weights"
 """Weight of each response token in distillation, nested [R]; 0: not eligible. Absent: 1 everywhere."""
@@ -71,7 +71,7 @@ class OpdLoss:
     def exact_part(self, model_output: dict[str, Tensor], data: Any) -> tuple[Tensor, dict[str, Any]]:
         """The exact terms: from the engine where it formed their gradient, else from log-probs at their columns."""
         weights = token_weights(data, self.config)
-        values = {name: model_output[name] for name in ("divergence", "forward_kl") if name in model_output}
+        values = {name: model_output[name] for name in TERM_NAMES if name in model_output}
         metrics: dict[str, Any] = {
             f"opd/{name}": Metric(value=(value.detach() * weights).sum(), aggregation=AggregationType.SUM)
             for name, value in values.items()

@@ -4,14 +4,14 @@ Runs in the driver as a Hydra callback that every OPD recipe names; reads config
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_verl.checks import engine, models, objective, settings, teachers
+from opd_verl.checks import engine, models, objective, off_policy, settings, teachers
 from opd_verl.config import OpdConfig, import_plugins, parse_opd
 from opd_verl.errors import ConfigError
 
@@ -39,13 +39,20 @@ class Preflight(Callback):
             raise SystemExit(f"opd_verl: the checks before the run failed: {error}") from error
 
 
-def preflight(config: DictConfig) -> list[str]:
-    """Every check, cheapest first. Returns a line for each teacher that says what it was accepted with.
+def preflight(config: DictConfig, skip: Collection[Check] = ()) -> list[str]:
+    """Every check but those to skip, cheapest first. Returns a line for each teacher: what it was accepted with.
 
     Raises:
         ConfigError: names the key, its value and the remedy.
     """
     opd = parse_opd(config)
     import_plugins(opd)
-    checks: tuple[Check, ...] = (*objective.CHECKS, *teachers.CHECKS, *engine.CHECKS, *settings.CHECKS, *models.CHECKS)
-    return [line for check in checks for line in check(config, opd) or []]
+    checks: tuple[Check, ...] = (
+        *objective.CHECKS,
+        *teachers.CHECKS,
+        *engine.CHECKS,
+        *settings.CHECKS,
+        *off_policy.CHECKS,
+        *models.CHECKS,
+    )
+    return [line for check in checks if check not in skip for line in check(config, opd) or []]

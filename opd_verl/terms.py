@@ -28,6 +28,9 @@ STUDENT_FIELDS = SupportFields("student_topk_ids", "teacher_log_probs_at_student
 TEACHER_FIELDS = SupportFields("teacher_topk_ids", "teacher_topk_log_probs", "student_log_probs_at_teacher_topk")
 JOINT_FIELDS = SupportFields("support_ids", "teacher_log_probs_at_support", "student_log_probs_at_support")
 GATE = "forward_kl_gate"
+OFF_POLICY_TOKENS = "off_policy_tokens"
+"""1 at the tokens of responses that are the data set's, nested [R]."""
+TERM_NAMES = ("divergence", "forward_kl", "cross_entropy")
 TOKEN_FIELDS = ("old_log_probs", "teacher_log_probs", "advantages", "teacher_entropy")
 OPTIONAL_FIELDS = ("teacher_entropy",)
 """Not there where several teachers are averaged."""
@@ -40,10 +43,12 @@ def support_fields(support: Support) -> SupportFields:
 
 @dataclass(frozen=True)
 class Terms:
-    """`coefficient * (objective on the support + forward_kl_coefficient * gate * FKL on the teacher's top-k)`.
+    """`coefficient * (objective on the support + forward_kl_coefficient * gate * FKL on the teacher's top-k +
+    cross_entropy * off_policy * -log p(y))`.
 
     objective: the loss per token on the support; None: the sampled token only, whose loss is verl's policy loss.
-    forward_kl_k: F, 0 without the forward KL (METHODS 1.5, EOPD eq. 10).
+    forward_kl_k: F, 0 without the forward KL (METHODS 1.5, EOPD eq. 10). cross_entropy: on the tokens of the data
+    set's responses (METHODS 1.9).
     """
 
     support: Support
@@ -54,6 +59,7 @@ class Terms:
     forward_kl_coefficient: float
     eps_low: float
     eps_high: float
+    cross_entropy: float = 0.0
 
     @property
     def on_support(self) -> bool:
@@ -68,7 +74,7 @@ class Terms:
     @property
     def any(self) -> bool:
         """Whether there is a term that reads columns."""
-        return self.on_support or self.forward_kl_k > 0
+        return self.on_support or self.forward_kl_k > 0 or self.cross_entropy > 0
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -79,6 +85,8 @@ class Terms:
             names += [where.ids, where.log_q, where.log_p_old, *TOKEN_FIELDS]
         if self.forward_kl_k:
             names += [TEACHER_FIELDS.ids, TEACHER_FIELDS.log_q, GATE]
+        if self.cross_entropy:
+            names.append(OFF_POLICY_TOKENS)
         return tuple(dict.fromkeys(names))
 
     def columns(self, data: Mapping[str, Tensor]) -> Tensor:
@@ -111,6 +119,8 @@ class Terms:
             log_q = data[TEACHER_FIELDS.log_q][:, : self.forward_kl_k]
             divergence = support_divergence(log_p_NM[:, 1 + k :], log_q, Divergence.forward, Tail.renorm_teacher)
             found["forward_kl"] = self.coefficient * self.forward_kl_coefficient * data[GATE] * divergence
+        if self.cross_entropy:
+            found["cross_entropy"] = -self.coefficient * self.cross_entropy * data[OFF_POLICY_TOKENS] * log_p_NM[:, 0]
         return found
 
     def objective_inputs(self, log_p: Tensor, log_p_support: Tensor, data: Mapping[str, Tensor]) -> ObjectiveInputs:

@@ -4,11 +4,9 @@ import zlib
 from typing import Any
 
 import transfer_queue as tq
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from verl.trainer.ppo.v1.trainer_base import register_trainer
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.utils.model import get_generation_config
@@ -23,7 +21,9 @@ from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, reward_inputs, task_
 from opd_verl.logs import log_to_stderr
 from opd_verl.loss import OpdLoss
 from opd_verl.metrics.step import TeacherTotals
+from opd_verl.off_policy import OFF_POLICY, candidates
 from opd_verl.scores import collect_scores, merge, read, teacher_fields, teacher_topk_fields
+from opd_verl.seeded_trainer import SeededTrainer
 from opd_verl.teacher.needs import gives_entropy, needs_hidden, student_topk, teacher_topk
 from opd_verl.teacher.placement import check_placement, free_devices
 from opd_verl.teacher.several import RoutedTeachers, routes
@@ -32,17 +32,13 @@ from opd_verl.teacher.start import pool_name, start_teachers
 
 
 @register_trainer("opd")
-class OpdTrainer(PPOTrainerSync):
+class OpdTrainer(SeededTrainer):
     """One step: rollout, old log-probs (and the student's top-k), teacher scores, r_t, advantage, actor update."""
 
     def __init__(self, config: DictConfig) -> None:
         log_to_stderr()
-        # verl compares the mode with "sync" in several places; by any other name it takes the asynchronous paths.
-        with open_dict(config):
-            config.trainer.v1.trainer_mode = "sync"
         self.opd = parse_opd(config)
         import_plugins(self.opd)
-        self.prompts_named: dict[int, int] = {}
         super().__init__(config)
 
     def _init_resource_pool_mgr(self) -> None:
@@ -80,13 +76,11 @@ class OpdTrainer(PPOTrainerSync):
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
         self.check_contexts(batch)
+        if self.opd.off_policy.share:
+            check_responses(batch, self.opd.off_policy.field)
         if isinstance(self.teacher, RoutedTeachers):
             for route in routes(batch, self.teacher.field):
                 self.teacher.name_of(route)  # here an error ends the run; verl only logs those of an agent loop
-        first = self.prompts_named.get(self.global_steps, 0)  # verl may ask for more prompts within a step
-        self.prompts_named = {self.global_steps: first + len(batch)}
-        names = [f"{self.global_steps:06d}.{first + row:05d}" for row in range(len(batch))]
-        batch.update(tu.get_tensordict({"uid": names}))
         return batch
 
     def check_contexts(self, batch: TensorDict) -> None:
@@ -100,11 +94,6 @@ class OpdTrainer(PPOTrainerSync):
             messages = list(sample["raw_prompt"])
             context = CONTEXT_HOOKS[self.opd.context.name](sample)
             teacher_prompt(messages, context, render, render(messages), self.opd.context.max_tokens)
-
-    def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        # Rollouts arrive in the order in which they finished; mini-batches must not depend on that.
-        batch.reorder(sorted(range(len(batch)), key=lambda row: batch.keys[row]))
-        return super()._balance_batch(batch, *args, **kwargs)
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         topk, at_student_topk, hidden = teacher_topk(self.opd), student_topk(self.opd) > 0, needs_hidden(self.opd)
@@ -134,7 +123,7 @@ class OpdTrainer(PPOTrainerSync):
             return collect_scores(batch, self.teacher, self.global_steps, entropy=entropy, **fields, **wanted)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        data = read(batch, [*ADVANTAGE_FIELDS, "uid"])
+        data = read(batch, [*ADVANTAGE_FIELDS, OFF_POLICY, "uid"])
         uids = data.pop("uid").tolist()
         inputs = reward_inputs(data, self.opd.tokens, self.config.data.max_response_length, self.end_ids)
         seed = zlib.crc32(f"{self.config.actor_rollout_ref.rollout.seed}/{self.global_steps}".encode())
@@ -149,6 +138,16 @@ class OpdTrainer(PPOTrainerSync):
         """Writes nested fields of the batch's rows to TransferQueue."""
         record = TensorDict(fields, batch_size=len(batch))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=record)
+
+
+def check_responses(batch: TensorDict, field: str) -> None:
+    """Every prompt holds responses: here an error ends the run; verl only logs an agent loop's.
+
+    Raises ValueError: `off_policy.candidates`.
+    """
+    columns = {name: column.tolist() for name, column in batch.items() if name in (field, "index")}
+    for row in range(len(batch)):
+        candidates({name: column[row] for name, column in columns.items()}, field)
 
 
 def make_loss(actor: DictConfig, opd: OpdConfig) -> OpdLoss:

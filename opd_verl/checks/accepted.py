@@ -79,5 +79,3 @@ def facts(
     others = sorted(name for name in ("bos_token", "pad_token") if getattr(own, name) != getattr(student, name))
     if others:
         yield f"another {' and '.join(others)} than the student's, whose prompts it reads"
-    if own.chat_template != student.chat_template:
-        yield "another chat template than the student's, whose prompts it reads"

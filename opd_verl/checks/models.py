@@ -1,5 +1,6 @@
 """Checks that read the models' config files and tokenizers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from opd_verl.checks import accepted
+from opd_verl.checks.template import check_options, check_template, template_options
 from opd_verl.config import OpdConfig, context_tokens, every_teacher, teacher_key
 from opd_verl.config_sections import Engine, TeacherConfig
 from opd_verl.errors import ConfigError
@@ -27,12 +29,16 @@ def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
     model = config.actor_rollout_ref.model
     student_config = load_config(STUDENT, model.path, model.trust_remote_code)
     tokenizer = load_tokenizer(STUDENT, model.tokenizer_path or model.path, model.trust_remote_code)
+    if model.get("custom_chat_template") is not None:
+        tokenizer.chat_template = model.custom_chat_template
+    options = template_options(config)
+    check_options(tokenizer, options)
     longest = config.data.max_prompt_length + config.data.max_response_length
     check_vocabulary(STUDENT, model.path, student_config, len(tokenizer))
     check_context(STUDENT, model.path, student_config, longest)
     context = context_tokens(opd)
     lines = [
-        check_teacher_model(teacher_key(name), teacher, tokenizer, longest, context)
+        check_teacher_model(teacher_key(name), teacher, tokenizer, longest, context, options)
         for name, teacher in every_teacher(opd).items()
     ]
     check_k("opd.objective.k", opd.objective.k, len(tokenizer))
@@ -43,20 +49,24 @@ def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
     return lines
 
 
-def check_teacher_model(section: str, teacher: TeacherConfig, tokenizer: Any, longest: int, context: int) -> str:
-    """One teacher exists, has the student's tokenizer, covers its ids, the longest rollout and context fit it, and it
-    fits a device. Returns `accepted.line`.
+def check_teacher_model(
+    section: str, teacher: TeacherConfig, tokenizer: Any, longest: int, context: int, options: Mapping[str, Any]
+) -> str:
+    """One teacher exists, has the student's tokenizer, covers its ids, reads the student's prompts as its own, the
+    longest rollout and context fit it, and it fits a device. Returns `accepted.line`.
     """
     key = f"{section}.path"
     found = load_config(key, teacher.path, teacher.trust_remote_code)
     tokenizer_path = teacher.tokenizer_path or teacher.path
     other = load_tokenizer(key, tokenizer_path, teacher.trust_remote_code)
     check_same_tokenizer(tokenizer, other, key, tokenizer_path)
+    prompts = check_template(section, other, tokenizer, options, teacher.same_template)
     check_vocabulary(key, teacher.path, found, len(tokenizer))
     check_context(key, teacher.path, found, longest, context, generated=teacher.engine is Engine.vllm)
     needed = accepted.weight_bytes(teacher, found)
     accepted.check_memory(section, teacher, needed)
-    return accepted.line(section, teacher, found, needed, tokenizer, other, longest + context)
+    line = accepted.line(section, teacher, found, needed, tokenizer, other, longest + context)
+    return line if prompts is None else f"{line}; {prompts}"
 
 
 def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfig:

@@ -22,6 +22,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "teacher.max_missing_share": (0.0, 1.0),
     "forward_kl.share": (0.0, 1.0),
     "forward_kl.coefficient": (0.0, math.inf),
+    "off_policy.share": (0.0, 1.0),
+    "off_policy.cross_entropy": (0.0, math.inf),
     "tokens.share": (0.0, 1.0),
     "tokens.low_entropy": (0.0, math.inf),
     "tokens.divergence_quantile": (0.0, 1.0),

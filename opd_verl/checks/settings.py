@@ -169,7 +169,7 @@ def check_rollout_correction(config: DictConfig, opd: OpdConfig) -> None:
             raise ConfigError(key, correction.get(name), "not available under recipe=opd", f"~{key} or {key}=null")
 
 
-def check_data(config: DictConfig, opd: OpdConfig) -> None:
+def check_data(config: DictConfig, opd: OpdConfig | None = None) -> None:
     """The data files must be there."""
     for key in ("data.train_files", "data.val_files"):
         files = OmegaConf.select(config, key)

@@ -5,6 +5,11 @@ import os
 import torch
 
 
+CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
+"""Unless the user says otherwise: GiB of vLLM's cache, half of the machine's memory without it; and no compilation, as
+vLLM compiles helpers of its sampler for 10 s even when told to stay eager."""
+
+
 def cpu_selected() -> bool:
     """True when `VERL_PLATFORM=cpu`, or when it is unset and this torch can drive no accelerator at all.
 
@@ -28,3 +33,5 @@ def activate_on_cpu() -> None:
     # verl registers its FSDP engines for cuda and npu only; this is verl's own switch to look one of them up.
     # It can go once verl registers them for cpu.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+    for name, value in CPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

@@ -21,6 +21,10 @@ CONDITIONAL: dict[str, str] = {
     "actor/opd/divergence": "the exact objective as trained on, mean over eligible tokens: the divergence of the "
     "recipe in nats (the surrogate's value under paper_compat or an objective of yours); mean over the mini-batches",
     "actor/opd/forward_kl": "the extra forward KL as trained on: gated, mean over all eligible tokens; nats",
+    "actor/opd/cross_entropy": "-log p(y) at the tokens of the data set's responses as trained on, mean over all "
+    "eligible tokens; nats",
+    "opd/off_policy_share": "share of rollouts whose response is the data set's; reward and reverse KL leave them out, "
+    "and are not logged where there are no others",
     "opd/gated_share": "share of response tokens where the extra forward KL applies",
     "opd/student_topk_mass": "student probability on its own top-k",
     "opd/teacher_mass_at_student_topk": "teacher probability on the student's top-k",

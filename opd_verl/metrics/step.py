@@ -18,12 +18,9 @@ def step_metrics(inputs: RewardInputs, reward: Tensor) -> dict[str, float]:
         reward: r_t [B, R], nats, 0 where masked.
     """
     mask = inputs.mask
-    found = {
-        "opd/reward_mean": token_mean(reward, mask),
-        "opd/reward_min": reward[mask.bool()].min().item() if mask.any() else 0.0,
-        "opd/reverse_kl": token_mean(inputs.log_p_old - inputs.log_q, mask),
-        "opd/student_entropy": token_mean(inputs.student_entropy, mask),
-    }
+    found = {"opd/student_entropy": token_mean(inputs.student_entropy, mask)}
+    if inputs.off_policy is None or not inputs.off_policy.all():
+        found |= on_policy_metrics(inputs, reward)
     if inputs.truncated is not None:
         found["opd/truncated_share"] = inputs.truncated.float().mean().item()
     if inputs.teacher_entropy is not None:
@@ -32,6 +29,16 @@ def step_metrics(inputs: RewardInputs, reward: Tensor) -> dict[str, float]:
         found["opd/student_topk_mass"] = token_mean(inputs.log_p_topk.exp().sum(-1), mask)
         found["opd/teacher_mass_at_student_topk"] = token_mean(inputs.log_q_topk.exp().sum(-1), mask)
     return found | inputs.metrics
+
+
+def on_policy_metrics(inputs: RewardInputs, reward: Tensor) -> dict[str, float]:
+    """What only the student's own samples tell: log p_old(y) - log q(y) is the reverse KL where y ~ p_old."""
+    mask = inputs.mask if inputs.off_policy is None else inputs.mask * ~inputs.off_policy[:, None]
+    return {
+        "opd/reward_mean": token_mean(reward, mask),
+        "opd/reward_min": reward[mask.bool()].min().item() if mask.any() else 0.0,
+        "opd/reverse_kl": token_mean(inputs.log_p_old - inputs.log_q, mask),
+    }
 
 
 class TeacherTotals:

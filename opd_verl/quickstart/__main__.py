@@ -14,7 +14,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from opd_verl.quickstart.distil import STEPS, check_overrides, distil
+from opd_verl.composing import compose_trainer
+from opd_verl.quickstart.distil import STEPS, distil
 from opd_verl.quickstart.evaluate import distance, grade, sample
 from opd_verl.quickstart.models import load_model
 from opd_verl.quickstart.paths import Paths
@@ -52,7 +53,7 @@ def main() -> None:
     started, console = time.monotonic(), Console()
     torch.set_num_threads(os.cpu_count() or 1)
     if extra:
-        check_overrides(options.recipe, extra)
+        compose_trainer([f"recipe={options.recipe}", "cluster=cpu", *extra])
     paths = Paths((options.out / f"seed{options.seed}").absolute(), options.recipe)
     tokenizer = prepare(paths, options.seed)
     teacher = load_model(paths.teacher)

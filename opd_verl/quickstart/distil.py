@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from opd_verl.hydra_values import hydra_value
 from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
 from opd_verl.quickstart.paths import Paths
 
@@ -21,40 +21,6 @@ STEPS = 60
 PROMPT_LIMIT = 64
 POLL_SECONDS = 0.5
 TAIL_LINES = 30
-
-
-CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
-"""GiB of vLLM's cache; and it compiles helpers of its sampler for 10 s even when told to stay eager."""
-
-
-def hydra_value(path: Path) -> str:
-    """`path` in quotes for a Hydra override, so that spaces, brackets, commas and `=` stay parts of it.
-
-    In Hydra's grammar a backslash escapes only a quote, or a backslash in front of one; `${` interpolates even here.
-    """
-    doubled = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", str(path))
-    return "'" + doubled.replace("'", "\\'") + "'"
-
-
-def check_overrides(recipe: str, extra: Sequence[str]) -> None:
-    """Composes verl's config with `extra`, so that a typo shows before minutes of preparation. Takes some seconds.
-
-    Raises:
-        SystemExit: Hydra refuses one of them; the message is Hydra's.
-    """
-    before = dict(os.environ)
-    import verl  # noqa: F401  (loads the plugin, which registers our slots with Hydra)
-    from hydra import compose, initialize_config_module
-    from hydra.errors import HydraException
-
-    try:
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            compose("ppo_trainer", overrides=[f"recipe={recipe}", "cluster=cpu", *extra])
-    except HydraException as error:
-        raise SystemExit(f"bad override in {' '.join(extra)}\n{error}") from None
-    finally:  # what verl's import sets is meant for its own children
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
@@ -108,7 +74,7 @@ def distil(paths: Paths, recipe: str, steps: int, seed: int, extra: Sequence[str
     paths.run.mkdir(parents=True, exist_ok=True)
     for stale in (paths.metrics, paths.table, paths.picture):
         stale.unlink(missing_ok=True)
-    environment = CPU_ENVIRONMENT | os.environ | {"VERL_FILE_LOGGER_PATH": str(paths.metrics)}
+    environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(paths.metrics)}
     with paths.log.open("w") as log:
         run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:

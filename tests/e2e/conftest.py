@@ -12,7 +12,7 @@ import pytest
 
 from opd_verl.hooks import MASK_HOOKS
 from opd_verl.metrics.names import CONDITIONAL
-from opd_verl.quickstart.distil import CPU_ENVIRONMENT, new_steps, overrides
+from opd_verl.quickstart.distil import new_steps, overrides
 from opd_verl.quickstart.models import STUDENT, TEACHER
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import Pupil, train
@@ -65,7 +65,7 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run(name: str, recipe: str, steps: int, *extra: str, faults: Path | None = None) -> Steps:
         log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
-        environment = os.environ | CPU_ENVIRONMENT | {"VERL_FILE_LOGGER_PATH": str(metrics)}
+        environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(metrics)}
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             environment.pop(name, None)
         paths = [str(HERE), environment.get("PYTHONPATH", "")]

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from conftest import CONDITIONAL_NAMES, SAMPLED, Run, new_metrics
 
+from opd_verl.hydra_values import hydra_value
 from opd_verl.metrics.names import METRICS
-from opd_verl.quickstart.distil import hydra_value
 from opd_verl.quickstart.paths import Paths
 
 ONE_TEACHER_LESS = "opd.teacher.path=null"

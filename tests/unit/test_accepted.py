@@ -66,10 +66,7 @@ def test_harmless_differences_are_said(files: Files) -> None:  # noqa: F811
     assert "weights of unknown size" in padded, "a model folder without weights"
     assert "padding" not in plain
     own, student = (AutoTokenizer.from_pretrained(files.path("teacher")) for _ in range(2))
-    own.chat_template, own.pad_token = "another", "w5"
+    own.pad_token = "w5"
     config = AutoConfig.from_pretrained(files.path("teacher"))
     said = list(accepted.facts(TeacherConfig(path="/nowhere"), config, None, student, own, 80))
-    assert said[-2:] == [
-        "another pad_token than the student's, whose prompts it reads",
-        "another chat template than the student's, whose prompts it reads",
-    ]
+    assert said[-1] == "another pad_token than the student's, whose prompts it reads"

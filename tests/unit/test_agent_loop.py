@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from opd_verl import agent_loop
+from opd_verl import seeded_loop
 from opd_verl.agent_loop import OpdAgentLoopWorker
 from opd_verl.config_sections import ContextConfig
 from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS
@@ -42,8 +42,8 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> dict[str, Any]:
         return sampling_params
 
-    monkeypatch.setattr(agent_loop.VerlWorker, "_agent_loop_postprocess", postprocess)
-    monkeypatch.setattr(agent_loop.VerlWorker, "_run_agent_loop", run)
+    monkeypatch.setattr(seeded_loop.VerlWorker, "_agent_loop_postprocess", postprocess)
+    monkeypatch.setattr(seeded_loop.VerlWorker, "_run_agent_loop", run)
     return made
 
 

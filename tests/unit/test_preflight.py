@@ -49,7 +49,7 @@ class Files:
         good = [f"recipe={recipe}", *MACHINE, f"{STUDENT}=@student", f"{TEACHER}=@teacher"]
         good += ["data.train_files=@prompts", "data.val_files=[@prompts]"]
         good += ["data.max_prompt_length=16", "data.max_response_length=64"]
-        good += ["opd.context.max_tokens=32"] if recipe == "opd_self" else []
+        good += ["opd.context.max_tokens=32"] if recipe == "opsd" else []
         return [item.replace("@", f"{self.root}/") for item in (*good, *changes)]
 
     def config(self, *changes: str, recipe: str = "opd") -> DictConfig:

@@ -10,9 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib import image
 from rich.console import Console
 
+from opd_verl.composing import compose_trainer
+from opd_verl.hydra_values import hydra_value
 from opd_verl.quickstart import __main__ as quickstart
 from opd_verl.quickstart import prepare as preparation
-from opd_verl.quickstart.distil import check_overrides, hydra_value, new_steps, overrides
+from opd_verl.quickstart.distil import new_steps, overrides
 from opd_verl.quickstart.models import ModelSize
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import Pupil, check_contract, eval_problems, made_with, prepare, pupils, stop_problems
@@ -125,10 +127,10 @@ def test_the_command_line_survives_a_nasty_folder(tmp_path: Path) -> None:
 
 def test_a_bad_override_is_refused_and_the_environment_kept() -> None:
     before = dict(os.environ)
-    check_overrides("opd_topk", ["actor_rollout_ref.actor.optim.lr=1e-4", "+new.key=1"])
+    compose_trainer(["recipe=opd_topk", "cluster=cpu", "actor_rollout_ref.actor.optim.lr=1e-4", "+new.key=1"])
     for bad in ("actor_rollout_ref.actor.optim.lrr=1", "no_equals_sign=[", "--stesp"):
         with pytest.raises(SystemExit, match=f"bad override in {bad}".replace("[", r"\[")):
-            check_overrides("opd_topk", [bad])
+            compose_trainer(["recipe=opd_topk", "cluster=cpu", bad])
     assert dict(os.environ) == before
 
 

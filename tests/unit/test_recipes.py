@@ -18,13 +18,19 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from opd_verl.config import OpdConfig, parse_opd
+from opd_verl.cpu.activate import CPU_ENVIRONMENT
+from opd_verl.hydra_plugin import PRIMARY_CONFIGS, SLOTS
 
 CONFIGS = Path(__file__).parents[2] / "hydra_configs"
 RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
-OPD_RECIPES = [name for name in RECIPES if name != "grpo"]
-FILES = sorted(CONFIGS.glob("*/*.yaml"))
+OPD_RECIPES = [name for name in RECIPES if not name.startswith("grpo")]
+FILES = sorted(file for slot in SLOTS for file in (CONFIGS / slot).glob("*.yaml"))
+SFT_FILES = sorted((CONFIGS / "sft").glob("*/*.yaml"))
 PAPER = re.compile(r"(EOPD|Capacity|Rethinking|Unmasking)[^.]*?(table|section|eq\.) ?\w", re.DOTALL)
-SET_BY_IMPORT = ("VERL_PLATFORM", "VERL_ENGINE_DEVICE", "VERL_USE_EXTERNAL_PLUGINS", "VERL_USE_EXTERNAL_MODULES")
+SET_BY_IMPORT = (
+    *("VERL_PLATFORM", "VERL_ENGINE_DEVICE", "VERL_USE_EXTERNAL_PLUGINS", "VERL_USE_EXTERNAL_MODULES"),
+    *CPU_ENVIRONMENT,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,12 @@ def compose_ppo(*overrides: str, with_hydra: bool = False) -> DictConfig:
     """verl's trainer config, as `python -m verl.trainer.main_ppo OVERRIDES` would see it; to be read, not changed."""
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", overrides=list(overrides), return_hydra_config=with_hydra)
+
+
+def compose_sft(*overrides: str) -> DictConfig:
+    """verl's SFT config, as `python -m verl.trainer.sft_trainer OVERRIDES` would see it."""
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("sft_trainer_engine", overrides=list(overrides))
 
 
 def clean_env(**changes: str) -> dict[str, str]:
@@ -102,7 +114,9 @@ def keys_of(cls: Any, path: str = "") -> set[str]:
 
 
 def test_the_recipes_are_there() -> None:
-    assert set(RECIPES) == {"eopd", "grpo", "opd", "opd_full", "opd_grpo", "opd_self", "opd_topk"}
+    opd = {"eopd", "gkd", "kd", "opd", "opd_full", "opd_grpo", "opd_topk", "opsd"}
+    assert set(RECIPES) == opd | {"grpo", "grpo_capacity"} and set(OPD_RECIPES) == opd
+    assert [path.stem for path in SFT_FILES] == ["cpu", "cold_start"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -119,6 +133,34 @@ def test_every_file_opens_with_its_package_and_a_command_that_composes(path: Pat
     overrides = documented_command(path)
     assert f"{path.parent.name}={path.stem}" in overrides
     assert compose_ppo(*overrides).trainer.project_name == "opd_verl"
+
+
+@pytest.mark.parametrize("path", SFT_FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_recipes_of_the_sft_trainer_compose_into_its_config(path: Path) -> None:
+    assert path.read_text().splitlines()[0] == "# @package _global_"
+    line = next(line for line in header(path).splitlines() if "verl.trainer.sft_trainer" in line)
+    overrides = [word for word in line.split("sft_trainer ")[1].split() if word != "..."]
+    assert f"{path.parent.name}={path.stem}" in overrides
+    config = compose_sft(*overrides)
+    assert config.trainer.project_name == "opd_verl" and config.engine.strategy == "fsdp2"
+    assert config.trainer.device == ("cpu" if path.stem == "cpu" else "cuda")
+
+
+def test_cold_start_is_rethinkings() -> None:
+    config = compose_sft("recipe=cold_start")
+    assert config.data.max_length == 14336 == config.data.max_token_len_per_gpu and config.trainer.total_epochs == 1
+    assert config.model.lora_rank == 0, "full-parameter"
+    assert PAPER.search(header(CONFIGS / "sft" / "recipe" / "cold_start.yaml"))
+
+
+def test_each_trainer_has_its_own_recipes() -> None:
+    from hydra.errors import MissingConfigException
+
+    with pytest.raises(MissingConfigException, match="recipe/cold_start"):
+        compose_ppo("recipe=cold_start")
+    with pytest.raises(MissingConfigException, match=r"recipe/opd'(.|\n)*cold_start"):
+        compose_sft("recipe=opd")
+    assert compose_ppo("recipe=opd").trainer.experiment_name == "opd", "after the other trainer's config was read"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -160,7 +202,7 @@ def test_a_cluster_adds_to_a_recipe_in_either_order(name: str) -> None:
         assert config.opd.teacher.dtype == config.actor_rollout_ref.rollout.dtype == "float32"
 
 
-@pytest.mark.parametrize("config_name", ["ppo_trainer", "ppo_megatron_trainer"])
+@pytest.mark.parametrize("config_name", PRIMARY_CONFIGS)
 def test_the_slots_come_last_and_each_after_what_it_overrides(config_name: str) -> None:
     from opd_verl.hydra_plugin import VERL_CONFIGS, RecipeSlot
 
@@ -235,7 +277,43 @@ VETTED = {
     | SAMPLED
     | {f"{ROLLOUT}.n": 8, "opd.mix.task": 1.0, "opd.mix.estimator": "grpo", "opd.forward_kl.placement": "none"},
     "grpo": EOPD_TABLE_8 | {f"{ROLLOUT}.n": 8, "algorithm.adv_estimator": "grpo"},
-    "opd_self": EOPD_TABLE_8 | SAMPLED | NOTHING_ELSE | {"opd.context.name": "1c", "opd.teacher.sync_every": 0},
+    "kd": EXACT
+    | {
+        "data.train_batch_size": 128,
+        "data.max_prompt_length": 1024,
+        "data.max_response_length": 3072,
+        f"{ACTOR}.ppo_mini_batch_size": 128,
+        f"{ACTOR}.optim.lr": 1e-5,
+        f"{ACTOR}.optim.lr_scheduler_type": "cosine",
+        "trainer.total_epochs": 3,
+        "opd.objective.support": "teacher_topk",
+        "opd.objective.k": 16,
+        "opd.objective.divergence": "forward",
+        "opd.objective.tail": "renorm_teacher",
+        "opd.off_policy.share": 1.0,
+        "opd.off_policy.cross_entropy": 1.0,
+        "opd.mix.opd": 0.5,
+    },
+    "gkd": CAPACITY_TABLE_7
+    | EXACT
+    | {"opd.objective.support": "full", "opd.objective.divergence": "jsd", "opd.objective.beta": 0.5}
+    | {"opd.off_policy.share": 0.5, "opd.off_policy.cross_entropy": 0.0},
+    "grpo_capacity": {
+        "data.train_batch_size": 64,
+        "data.max_prompt_length": 1024,
+        "data.max_response_length": 6144,
+        "algorithm.adv_estimator": "grpo",
+        "trainer.total_epochs": 1,
+        f"{ACTOR}.optim.lr": 1e-6,
+        f"{ACTOR}.use_kl_loss": True,
+        f"{ACTOR}.kl_loss_type": "low_var_kl",
+        f"{ACTOR}.kl_loss_coef": 1e-3,
+        f"{ACTOR}.loss_agg_mode": "token-mean",
+        f"{ROLLOUT}.n": 8,
+        f"{ROLLOUT}.temperature": 1.0,
+        f"{ROLLOUT}.top_p": 1.0,
+    },
+    "opsd": EOPD_TABLE_8 | SAMPLED | NOTHING_ELSE | {"opd.context.name": "1c", "opd.teacher.sync_every": 0},
     "opd_topk": RETHINKING_TABLE_2 | EXACT | {"opd.objective.support": "student_topk"},
     "opd_full": CAPACITY_TABLE_7 | EXACT | {"opd.objective.support": "full"},
 }

@@ -1,0 +1,1 @@
+"""Recipes and clusters for `python -m verl.trainer.sft_trainer`."""

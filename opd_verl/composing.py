@@ -1,0 +1,32 @@
+"""Composes the config of one of verl's trainers in this process, as its own command would."""
+
+import os
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+PPO, SFT = "ppo_trainer", "sft_trainer_engine"
+"""verl's primary configs of `verl.trainer.main_ppo` and `verl.trainer.sft_trainer`."""
+
+
+def compose_trainer(overrides: Sequence[str], config_name: str = PPO) -> DictConfig:
+    """The config that the trainer would run with. Takes some seconds, most of them for `import verl`.
+
+    Raises:
+        SystemExit: Hydra refuses an override, or there is no such recipe; the message is Hydra's.
+    """
+    before = dict(os.environ)
+    import verl  # noqa: F401  (loads the plugin, which registers our slots with Hydra)
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    GlobalHydra.instance().clear()  # of an app of ours, whose own config is composed already
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return compose(config_name, overrides=list(overrides))
+    except HydraException as error:
+        raise SystemExit(f"bad override in {' '.join(overrides)}\n{error}") from None
+    finally:  # what verl's import sets is meant for its own children
+        os.environ.clear()
+        os.environ.update(before)
