@@ -1,0 +1,1 @@
+"""Configs of `python -m opd_verl.pipeline`."""

@@ -1,0 +1,53 @@
+"""What a stage's result depends on, as one short name: equal names need no second training."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from opd_verl.sampling.files import digest, model_fingerprint
+
+VOLATILE = (
+    "trainer.logger",
+    "trainer.save_freq",
+    "trainer.test_freq",
+    "trainer.val_before_train",
+    "trainer.project_name",
+    "trainer.experiment_name",
+    "trainer.default_local_dir",
+    "trainer.max_actor_ckpt_to_keep",
+    "ray_kwargs",
+    "transfer_queue",
+)
+"""Keys of verl's config that change no number of the trained model."""
+LENGTH = 10
+
+
+def stage_fingerprint(config: DictConfig, identities: Mapping[str, Any]) -> str:
+    """Of a composed config whose models and files have stand-ins for names, and of what the stand-ins stand for."""
+    plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    for key in VOLATILE:
+        drop(plain, key.split("."))
+    content = json.dumps({"config": plain, **identities}, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:LENGTH]
+
+
+def drop(config: dict[str, Any], path: Sequence[str]) -> None:
+    """Removes a key, if it is there."""
+    for part in path[:-1]:
+        config = config.get(part) or {}
+    config.pop(path[-1], None)
+
+
+def model_identity(path: str) -> Any:
+    """A folder's files, whatever its name; a hub model's name and commit."""
+    found = model_fingerprint(path)
+    return found.get("files") or found
+
+
+def file_identity(path: str) -> str:
+    """A file's content."""
+    return digest(Path(path).expanduser())

@@ -1,0 +1,101 @@
+"""The pipeline's result: one table across stages, on the terminal, as Markdown and JSON, and a picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from opd_verl.pipeline.compare import StageRow, as_json
+from opd_verl.pipeline.plan import StagePlan
+from opd_verl.sampling.files import whole, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ON_TERMINAL = ("model", "recipe", "steps", "avg@n %", "tokens", "reverse KL", "gap recovery")
+CURVES = {"critic/score/mean": "accuracy of the rollouts", "opd/reverse_kl": "sampled reverse KL, nats/token"}
+
+
+def percent(value: tuple[float, float, float]) -> str:
+    """`43.8 [40.1, 47.5]`."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * one for one in value))
+
+
+def cells(row: StageRow) -> dict[str, str]:
+    """Heading: what the row shows under it."""
+    return {
+        "benchmark": row.benchmark,
+        "model": row.model,
+        "recipe": row.recipe,
+        "from": row.student,
+        "teacher": row.teacher,
+        "steps": str(row.steps or ""),
+        "minutes": f"{row.minutes:.1f}" if row.minutes else "",
+        "avg@n %": percent(row.accuracy),
+        "pass@n %": percent(row.pass_at_n),
+        "tokens": f"{row.tokens:.1f}",
+        "truncated": f"{row.truncated:.1%}",
+        "reverse KL": "" if row.reverse_kl is None else "{:.3f} -> {:.3f}".format(*row.reverse_kl),
+        "gap recovery": "" if row.gap_recovery is None else f"{row.gap_recovery:.1%}",
+    }
+
+
+def markdown(rows: Sequence[StageRow]) -> str:
+    """The table."""
+    lines = [cells(row) for row in rows]
+    table = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
+
+
+def show(rows: Sequence[StageRow], console: Console) -> None:
+    """The columns that fit a terminal, a table for each benchmark."""
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        table = Table(title=f"{benchmark}; in brackets 95% confidence intervals")
+        for heading in ON_TERMINAL:
+            table.add_column(heading, justify="left" if heading in ("model", "recipe") else "right", no_wrap=True)
+        for row in rows:
+            if row.benchmark == benchmark:
+                table.add_row(*(cells(row)[heading] for heading in ON_TERMINAL))
+        console.print(table)
+
+
+def draw(rows: Sequence[StageRow], plans: Sequence[StagePlan], path: Path) -> None:
+    """Accuracy of every model with its interval, and the training curves of all stages in a row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    bars, *panels = figure.subplots(1, 1 + len(CURVES))
+    first = [row for row in rows if row.benchmark == rows[0].benchmark]
+    value, low, high = zip(*(row.accuracy for row in first), strict=True)
+    error = [[v - at for v, at in zip(value, low, strict=True)], [at - v for v, at in zip(value, high, strict=True)]]
+    bars.barh([row.model for row in first], value, xerr=error, color="tab:blue", alpha=0.7)
+    bars.invert_yaxis()
+    bars.set(title=f"avg@n on {first[0].benchmark}", xlim=(0, 1))
+    curves = {plan.name: plan.folder.steps() for plan in plans}
+    for axes, (key, title) in zip(panels, CURVES.items(), strict=True):
+        draw_curves(axes, curves, key)
+        axes.set(title=title, xlabel="training step, all stages")
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
+
+
+def draw_curves(axes: "Axes", curves: Mapping[str, list[dict[str, float]]], key: str) -> None:
+    """One metric over the steps of all stages, a colour each."""
+    offset = 0
+    for name, steps in curves.items():
+        places = [offset + step["step"] for step in steps if key in step]
+        if places:
+            axes.plot(places, [step[key] for step in steps if key in step], label=name, marker=".")
+        offset += int(steps[-1]["step"]) if steps else 0
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def write_report(rows: Sequence[StageRow], plans: Sequence[StagePlan], out: Path) -> None:
+    """`table.md`, `table.json` (without wall times: two runs give the same) and `stages.png`."""
+    write_text(out / "table.md", markdown(rows))
+    draw(rows, plans, out / "stages.png")
+    write_json(out / "table.json", as_json(list(rows)))
