@@ -37,6 +37,8 @@ class Measurement:
     """Mean FKL on the teacher's top 16 (EOPD eq. 10) where the teacher's entropy is at least 0.8; 0 without any."""
     overlap: float
     """Mean |top 16 of p ∩ top 16 of q| / 16."""
+    overlap_advantage: float
+    """Mean advantage of the tokens in both top 16 (Rethinking eq. 7); rises to 0."""
     length: float
     """Mean response length, tokens."""
 
@@ -54,6 +56,19 @@ def forward_kl_at_forks(log_p_TV: Tensor, log_q_TV: Tensor) -> float:
     top = log_q_TV[forks].topk(min(TOP, log_q_TV.shape[1]), dim=-1)
     log_p = log_p_TV[forks].gather(-1, top.indices)
     return support_divergence(log_p, top.values, Divergence.forward, Tail.renorm_teacher).mean().item()
+
+
+def overlap_advantage(log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> float:
+    """Mean over t of the mean over v in both top k of pbar (log qbar - log pbar) (Rethinking eq. 7).
+
+    pbar and qbar are renormalised on the student's top k, the support that is trained on; a t without such a v is 0.
+    """
+    top_TK = log_p_TV.topk(k, dim=-1).indices
+    teachers_TK = log_q_TV.topk(k, dim=-1).indices
+    shared_TK = (top_TK[:, :, None] == teachers_TK[:, None, :]).any(dim=-1)
+    log_p, log_q = (log_probs.gather(-1, top_TK).log_softmax(dim=-1) for log_probs in (log_p_TV, log_q_TV))
+    advantage_TK = log_p.exp() * (log_q - log_p) * shared_TK
+    return (advantage_TK.sum(dim=-1) / shared_TK.sum(dim=-1).clamp(min=1)).mean().item()
 
 
 @torch.inference_mode()
@@ -78,5 +93,6 @@ def measure(
         teacher_high_entropy_share=(teachers >= HIGH_STUDENT_ENTROPY).float().mean().item(),
         forward_kl_at_forks=forward_kl_at_forks(log_p_TV, log_q_TV),
         overlap=overlap_ratio(log_p_TV, log_q_TV, TOP),
+        overlap_advantage=overlap_advantage(log_p_TV, log_q_TV, TOP),
         length=result.mean_length,
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from opd_verl.eval.estimators import gap_recovery
+
 
 @dataclass(frozen=True)
 class ModelResult:
@@ -41,25 +43,12 @@ class Result:
     @property
     def gap_recovery(self) -> float | None:
         """`(after - before) / (teacher - before)` of the accuracy at temperature 1 (Rethinking); None without a gap."""
-        if self.teacher.accuracy <= self.before.accuracy:
-            return None
         return gap_recovery(self.before.accuracy, self.after.accuracy, self.teacher.accuracy)
 
     @property
     def gap_text(self) -> str:
         """The gap recovery rate in percent, or "n/a"."""
         return "n/a" if self.gap_recovery is None else f"{self.gap_recovery:.1%}"
-
-
-def gap_recovery(before: float, after: float, teacher: float) -> float:
-    """Share of the gap to the teacher that was closed; negative when the student got worse.
-
-    Raises:
-        ValueError: the teacher is no better than the student was, so that there is no gap.
-    """
-    if teacher <= before:
-        raise ValueError(f"no gap to recover: teacher {teacher:.3f}, student before {before:.3f}")
-    return (after - before) / (teacher - before)
 
 
 def print_table(result: Result, console: Console) -> None:

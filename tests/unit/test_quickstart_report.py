@@ -18,7 +18,7 @@ from opd_verl.quickstart.distil import new_steps, overrides
 from opd_verl.quickstart.models import ModelSize
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import Pupil, check_contract, eval_problems, made_with, prepare, pupils, stop_problems
-from opd_verl.quickstart.report import ModelResult, Result, draw_curves, gap_recovery, print_table, write_json
+from opd_verl.quickstart.report import ModelResult, Result, draw_curves, print_table, write_json
 
 BEFORE = ModelResult(accuracy=0.125, greedy=0.251, length=32.9, reverse_kl=0.8166, overlap={1: 0.791, 16: 0.685})
 AFTER = ModelResult(accuracy=0.754, greedy=0.973, length=33.7, reverse_kl=0.0935, overlap={1: 0.986, 16: 0.792})
@@ -35,15 +35,6 @@ def printed(result: Result) -> str:
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
     print_table(result, console)
     return console.export_text()
-
-
-def test_gap_recovery_by_hand() -> None:
-    assert gap_recovery(0.2, 0.6, 1.0) == pytest.approx(0.5)
-    assert gap_recovery(0.2, 0.1, 0.7) == pytest.approx(-0.2)
-    assert gap_recovery(0.0, 0.9, 0.8) == pytest.approx(1.125)
-    for teacher in (0.5, 0.4):
-        with pytest.raises(ValueError, match=r"no gap .*0\.500"):
-            gap_recovery(0.5, 0.6, teacher)
 
 
 def test_the_table_shows_every_number() -> None:
@@ -129,7 +120,7 @@ def test_a_bad_override_is_refused_and_the_environment_kept() -> None:
     before = dict(os.environ)
     compose_trainer(["recipe=opd_topk", "cluster=cpu", "actor_rollout_ref.actor.optim.lr=1e-4", "+new.key=1"])
     for bad in ("actor_rollout_ref.actor.optim.lrr=1", "no_equals_sign=[", "--stesp"):
-        with pytest.raises(SystemExit, match=f"bad override in {bad}".replace("[", r"\[")):
+        with pytest.raises(SystemExit, match=f"bad override in .*{bad}".replace("[", r"\[")):
             compose_trainer(["recipe=opd_topk", "cluster=cpu", bad])
     assert dict(os.environ) == before
 

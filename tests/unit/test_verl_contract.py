@@ -116,6 +116,12 @@ SIGNATURES = [
     ),
     # the agent loop
     ("verl.experimental.agent_loop:AgentLoopManager.__init__", "config llm_client teacher_client ", "agent_loop.py"),
+    ("verl.experimental.agent_loop.agent_loop:register", "agent_name", "response_loop.py"),
+    (
+        "verl.experimental.agent_loop:AgentLoopBase.ct_build_initial_tokens",
+        "messages tools images videos audios ",
+        "response_loop.py",
+    ),
     # the engine
     (
         f"{LM_HEAD}.__init__",
@@ -310,6 +316,54 @@ SOURCES = [
         ["self.agent_loop_workers_class = AgentLoopWorkerTQ", "super().__init__(*args, **kwargs)"],
         "the manager's worker class may be set anew after __init__",
         "agent_loop.py",
+    ),
+    (
+        "experimental/agent_loop/agent_loop.py",
+        ["_agent_loop_registry[agent_name]", "await agent_loop.run(sampling_params, **kwargs)"],
+        "the sample's agent_name picks its loop, which is told the sample's fields",
+        "agent_loop.py and response_loop.py",
+    ),
+    (
+        "trainer/ppo/v1/agent_loop_tq.py",
+        ["field = output.as_dict()", "field.update(kwargs)"],
+        "a sample's fields go to TransferQueue over the loop's own: `responses` of a rollouts file must be taken out",
+        "off_policy.py",
+    ),
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ['tag["min_global_steps"]', 'tag["max_global_steps"]'],
+        "every rollout says between which steps it was made; a response of the data set says so too",
+        "response_loop.py",
+    ),
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ['f"global_step_{self.global_steps}"', '"actor"', '"latest_checkpointed_iteration.txt"'],
+        "where a checkpoint of main_ppo lies, and which is the newest whole one",
+        "pipeline/folders.py",
+    ),
+    (
+        "utils/checkpoint/checkpoint_handler.py",
+        ['f"global_step_{step}"', "self.engine.save_checkpoint(", "get_checkpoint_tracker_filename("],
+        "the same of the SFT trainer",
+        "pipeline/folders.py",
+    ),
+    (
+        "utils/checkpoint/fsdp_checkpoint_manager.py",
+        ['"huggingface"', "save_pretrained("],
+        "with hf_model a checkpoint holds a Hugging Face folder",
+        "pipeline/folders.py",
+    ),
+    (
+        "trainer/sft_trainer.py",
+        ['config_path="config", config_name="sft_trainer_engine"', "auto_set_device(config)", "run_sft(config)"],
+        "the SFT trainer reads the config that has our slots",
+        "hydra_plugin.py",
+    ),
+    (
+        "utils/tracking.py",
+        ["VERL_FILE_LOGGER_PATH"],
+        "the `file` logger writes where the environment says",
+        "pipeline/child.py and quickstart/distil.py",
     ),
     (
         "experimental/agent_loop/agent_loop.py",

@@ -1,0 +1,197 @@
+"""Findings that take several trainings, or data made of rollouts, through the pipeline (METHODS 4: F2, F6, F8, F10).
+
+    python -m opd_verl.experiments.staged F2 F6 F8 F10 --seeds 0 1 2 --out runs/staged
+
+Models are the quickstart's, changed as a finding needs it. What is there already is not run again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from opd_verl.experiments.findings import COMMON, cell, recovered
+from opd_verl.experiments.measure import Measurement, measure
+from opd_verl.pipeline.__main__ import run as run_pipeline
+from opd_verl.pipeline.config import DataConfig, EvalConfig, ModelsConfig, PipelineConfig, RolloutsConfig, StageConfig
+from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
+from opd_verl.quickstart.models import STUDENT, TEACHER, load_model
+from opd_verl.quickstart.paths import Paths
+from opd_verl.quickstart.prepare import Pupil, eval_problems, prepare, pupils
+from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT
+
+STEPS, LONG_STEPS = 24, 60
+LENGTHS = ("data.max_prompt_length=64", f"data.max_response_length={RESPONSE_LIMIT}")
+RATE = ("actor_rollout_ref.actor.optim.lr=3e-4", "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine")
+WORDY = (1.0,) * 8
+"""A student that opens every line with one of eight letters, which its teacher never writes."""
+WEAK_STEPS = 300
+"""SFT steps of a teacher that solves some problems and fails at others."""
+PROMPTS, SUBSET = 1536, 256
+"""Prompts that both teachers try four times, and the size of every subset made of them."""
+COLD_START = ("data.train_batch_size=64", "data.max_length=128", "optim.lr=3e-4", "trainer.total_epochs=1")
+COLD_PROMPTS = 512
+
+
+def plain(paths: Paths, seed: int) -> list[Pupil]:
+    """The quickstart's pair."""
+    return pupils(paths, seed)
+
+
+def mismatched(paths: Paths, seed: int) -> list[Pupil]:
+    """The student thinks in another pattern."""
+    teacher, student = pupils(paths, seed)
+    return [teacher, replace(student, settings=replace(student.settings, openers=WORDY))]
+
+
+def reversed_pair(paths: Paths, seed: int) -> list[Pupil]:
+    """The student solves the task, the teacher forgets carries."""
+    careless, able = replace(STUDENT_SFT, seed=seed), replace(TEACHER_SFT, seed=seed + 1)
+    return [Pupil(paths.teacher, STUDENT, careless, None), Pupil(paths.student, TEACHER, able, 0.95)]
+
+
+def half_able(paths: Paths, seed: int) -> list[Pupil]:
+    """Two teachers that fail at some problems; the second lies beside the first."""
+    first, student = pupils(paths, seed)
+    weak = replace(TEACHER_SFT, max_steps=WEAK_STEPS, seed=seed)
+    second = Pupil(paths.root / "teacher2", TEACHER, replace(weak, seed=seed + 100), None)
+    return [replace(first, settings=weak, target=None), student, second]
+
+
+def train_stage(student: str, steps: int, train: Path | None = None) -> StageConfig:
+    """OPD on the student's top 16, from the first teacher."""
+    file = None if train is None else str(train)
+    return StageConfig(recipe="opd_topk", student=student, teacher="teacher", steps=steps, train=file)
+
+
+def f2(paths: Paths) -> dict[str, StageConfig]:
+    """OPD alone."""
+    return {"opd": train_stage("student", LONG_STEPS)}
+
+
+def f6(paths: Paths) -> dict[str, StageConfig]:
+    """OPD alone against a cold start and then OPD."""
+    cold = StageConfig(recipe="cold_start", student="student", teacher="teacher", overrides=list(COLD_START))
+    return {
+        "opd": train_stage("student", STEPS),
+        "cold_start": cold,
+        "cold_start_then_opd": train_stage("cold_start", STEPS),
+    }
+
+
+def f8(paths: Paths) -> dict[str, StageConfig]:
+    """OPD on prompts that both teachers solve, on those that neither does, and on the first ones of all."""
+    folder = subsets(paths)
+    files = {name: folder / f"{name}.parquet" for name in ("both_correct", "both_wrong")}
+    return {name: train_stage("student", STEPS, file) for name, file in files.items()} | {
+        "random": train_stage("student", STEPS)
+    }
+
+
+def f10(paths: Paths) -> dict[str, StageConfig]:
+    """A teacher that is worse than its student."""
+    return {"reverse": train_stage("student", LONG_STEPS)}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A pair of models, and what is trained with it."""
+
+    pair: Callable[[Paths, int], list[Pupil]]
+    stages: Callable[[Paths], dict[str, StageConfig]]
+
+
+FINDINGS = {
+    "F2": Finding(plain, f2),
+    "F6": Finding(mismatched, f6),
+    "F8": Finding(half_able, f8),
+    "F10": Finding(reversed_pair, f10),
+}
+
+
+def subsets(paths: Paths) -> Path:
+    """The folder with the subsets of Capacity 5.1, made of four rollouts of each teacher per prompt."""
+    data, out = [sys.executable, "-m", "opd_verl.data"], paths.root / "subsets"
+    if (out / "both_wrong.parquet").exists():
+        return out
+    files = []
+    for teacher in ("teacher", "teacher2"):
+        files.append(str(paths.root / f"{teacher}.rollouts.parquet"))
+        sampling = ["--n", "4", "--max-tokens", str(RESPONSE_LIMIT), "--limit", str(PROMPTS)]
+        command = [*data, "rollouts", str(paths.data / "train.parquet"), *sampling]
+        subprocess.run([*command, "--model", str(paths.root / teacher), "--out", files[-1]], check=True)
+    size = ["--size", str(SUBSET)]
+    subprocess.run([*data, "subsets", "--rollouts", *files, "--out-dir", str(out), *size], check=True)
+    return out
+
+
+def pipeline_of(finding: Finding, paths: Paths, seed: int) -> PipelineConfig:
+    """The finding's trainings, on a machine without accelerators."""
+    stages = finding.stages(paths)
+    for stage in stages.values():
+        stage.student = str(paths.student) if stage.student == "student" else stage.student
+        stage.teacher = str(paths.teacher)
+    return PipelineConfig(
+        models=ModelsConfig(str(paths.student), str(paths.teacher)),
+        data=DataConfig(str(paths.data / "train.parquet"), str(paths.data / "heldout.parquet")),
+        stages=stages,
+        out=str(paths.root / "pipeline"),
+        cluster="cpu",
+        seed=seed,
+        save_freq=LONG_STEPS,
+        overrides=[*COMMON[:3], *LENGTHS, *RATE],
+        rollouts=RolloutsConfig(limit=COLD_PROMPTS, max_tokens=RESPONSE_LIMIT),
+        eval=EvalConfig(enabled=False),
+    )
+
+
+def run(name: str, out: Path, seed: int) -> dict[str, Measurement]:
+    """Prepares, trains and measures: the student before, every stage, and the teacher."""
+    finding, paths = FINDINGS[name], Paths((out / f"{name}-seed{seed}").absolute())
+    table = paths.root / "result.json"
+    if table.exists():
+        return {model: Measurement(**value) for model, value in json.loads(table.read_text()).items()}
+    prepare(paths, seed, finding.pair(paths, seed))
+    config = pipeline_of(finding, paths, seed)
+    run_pipeline(config)
+    folders = {"before": paths.student, "teacher": paths.teacher}
+    folders |= {stage: Path(config.out) / "models" / stage for stage in config.stages}
+    tokenizer, teacher = AutoTokenizer.from_pretrained(paths.teacher), load_model(paths.teacher)
+    found = {
+        model: measure(load_model(folder), teacher, tokenizer, eval_problems()) for model, folder in folders.items()
+    }
+    table.write_text(json.dumps({model: asdict(value) for model, value in found.items()}, indent=2))
+    return found
+
+
+def table(name: str, results: Sequence[dict[str, Measurement]]) -> str:
+    """One finding as markdown: a row per model, mean ± standard deviation over the seeds."""
+    names = list(Measurement.__dataclass_fields__)
+    lines = [f"| {name} | {' | '.join(names)} | recovery |", "|---" * (len(names) + 2) + "|"]
+    for model in results[0]:
+        cells = [cell([getattr(one[model], field) for one in results]) for field in names]
+        stages = [{"before": one["before"], "after": one[model], "teacher": one["teacher"]} for one in results]
+        recovery = "" if model in ("before", "teacher") else cell([recovered(one) for one in stages])
+        lines.append(f"| {model} | {' | '.join(cells)} | {recovery} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs what is asked for, seed by seed, and prints a table for each finding."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("findings", nargs="+", choices=sorted(FINDINGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/staged"))
+    options = parser.parse_args()
+    for name in options.findings:
+        results = [run(name, options.out, seed) for seed in options.seeds]
+        print(table(name, results), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The pipeline's real command: GRPO, rollouts of its teacher, a cold start, OPD, one table; killed and begun again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from opd_verl.pipeline.folders import StageFolder
+from opd_verl.quickstart.paths import Paths
+
+SECONDS = 900
+SMALL = [
+    "data.train_batch_size=32",
+    "data.max_prompt_length=64",
+    "data.max_response_length=64",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+    "actor_rollout_ref.actor.optim.lr=3e-4",
+    "actor_rollout_ref.rollout.n=2",
+]
+COLD_START = ["data.train_batch_size=16", "data.max_length=128", "optim.lr=1e-3"]
+EVALUATION = ["n=2", "limit=24", "max_tokens=64", "entropy=false", "preset=greedy", "temperature=1.0", "suffix=''"]
+COLD_STEPS = 16
+
+
+def command(models: Paths, out: Path, *changes: str) -> list[str]:
+    """The whole pipeline, as small as it gets."""
+    small, cold, evaluation = (json.dumps(one, separators=(",", ":")) for one in (SMALL, COLD_START, EVALUATION))
+    return [
+        *(sys.executable, "-m", "opd_verl.pipeline", "pipeline=grpo_cold_start_opd", "cluster=cpu", f"out={out}"),
+        *(f"models.student={models.student}", f"models.teacher={models.teacher}"),
+        *(f"data.train={models.data / 'train.parquet'}", f"data.val={models.data / 'heldout.parquet'}"),
+        *(f"overrides={small}", f"eval.overrides={evaluation}", "save_freq=2"),
+        *("rollouts.limit=64", "rollouts.max_tokens=64"),
+        *(f"stages.cold_start.overrides={cold}", f"stages.cold_start.steps={COLD_STEPS}"),
+        *("stages.teacher.steps=2", "stages.distil.steps=4"),
+        *changes,
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The results of the whole pipeline, and what it printed."""
+    out = tmp_path_factory.mktemp("pipeline") / "undisturbed"
+    done = subprocess.run(command(models, out), capture_output=True, text=True, timeout=SECONDS, cwd=out.parent)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return out, done.stdout
+
+
+def rows(out: Path) -> dict[str, Any]:
+    """The table across stages, by model."""
+    return {row["model"]: row for row in json.loads((out / "table.json").read_text())}
+
+
+def test_one_command_trains_every_stage_and_compares_all_models(undisturbed: tuple[Path, str]) -> None:
+    out, printed = undisturbed
+    found = rows(out)
+    assert list(found) == ["models.student", "models.teacher", "teacher", "cold_start", "distil"]
+    assert [found[name]["steps"] for name in ("teacher", "cold_start", "distil")] == [2, COLD_STEPS, 4]
+    first, last = found["distil"]["reverse_kl"]
+    assert last < first, "OPD moves the student toward its teacher"
+    assert (found["distil"]["student"], found["distil"]["teacher"]) == ("cold_start", "teacher")
+    assert "distil" in printed and "gap recovery" in printed and (out / "stages.png").stat().st_size > 10_000
+    for name in ("teacher", "cold_start", "distil"):
+        assert AutoModelForCausalLM.from_pretrained(out / "models" / name).config.model_type == "qwen3"
+
+
+def killed_in(line: list[str], folder: Path, after: int) -> None:
+    """Runs the pipeline, and kills it once a stage's folder has a checkpoint of `after` steps or more."""
+    with (folder / "killed.log").open("w") as log:
+        child = subprocess.Popen(line, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    end = time.monotonic() + SECONDS
+    while not any(
+        StageFolder(one, "cold_start").latest_step() >= after for one in folder.glob("*/stages/cold_start-*")
+    ):
+        assert child.poll() is None and time.monotonic() < end, (folder / "killed.log").read_text()[-3000:]
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def test_a_stage_that_was_killed_ends_with_the_same_weights(
+    undisturbed: tuple[Path, str], models: Paths, tmp_path: Path
+) -> None:
+    """The stage of verl's SFT trainer: those of main_ppo are in test_main_ppo.py and recipes/LOG.md."""
+    shutil.copytree(undisturbed[0], tmp_path / "again", symlinks=True)
+    (cold,) = (tmp_path / "again" / "stages").glob("cold_start-*")
+    weights = (undisturbed[0] / "models" / "cold_start" / "model.safetensors").read_bytes()
+    shutil.rmtree(cold)
+    line = command(models, tmp_path / "again", "eval.enabled=false")
+    killed_in(line, tmp_path, after=4)
+    assert not (cold / "done.json").exists()
+    done = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path)
+    assert done.returncode == 0 and "cold_start (cold_start): goes on after step" in done.stdout, done.stderr[-3000:]
+    assert done.stdout.count("finished before") == 2, "what was finished is not trained again"
+    assert (tmp_path / "again" / "models" / "cold_start" / "model.safetensors").read_bytes() == weights
