@@ -73,7 +73,7 @@ def plan_stage(config: PipelineConfig, name: str, stage: StageConfig, earlier: M
     rollouts = None
     if trainer == SFT or (distils and composed.opd.off_policy.share):
         rollouts = plan_rollouts(config, stage, composed, train, identity)
-        identity["train"] = rollouts.fingerprint
+        identity["train"] = rollouts.identity
     check_stage(composed, inputs, distils, rollouts is not None)
     fingerprint = stage_fingerprint(with_stand_ins(composed), identity)
     folder = StageFolder(Path(config.out).absolute() / "stages" / f"{name}-{fingerprint}", stage.recipe)

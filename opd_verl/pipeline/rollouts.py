@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ class RolloutsPlan:
     only_correct: bool
 
     @property
+    def identity(self) -> str:
+        """What identifies the file that the stage trains on."""
+        return f"{self.fingerprint}/{self.train_file.name}"
+
+    @property
     def train_file(self) -> Path:
         """What the stage trains on."""
         return self.file if self.messages is None else self.messages
@@ -48,11 +53,10 @@ def plan_rollouts(
     options |= {"seed": config.seed, **({"limit": wanted.limit} if wanted.limit else {})}
     options |= {"chat-template-kwargs": json.dumps(render)} if render else {}
     content = {"options": options, "teacher": identity.get("teacher"), "train": identity["train"]}
-    content |= {"rollouts": asdict(wanted), "sft": sft}
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
     folder = Path(config.out).absolute() / "rollouts" / fingerprint
     arguments = [train, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
-    messages = folder / "sft.parquet" if sft else None
+    messages = folder / f"sft{'-correct' * wanted.only_correct}.parquet" if sft else None
     return RolloutsPlan(fingerprint, folder / "rollouts.parquet", messages, tuple(arguments), wanted.only_correct)
 
 

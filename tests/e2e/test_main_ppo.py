@@ -92,13 +92,12 @@ def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, P
 
 def test_full_vocabulary_with_a_privileged_context(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
     """The teacher's hidden states travel to the actor, which forms both sides' distributions from them. In the first
-    step the rollouts are those of `sampled`, and a teacher that has read the answer finds them otherwise likely.
+    step the rollouts are those of `sampled`, and a teacher that has read the answer finds them otherwise likely. That
+    the whole vocabulary's divergence falls: test_pipeline.py, recipe=gkd.
     """
     hint = ("opd.plugins=[hints]", "opd.context.name=hint", "opd.context.max_tokens=64")
-    lr = "actor_rollout_ref.actor.optim.lr=1e-3"
-    steps = main_ppo("full", "opd_full", 14, *SMALL, *hint, lr, "trainer.save_freq=-1")
-    assert -change(steps, "actor/opd/divergence") > 0.2 and -change(steps, "opd/reverse_kl") > 0.2
-    assert all(step["opd/teacher_missing_share"] == 0.0 for step in steps)
+    steps = main_ppo("full", "opd_full", 2, *SMALL, *hint, "trainer.save_freq=-1")
+    assert all(step["opd/teacher_missing_share"] == 0.0 and step["actor/opd/divergence"] > 0.0 for step in steps)
     plain, hinted = sampled[0][0], steps[0]
     assert hinted["opd/student_entropy"] == pytest.approx(plain["opd/student_entropy"], rel=1e-5)
     assert abs(hinted["opd/reverse_kl"] - plain["opd/reverse_kl"]) > 1e-3
@@ -149,11 +148,23 @@ def test_a_teacher_behind_verls_own_server_gives_the_same_numbers(sampled: tuple
     assert steps[1]["opd/teacher_ready_share"] > 0.0, "it too scores while rollouts are generated"
 
 
-def test_grpo_swaps_in_by_the_recipe_alone(main_ppo: Run) -> None:
-    steps = main_ppo("grpo", "grpo", 2, "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4")
-    assert [step["step"] for step in steps] == [1, 2]
+def test_grpo_goes_on_from_a_checkpoint_of_opd_by_the_recipe_alone(
+    sampled: tuple[Steps, Path], main_ppo: Run, tmp_path: Path
+) -> None:
+    """Weights, Adam's moments, step and schedule: the learning rate stays the checkpoint's, as the README says."""
+    shutil.copytree(sampled[1] / "global_step_3", tmp_path / "global_step_3")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    steps = main_ppo(
+        "grpo", "grpo", 5, *SMALL, "actor_rollout_ref.rollout.n=2", "actor_rollout_ref.actor.optim.lr=7e-5",
+        "trainer.resume_mode=auto", f"trainer.default_local_dir={tmp_path}",
+    )  # fmt: skip
+    assert [step["step"] for step in steps] == [4, 5]
+    assert all(step["actor/lr"] == pytest.approx(sampled[0][3]["actor/lr"]) for step in steps)
     assert not any(key.startswith("opd/") for step in steps for key in step)
     assert all("actor/pg_clipfrac_lower" in step for step in steps), "verl's own vanilla loss"
+    optimizer = torch.load(tmp_path / "global_step_5" / "actor" / "optim_world_size_1_rank_0.pt", weights_only=False)
+    updates = {int(state["step"]) for state in optimizer["state"].values()}
+    assert updates == {3 * 4 + 2 * 8}, "4 updates in each of OPD's steps, 8 in each of GRPO's"
 
 
 def test_wandb_writes_offline_without_a_network(sampled: tuple[Steps, Path], main_ppo: Run) -> None:

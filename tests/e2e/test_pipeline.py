@@ -40,7 +40,7 @@ def command(models: Paths, out: Path, *changes: str) -> list[str]:
         *(f"overrides={small}", f"eval.overrides={evaluation}", "save_freq=2"),
         *("rollouts.limit=64", "rollouts.max_tokens=64"),
         *(f"stages.cold_start.overrides={cold}", f"stages.cold_start.steps={COLD_STEPS}"),
-        *("stages.teacher.steps=2", "stages.distil.steps=4"),
+        *("stages.teacher.steps=2", "stages.distil.recipe=gkd", "stages.distil.steps=6"),
         *changes,
     ]
 
@@ -63,13 +63,22 @@ def test_one_command_trains_every_stage_and_compares_all_models(undisturbed: tup
     out, printed = undisturbed
     found = rows(out)
     assert list(found) == ["models.student", "models.teacher", "teacher", "cold_start", "distil"]
-    assert [found[name]["steps"] for name in ("teacher", "cold_start", "distil")] == [2, COLD_STEPS, 4]
-    first, last = found["distil"]["reverse_kl"]
-    assert last < first, "OPD moves the student toward its teacher"
+    assert [found[name]["steps"] for name in ("teacher", "cold_start", "distil")] == [2, COLD_STEPS, 6]
     assert (found["distil"]["student"], found["distil"]["teacher"]) == ("cold_start", "teacher")
     assert "distil" in printed and "gap recovery" in printed and (out / "stages.png").stat().st_size > 10_000
     for name in ("teacher", "cold_start", "distil"):
         assert AutoModelForCausalLM.from_pretrained(out / "models" / name).config.model_type == "qwen3"
+
+
+def test_half_of_the_responses_are_the_teachers(undisturbed: tuple[Path, str]) -> None:
+    """recipe=gkd on the responses that the cold start learned from."""
+    (folder,) = (undisturbed[0] / "stages").glob("distil-*")
+    steps = StageFolder(folder, "gkd").steps()
+    assert 0.3 < sum(step["opd/off_policy_share"] for step in steps) / len(steps) < 0.7
+    divergence = [step["actor/opd/divergence"] for step in steps]
+    assert sum(divergence[-2:]) < sum(divergence[:2]), divergence
+    assert all("opd/reverse_kl" in step for step in steps), "of the other half"
+    assert len(list((undisturbed[0] / "rollouts").iterdir())) == 1, "sampled once for both stages"
 
 
 def killed_in(line: list[str], folder: Path, after: int) -> None:

@@ -64,7 +64,7 @@ def test_every_pipeline_plans(path: Path, start: list[str], tmp_path: Path) -> N
     text = path.read_text()
     assert text.startswith("# @package _global_\n# python -m opd_verl.pipeline pipeline=") and path.stem in text
     short = 'stages.{}.overrides=["data.max_length=64","data.max_token_len_per_gpu=64"]'
-    changes = [short.format("cold_start")] if path.stem == "cold_start_then_opd" else []
+    changes = [short.format("cold_start")] if "cold_start" in path.stem else []
     plans = plan(pipeline(start, tmp_path, *changes, name=path.stem))
     assert [one.name for one in plans] == list(pipeline(start, tmp_path, name=path.stem).stages)
     assert len({one.fingerprint for one in plans}) == len(plans)
@@ -174,6 +174,23 @@ def test_only_what_a_stage_depends_on_changes_its_name(start: list[str], tmp_pat
     teacher, distil = fingerprints(start, tmp_path, 'stages.distil.overrides=["opd.advantage.clamp=5"]')
     assert teacher == before[0] and distil != before[1]
     assert all(one not in before for one in fingerprints(start, tmp_path, "seed=1"))
+
+
+def test_stages_share_the_teachers_responses(start: list[str], tmp_path: Path) -> None:
+    short = 'stages.cold_start.overrides=["data.max_length=64","data.max_token_len_per_gpu=64"]'
+    teacher = "stages.distil.teacher=${models.teacher}"
+    changes = (short, "stages.distil.recipe=gkd", "stages.cold_start.teacher=${models.teacher}", teacher)
+    _, cold, distil = plan(pipeline(start, tmp_path, *changes, name="grpo_cold_start_opd"))
+    assert cold.rollouts is not None and distil.rollouts is not None and cold.rollouts.file == distil.rollouts.file
+    assert cold.rollouts.train_file.name == "sft.parquet" and distil.rollouts.train_file == distil.rollouts.file
+    _, only_correct, same = plan(
+        pipeline(start, tmp_path, *changes, "rollouts.only_correct=true", name="grpo_cold_start_opd")
+    )
+    assert only_correct.fingerprint != cold.fingerprint and only_correct.rollouts is not None
+    assert only_correct.rollouts.file == cold.rollouts.file, "only what is made of them differs"
+    assert same.rollouts == replace(distil.rollouts, only_correct=True)
+    _, _, hotter = plan(pipeline(start, tmp_path, *changes, "rollouts.temperature=0.7", name="grpo_cold_start_opd"))
+    assert hotter.rollouts is not None and hotter.rollouts.file != distil.rollouts.file
 
 
 def test_files_count_by_their_content(start: list[str], tmp_path: Path) -> None:

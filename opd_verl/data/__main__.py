@@ -1,0 +1,68 @@
+"""`python -m opd_verl.data COMMAND ...`: data files for on-policy distillation, in verl's parquet format.
+
+python -m opd_verl.data convert gsm8k --split train --out data/gsm8k.parquet
+python -m opd_verl.data COMMAND --help          # each command with a complete example
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from opd_verl.data import contexts, convert, dedup, sft, subsets, template
+from opd_verl.errors import ConfigError
+from opd_verl.sampling import command as rollouts
+from opd_verl.sampling.child import ChildError
+
+
+class Command(Protocol):
+    """A module that is a command: its docstring is the help text, whose first line ends the list of commands."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declares the command's arguments."""
+        ...
+
+    def run(self, options: argparse.Namespace) -> object:
+        """Does the work. Raises ConfigError for what the user can mend."""
+        ...
+
+
+COMMANDS: dict[str, Command] = {
+    "convert": convert,
+    "dedup": dedup,
+    "rollouts": rollouts,
+    "subsets": subsets,
+    "template": template,
+    "contexts": contexts,
+    "sft": sft,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `options.run` is the chosen one's."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m opd_verl.data", description=__doc__, formatter_class=form)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        text = command.__doc__ or ""
+        chosen = commands.add_parser(name, help=text.split("\n")[0], description=text, formatter_class=form)
+        command.add_arguments(chosen)
+        chosen.set_defaults(run=command.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status is 1 where it was refused."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ConfigError, ChildError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

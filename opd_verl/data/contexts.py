@@ -1,0 +1,108 @@
+"""Fill the solutions that a self-distilling teacher is shown (opd.context, Unmasking E.9) from judged rollouts.
+
+  python -m opd_verl.data contexts train.parquet --rollouts rollouts.parquet --correct 3 --wrong 1 --needs 3c \\
+      --out train-contexts.parquet
+
+Writes extra_info.correct and extra_info.wrong: per question the first finished correct, or wrong, responses in the
+order of the rollouts, files as given, no text twice. --use-solution puts the data set's own solution before them.
+--summaries does the same for extra_info.correct_summaries and wrong_summaries: rollouts files whose responses are
+summaries, each with the score of what it sums up.
+
+--needs CONTEXT leaves out the rows that have too little for it: they are counted, and written to OUT with the suffix
+.removed.jsonl.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from opd_verl.contexts import CONTEXT_HOOKS
+from opd_verl.data.files import parquet, read_table, replace_column, take, write_lines, write_table
+from opd_verl.data.judged import Judged, read_judged
+from opd_verl.data.prompts import KEYS, keys, rows_of
+from opd_verl.data.rows import Row, info
+from opd_verl.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `contexts`."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="verl parquet")
+    parser.add_argument("--rollouts", type=Path, nargs="+", required=True, help="judged rollouts of FILE's prompts")
+    parser.add_argument("--summaries", type=Path, nargs="+", default=[], help="the same, with summaries as responses")
+    parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
+    parser.add_argument("--correct", type=int, default=3, help="the most correct texts of a row; default 3")
+    parser.add_argument("--wrong", type=int, default=1, help="the most wrong texts of a row; default 1")
+    parser.add_argument("--use-solution", action="store_true", help="extra_info.solution is the first correct text")
+    parser.add_argument("--needs", choices=tuple(CONTEXT_HOOKS), help="keep only rows that have enough for it")
+    parser.add_argument("--key", choices=KEYS, default=KEYS[0], help="what tells that rows of two files are the same")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Reads, fills, writes and reports."""
+    if min(options.correct, options.wrong) < 0:
+        raise ConfigError("--correct/--wrong", (options.correct, options.wrong), "below 0", "give 0 or more")
+    table = read_table(options.file)
+    names = keys(table, options.file, options.key)
+    rollouts = [read_judged(path, options.key) for path in options.rollouts]
+    filled = _filled(table, names, rollouts, options)
+    lacking = {place: why for place, extra in enumerate(filled) if (why := lacks(extra, options.needs))}
+    kept = [place for place in range(table.num_rows) if place not in lacking]
+    without = sum(not any(name in file for file in rollouts) for name in names)
+    if not kept:
+        problem = f"no row of {options.file} has enough ({without} of {len(names)} have no rollouts)"
+        raise ConfigError("--needs", options.needs, problem, "raise --correct or --wrong, or add rollouts")
+    lines: list[Row] = [{"row": place + 1, "reason": why, "question": names[place]} for place, why in lacking.items()]
+    write_lines(lines, options.out.with_suffix(".removed.jsonl"))
+    write_table(take(replace_column(table, "extra_info", filled), kept), options.out)
+    totals = [sum(len(filled[place][name]) for place in kept) for name in ("correct", "wrong")]
+    print(
+        f"read {len(names)}, without rollouts {without}, removed {len(lacking)}, written {len(kept)} "
+        f"with {totals[0]} correct and {totals[1]} wrong texts -> {options.out}"
+    )
+
+
+def _filled(
+    table: pa.Table, names: Sequence[str], rollouts: Sequence[dict[str, Judged]], options: argparse.Namespace
+) -> list[Row]:
+    """Every row's `extra_info` with its texts."""
+    own = [info(row) for row in rows_of(table)]
+    if options.use_solution and not any(extra.get("solution") for extra in own):
+        problem = f"no row of {options.file} has extra_info.solution"
+        raise ConfigError("--use-solution", True, problem, "`convert` fills it for sets that have solutions")
+    summaries = [read_judged(path, options.key) for path in options.summaries]
+    filled = []
+    for extra, name in zip(own, names, strict=True):
+        first = extra.get("solution") if options.use_solution else None
+        lists = fill(name, rollouts, first, options.correct, options.wrong, "")
+        lists |= fill(name, summaries, None, options.correct, options.wrong, "_summaries") if summaries else {}
+        filled.append({**extra, **lists})
+    return filled
+
+
+def fill(
+    key: str, files: Sequence[Mapping[str, Judged]], own: str | None, correct: int, wrong: int, kind: str
+) -> dict[str, list[str]]:
+    """A row's `correct<kind>` and `wrong<kind>`; `own`, if there is one, is the first correct text."""
+    judged = [file[key] for file in files if key in file]
+    good = [*filter(None, [own]), *(text for one in judged for text in finished_texts(one, 1.0))]
+    bad = [text for one in judged for text in finished_texts(one, 0.0)]
+    return {f"correct{kind}": list(dict.fromkeys(good))[:correct], f"wrong{kind}": list(dict.fromkeys(bad))[:wrong]}
+
+
+def finished_texts(judged: Judged, score: float) -> list[str]:
+    """The responses with this score that ended by themselves and are not empty, in their order."""
+    every = zip(judged.responses, judged.finished, judged.scores, strict=True)
+    return [text for text, finished, found in every if finished and found == score and text.strip()]
+
+
+def lacks(extra_info: Row, context: str | None) -> str:
+    """What the context named does not find in the row; empty if it finds all, or none is named."""
+    if context is None:
+        return ""
+    try:
+        CONTEXT_HOOKS[context]({"extra_info": extra_info, "index": extra_info.get("index")})
+    except ValueError as error:
+        return str(error)
+    return ""

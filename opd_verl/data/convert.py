@@ -1,0 +1,145 @@
+"""Turn a known set, or a file in verl's format, into verl parquet with every prompt under one template.
+
+  python -m opd_verl.data convert gsm8k --split test --out data/gsm8k.parquet
+  python -m opd_verl.data convert gsm8k --source gsm8k.jsonl --split test --out data/gsm8k.parquet     # no network
+  python -m opd_verl.data convert dapo-math-17k.parquet --template dapo --out data/dapo.parquet        # verl's format
+
+Columns: data_source, prompt, ability, reward_model {style, ground_truth}, extra_info {split, index, question, template,
+solution, ...}. `question` is bare: a known instruction that the row brings is taken off before the template is put on.
+`index` is text (verl joins no files in which one field has two types). A row in verl's format keeps its answer and its
+other columns.
+
+Bad rows are shown on stderr, counted by reason, and written to OUT with the suffix .bad.jsonl; none is dropped unsaid.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from opd_verl.data.files import join, make_table, parquet, write_table
+from opd_verl.data.report import BadRows
+from opd_verl.data.rows import (
+    BadRow,
+    Row,
+    answer_text,
+    bare_question,
+    column,
+    info,
+    is_verl,
+    question_text,
+    templated,
+)
+from opd_verl.data.sets import SETS, KnownSet
+from opd_verl.data.source import Record, first, read_file, read_hub, unit
+from opd_verl.data.templates import TEMPLATES, strip, template_text
+from opd_verl.errors import ConfigError
+
+ROWS_AT_ONCE = 10_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `convert`."""
+    parser.add_argument("set", metavar="NAME_OR_FILE", help=f"a file in verl's format, or one of {', '.join(SETS)}")
+    parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
+    parser.add_argument("--source", type=Path, help="local parquet, jsonl or json file of the set, in place of the hub")
+    parser.add_argument("--split", choices=("train", "test"), help="default: the set's first, or what the rows say")
+    parser.add_argument(
+        "--template", default="boxed", help=f"{', '.join(TEMPLATES)} or your own text with {{question}}"
+    )
+    parser.add_argument("--limit", type=int, help="read only the first so many rows")
+    parser.add_argument("--strict", action="store_true", help="any bad row is an error, and nothing is written")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Reads, converts, writes and reports."""
+    known, template = SETS.get(options.set), template_text(options.template)
+    if not known and (options.source or not Path(options.set).is_file()):
+        problem = "not a known set" if options.source else "neither a known set nor a file"
+        raise ConfigError("NAME_OR_FILE", options.set, problem, f"the sets are {', '.join(SETS)}")
+    path: Path | None = options.source or (None if known else Path(options.set))
+    records = read_file(path) if path else read_hub(SETS[options.set], _split(SETS[options.set], options))
+    bad = BadRows(unit(path))
+    table = convert(first(records, options.limit), known, options.split, template, bad)
+    bad.write(options.out.with_suffix(".bad.jsonl"))
+    read = table.num_rows + len(bad.found)
+    if not table.num_rows:
+        remedy = "check the file, or name the set that it is of: `convert gsm8k --source FILE`"
+        raise ConfigError("file", str(path or options.set), f"no good row: read {read}, {bad}", remedy)
+    if options.strict and bad.found:
+        raise ConfigError("--strict", True, f"read {read}, {bad}", "mend the rows, or leave --strict out")
+    write_table(table, options.out)
+    print(f"read {read}, written {table.num_rows}, {bad} -> {options.out}")
+
+
+def _split(known: KnownSet, options: argparse.Namespace) -> str:
+    split = options.split or next(iter(known.splits))
+    if split not in known.splits:
+        raise ConfigError("--split", split, f"{options.set} has only {', '.join(known.splits)}", "choose this one")
+    return split
+
+
+def convert(
+    records: Iterable[Record], known: KnownSet | None, split: str | None, template: str, bad: BadRows
+) -> pa.Table:
+    """The good rows as a table; the others go to `bad`. Rows are kept as Arrow's, so that millions of them fit."""
+    default = next(iter(known.splits)) if known else "train"
+    tables, rows = [make_table([])], []
+    for number, row in _good(tqdm(records, unit=" rows", disable=None), bad):
+        try:
+            rows.append(_verl_row(row, number - 1, known, split, default, template))
+        except BadRow as error:
+            bad.add(number, error, row)
+        if len(rows) == ROWS_AT_ONCE:
+            tables.append(make_table(rows))
+            rows = []
+    return join([*tables, make_table(rows)])
+
+
+def _good(records: Iterable[Record], bad: BadRows) -> Iterator[tuple[int, Row]]:
+    for number, row in records:
+        if isinstance(row, BadRow):
+            bad.add(number, row, None)
+        else:
+            yield number, row
+
+
+def _verl_row(row: Row, index: int, known: KnownSet | None, split: str | None, default: str, template: str) -> Row:
+    if is_verl(row):
+        row = from_verl(row, known.repo if known else "unknown")
+    elif known:
+        row = from_raw(row, known)
+    else:
+        raise BadRow("not verl's format", f"no columns prompt and reward_model, only {', '.join(row)}")
+    own = row["extra_info"]
+    place = {"split": split or own.get("split") or default, "index": str(own.get("index", index))}
+    return templated({**row, "extra_info": {**own, **place}}, own["question"], template)
+
+
+def from_verl(row: Row, data_source: str) -> Row:
+    """A row in verl's format with its question found and its answer checked. Raises BadRow."""
+    reward_model = column(row, "reward_model")
+    if not isinstance(reward_model, dict):
+        raise BadRow("wrong type", f"reward_model is of type {type(reward_model).__name__}")
+    question = question_text(bare_question(row))
+    answer = answer_text(reward_model.get("ground_truth"))
+    named = {"data_source": row.get("data_source") or data_source, "ability": row.get("ability") or "math"}
+    reward = {**reward_model, "style": "rule", "ground_truth": answer}
+    own = {name: value for name, value in info(row).items() if value is not None}
+    return {**row, **named, "reward_model": reward, "extra_info": {**own, "question": question}}
+
+
+def from_raw(row: Row, known: KnownSet) -> Row:
+    """A raw row of a known set in verl's format, its prompt not yet under a template. Raises BadRow."""
+    question = question_text(strip(question_text(known.question(row))))
+    answer, solution = answer_text(known.answer(row)), known.solution(row)
+    kept = {name: str(row[name]) for name in known.keep if row.get(name) is not None}
+    return {
+        "data_source": known.repo,
+        "prompt": [{"role": "user", "content": question}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": answer},
+        "extra_info": {**kept, "question": question, "solution": solution},
+    }

@@ -1,0 +1,87 @@
+"""Remove the rows of a file whose question also is in other files, and the file's own duplicates (Rethinking C.3).
+
+  python -m opd_verl.data dedup deepmath.parquet --against dapo.parquet math500.parquet --out deepmath-deduped.parquet
+
+Questions are compared without their template, in lower case, without white space, LaTeX spacing, `$` and punctuation;
+beyond that, two whose word 5-grams have a Jaccard similarity of --threshold or more are near-duplicates. Of duplicates
+within FILE the first stays. A question that differs only in its numbers can be a near-duplicate if it is long: the
+removed rows are in OUT with the suffix .removed.jsonl, each with what it matches and how well.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from opd_verl.data.files import parquet, read_table, take, write_lines, write_table
+from opd_verl.data.matching import Match, duplicates
+from opd_verl.data.prompts import questions
+from opd_verl.data.rows import Row
+from opd_verl.errors import ConfigError
+
+
+class Origin(NamedTuple):
+    """Where a question stands."""
+
+    file: str
+    row: int
+    """From 1."""
+    question: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `dedup`."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="verl parquet")
+    parser.add_argument("--against", type=Path, nargs="+", default=[], metavar="OTHER", help="verl parquet files")
+    parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
+    parser.add_argument("--threshold", type=float, default=0.8, help="similarity of near-duplicates; default 0.8")
+    parser.add_argument("--exact", action="store_true", help="leave near-duplicates in")
+    parser.add_argument("--keep-internal", action="store_true", help="leave duplicates within FILE in")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Reads, compares, writes and reports."""
+    if not 0 < options.threshold <= 1:
+        raise ConfigError("--threshold", options.threshold, "not above 0 and at most 1", "0.8 is the default")
+    if options.keep_internal and not options.against:
+        raise ConfigError("--keep-internal", True, "nothing is left to compare", "give --against, or leave it out")
+    table = read_table(options.file)
+    against = list(chain.from_iterable(map(_origins, options.against)))
+    own = [Origin(str(options.file), row, text) for row, text in enumerate(questions(table, options.file), start=1)]
+    threshold = None if options.exact else options.threshold
+    found = duplicates([q.question for q in own], [q.question for q in against], threshold, not options.keep_internal)
+    kept = [place for place in range(len(own)) if place not in found]
+    if not kept:
+        raise ConfigError("FILE", str(options.file), f"all {len(own)} rows are duplicates", "see --against")
+    write_lines(removed(found, own, against), options.out.with_suffix(".removed.jsonl"))
+    write_table(take(table, kept), options.out)
+    print(f"read {len(own)}, written {len(kept)}, removed {summary(found, len(against))} -> {options.out}")
+
+
+def _origins(path: Path) -> list[Origin]:
+    table = read_table(path, only=True)
+    return [Origin(str(path), row, text) for row, text in enumerate(questions(table, path), start=1)]
+
+
+def removed(found: dict[int, Match], own: Sequence[Origin], against: Sequence[Origin]) -> list[Row]:
+    """The removed rows, each with the row it matches."""
+    every = [*against, *own]
+    return [
+        {
+            "row": own[place].row,
+            "question": own[place].question,
+            "match": match.kind,
+            "similarity": round(match.score, 4),
+            "matches": every[match.place]._asdict(),
+        }
+        for place, match in found.items()
+    ]
+
+
+def summary(found: dict[int, Match], against: int) -> str:
+    """How many by where the match is and how good it is."""
+    kinds = Counter((match.place >= against, match.kind) for match in found.values())
+    counts = [kinds[inside, kind] for inside in (False, True) for kind in ("exact", "near")]
+    return "{} (against others: exact {}, near {}; within FILE: exact {}, near {})".format(len(found), *counts)

@@ -1,0 +1,114 @@
+"""Parquet tables in and out. A file is written beside its place and then moved there: it is whole or absent."""
+
+import json
+import os
+from argparse import ArgumentTypeError
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd_verl.data.rows import Row
+from opd_verl.errors import ConfigError
+
+
+def parquet(text: str) -> Path:
+    """An argument that names a parquet file."""
+    if not text.endswith(".parquet"):
+        raise ArgumentTypeError(f"{text!r} does not end in .parquet")
+    return Path(text)
+
+
+def read_table(path: Path, columns: Sequence[str] = ("prompt",), only: bool = False) -> pa.Table:
+    """A parquet file that has `columns`, with all of its columns, or `only` these and `extra_info` if it is there.
+
+    Raises ConfigError if the file cannot be read or lacks one of them.
+    """
+    try:
+        there = pq.read_schema(path).names
+        missing = [name for name in columns if name not in there]
+        if not missing:
+            wanted = [name for name in there if name in (*columns, "extra_info")]
+            return pq.read_table(path, columns=wanted if only else None)
+    except (FileNotFoundError, IsADirectoryError, pa.ArrowInvalid) as error:
+        problem = f"cannot be read as parquet ({error})"
+        raise ConfigError("file", str(path), problem, "`convert` makes such files") from error
+    problem = f"lacks the columns {', '.join(missing)}"
+    raise ConfigError("file", str(path), problem, "`convert` makes files of prompts, `rollouts` files of rollouts")
+
+
+def make_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table of every column that one of them has. Raises ConfigError where a column is of several types."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: _array(name, [row.get(name) for row in rows]) for name in names})
+
+
+def join(tables: Iterable[pa.Table]) -> pa.Table:
+    """The tables below each other. Raises ConfigError where a column is of several types."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise ConfigError("column", "", f"of several types ({error})", "give each field one type") from error
+
+
+def take(table: pa.Table, places: Sequence[int]) -> pa.Table:
+    """The rows at these places, in this order; there may be none."""
+    return table.take(pa.array(places, pa.int64()))
+
+
+def replace_column(table: pa.Table, name: str, values: Sequence[Any]) -> pa.Table:
+    """The table with a column of new values, in its old place or else at the end."""
+    place = table.schema.get_field_index(name)
+    array = _array(name, values)
+    return table.append_column(name, array) if place < 0 else table.set_column(place, name, array)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes a parquet file; a column without any value becomes one of texts.
+
+    What pandas or datasets noted about the columns of the file it came from is dropped: it need not hold any more.
+    """
+    schema = pa.schema([field.with_type(_typed(field.type)) for field in table.schema])
+    with _whole(path) as unfinished:
+        pq.write_table(table.cast(schema), unfinished)
+
+
+def write_lines(rows: Sequence[Row], path: Path) -> None:
+    """Writes one JSON object a line; without rows, no file is left there, not even an older one."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with _whole(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _array(name: str, values: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ConfigError("column", name, f"of several types ({error})", "give the field one type") from error
+
+
+def _typed(kind: pa.DataType) -> pa.DataType:
+    """The type with texts in place of parquet's null type, which other readers do not all know."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_typed(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_typed(field.type)) for field in kind])
+    return kind
