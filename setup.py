@@ -68,7 +68,7 @@ setup(
     version="0.1.0",
     description="On-policy distillation as a verl recipe: `python -m verl.trainer.main_ppo recipe=opd`",
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["opd_verl*", "hydra_configs"]),
+    packages=find_packages(include=["opd_verl*", "hydra_configs*"]),
     package_data={"hydra_configs": ["**/*.yaml"]},
     entry_points={
         "verl.plugins": ["opd_verl = opd_verl.plugin"],

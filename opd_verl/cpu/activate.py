@@ -4,7 +4,6 @@ import os
 
 import torch
 
-
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
 """Unless the user says otherwise: GiB of vLLM's cache, half of the machine's memory without it; and no compilation, as
 vLLM compiles helpers of its sampler for 10 s even when told to stay eager."""

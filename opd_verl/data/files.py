@@ -1,10 +1,8 @@
 """Parquet tables in and out. A file is written beside its place and then moved there: it is whole or absent."""
 
 import json
-import os
 from argparse import ArgumentTypeError
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 
 from opd_verl.data.rows import Row
 from opd_verl.errors import ConfigError
+from opd_verl.files import whole
 
 
 def parquet(text: str) -> Path:
@@ -72,7 +71,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     What pandas or datasets noted about the columns of the file it came from is dropped: it need not hold any more.
     """
     schema = pa.schema([field.with_type(_typed(field.type)) for field in table.schema])
-    with _whole(path) as unfinished:
+    with whole(path) as unfinished:
         pq.write_table(table.cast(schema), unfinished)
 
 
@@ -81,19 +80,8 @@ def write_lines(rows: Sequence[Row], path: Path) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with _whole(path) as unfinished:
+    with whole(path) as unfinished:
         unfinished.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _array(name: str, values: Sequence[Any]) -> pa.Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from opd_verl.sampling.files import digest, model_fingerprint
+from opd_verl.files import digest, model_fingerprint
 
 VOLATILE = (
     "trainer.logger",

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from opd_verl.files import write_json
 from opd_verl.pipeline.commands import is_sft
-from opd_verl.sampling.files import write_json
 
 
 @dataclass(frozen=True)

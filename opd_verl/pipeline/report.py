@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from opd_verl.files import whole, write_json, write_text
 from opd_verl.pipeline.compare import StageRow, as_json
 from opd_verl.pipeline.plan import StagePlan
-from opd_verl.sampling.files import whole, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opd_verl.errors import ConfigError
+from opd_verl.files import write_json
 from opd_verl.pipeline.child import run_child
 from opd_verl.pipeline.commands import Inputs, command, environment, outputs, settings
 from opd_verl.pipeline.config import PipelineConfig
 from opd_verl.pipeline.folders import Finished
 from opd_verl.pipeline.plan import StagePlan
 from opd_verl.pipeline.rollouts import make_rollouts
-from opd_verl.sampling.files import write_json
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Hydra configs of `python -m opd_verl.eval`; a folder of their own, since `teacher` is a group of the recipes."""

@@ -1,0 +1,1 @@
+"""Measures models on benchmarks: sampled with vLLM, judged, with confidence intervals, resumable."""

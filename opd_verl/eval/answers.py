@@ -1,0 +1,47 @@
+"""What n answers to one problem say together: the majority's correctness, and how diverse they are. Pure.
+
+An answer is the text that the judge found in a response, white space aside; the empty one is no answer and casts no
+vote. Different writings of one number are different answers.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def normal(answer: str) -> str:
+    """The answer without white space."""
+    return "".join(answer.split())
+
+
+def votes(answers: Sequence[str]) -> Counter[str]:
+    """How often each answer was given; responses without one are left out."""
+    return Counter(filter(None, map(normal, answers)))
+
+
+def majority(answers: Sequence[str], correct: Sequence[bool]) -> float:
+    """Correctness of the most frequent answer, 0 to 1: maj@n. A tie is settled by lot, in expectation.
+
+    Two responses with the same answer may be judged differently by a judge that reads more than the answer; the answer
+    then counts as the mean of its verdicts. 0 where there is no answer.
+    """
+    count = votes(answers)
+    if not count:
+        return 0.0
+    top = max(count.values())
+    leaders = [answer for answer, times in count.items() if times == top]
+    pairs = [(normal(answer), float(right)) for answer, right in zip(answers, correct, strict=True)]
+    return float(np.mean([np.mean([right for answer, right in pairs if answer == leader]) for leader in leaders]))
+
+
+def distinct_share(answers: Sequence[str]) -> float:
+    """Number of different answers over n, 0 to 1."""
+    return len(votes(answers)) / len(answers)
+
+
+def answer_entropy(answers: Sequence[str]) -> float:
+    """Entropy of the empirical distribution of the answers, nats: 0 for one answer, ln n for n different ones."""
+    share = np.array(list(votes(answers).values()), np.float64)
+    share /= share.sum() or 1.0
+    return float(-(share * np.log(share)).sum()) + 0.0

@@ -1,0 +1,99 @@
+"""The settings of one evaluation. Their defaults are those of `hydra_configs/eval/eval.yaml`, less the preset's."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from opd_verl.errors import ConfigError
+from opd_verl.eval.estimators import powers_of_two
+from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+
+
+@dataclass
+class EvalConfig:
+    """What is measured, how, and where the results go."""
+
+    models: Any = None
+    """Folders or hub names: a list (names are made of the paths, or `name=path`), or name: path."""
+    benchmarks: Any = None
+    """verl-format .parquet or .jsonl files: a list, or name: file."""
+    teacher: str | None = None
+    """A model of `models` (its name or path), or one more: the top of the gap."""
+    before: str | None = None
+    """The student before its training, given like the teacher: the bottom of the gap."""
+    out: str = "runs/eval"
+    preset: str | None = None
+    """Name of the preset that set the keys from `n` to `chat_template_kwargs`; for the record."""
+    n: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 8192
+    suffix: str = ""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    ks: list[int] | None = None
+    """k of pass@k; None: 1, 2, 4, ... and n."""
+    limit: int | None = None
+    """Problems of each benchmark, from its beginning."""
+    max_prompt_tokens: int | None = None
+    prompts_per_shard: int = 64
+    entropy: bool = True
+    entropy_responses: int | None = 256
+    """Responses of each benchmark whose token entropies are read; None: all."""
+    resamples: int = 2000
+    """Bootstrap replicates behind each interval."""
+    workers: int | None = None
+    """Processes that judge; None: one per processor."""
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """The part that decides which tokens are sampled."""
+        return SamplingSettings(
+            n=self.n,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            suffix=self.suffix,
+            chat_template_kwargs=self.chat_template_kwargs,
+            max_prompt_tokens=self.max_prompt_tokens,
+            prompts_per_shard=self.prompts_per_shard,
+        )
+
+    @property
+    def pass_ks(self) -> list[int]:
+        """The k of pass@k, rising."""
+        return powers_of_two(self.n) if self.ks is None else sorted(set(self.ks))
+
+    def check(self) -> None:
+        """Raises ConfigError for values that cannot work, whatever the models and files."""
+        self.sampling.check()
+        for k in self.ks or []:
+            if not 1 <= k <= self.n:
+                raise ConfigError("ks", self.ks, f"pass@{k} needs k samples, there are n={self.n}", f"n={max(self.ks)}"
+                                  if k > self.n and self.ks else "ks=[1]")  # fmt: skip
+        for name, least in (("resamples", 100), ("entropy_responses", 1), ("workers", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(name, value, f"must be at least {least}", f"{name}={least}")
+
+
+def read_config(config: DictConfig) -> EvalConfig:
+    """Hydra's config as an EvalConfig. Raises ConfigError for a value of the wrong type or an unknown key."""
+    schema = OmegaConf.structured(EvalConfig)
+    for section in (schema.reward, schema.engine):  # frozen classes, which OmegaConf would not write to either
+        OmegaConf.set_readonly(section, False)
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(schema, config))
+    except OmegaConfBaseException as error:
+        key = error.full_key or str(error.key)
+        problem = str(error).splitlines()[0]
+        raise ConfigError(key, OmegaConf.select(config, key), problem, "see hydra_configs/eval/eval.yaml") from error
+    assert isinstance(found, EvalConfig)
+    return found

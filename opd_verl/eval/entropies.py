@@ -1,0 +1,54 @@
+"""Token entropies of a model at its own response tokens: which responses, and the summary. Pure.
+
+Full-vocabulary, temperature 1, nats, pooled over tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+HIGH = 1.0
+"""Nats; EOPD 3.1 counts the tokens at or above."""
+BIN_WIDTH, BINS = 0.1, 50
+"""Bins of the histogram in nats; one more holds all tokens behind the last."""
+
+
+@dataclass(frozen=True)
+class EntropySummary:
+    """Entropies of the pooled tokens of some responses."""
+
+    responses: int
+    tokens: int
+    mean: float
+    """Nats per token."""
+    high_share: float
+    """Share of tokens with at least `HIGH` nats, 0 to 1."""
+    counts: list[int]
+    """[BINS + 1] tokens per bin of `BIN_WIDTH` nats, from 0."""
+
+
+def summarise(entropies: Sequence[NDArray[np.float32]]) -> EntropySummary:
+    """Pools the entropies [R] of each response. At least one token must be there."""
+    pooled = np.concatenate([np.asarray(one, np.float64) for one in entropies])
+    bins = np.minimum((pooled.clip(min=0.0) / BIN_WIDTH).astype(np.int64), BINS)
+    return EntropySummary(
+        responses=len(entropies),
+        tokens=len(pooled),
+        mean=float(pooled.mean()),
+        high_share=float((pooled >= HIGH).mean()),
+        counts=np.bincount(bins, minlength=BINS + 1).tolist(),
+    )
+
+
+def chosen(problems: int, n: int, count: int | None, seed: int) -> list[tuple[int, int]]:
+    """(problem, sample) of the responses to read: `count` drawn without replacement, or all; in order."""
+    total = problems * n
+    picked = np.arange(total) if count is None or count >= total else draw(total, count, seed)
+    return [divmod(int(index), n) for index in picked]
+
+
+def draw(total: int, count: int, seed: int) -> NDArray[np.int64]:
+    """`count` different numbers below `total`, sorted; the same for the same seed."""
+    return np.sort(np.random.default_rng(seed).choice(total, count, replace=False))

@@ -1,0 +1,78 @@
+"""Estimates over problems and their confidence intervals. Pure numpy, float64.
+
+Shapes: N problems, n samples of each, R bootstrap replicates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def pass_at_k(correct: NDArray[Any], n: int, k: int) -> Array:
+    """Per problem the unbiased pass@k: 1 - C(n-c, k) / C(n, k) for c correct of n samples (Chen et al. 2021).
+
+    As a product, 1 - prod_{i=n-c+1}^{n} (1 - k/i): no factorial overflows, and a factor is 0 where k > n - c.
+
+    Args:
+        correct: [N] number of correct samples, 0..n.
+
+    Returns:
+        [N], 0 to 1.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs k samples, there are n={n}")
+    counts, place = np.unique(correct, return_inverse=True)
+    return np.array([1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)) for c in counts], np.float64)[place]
+
+
+def powers_of_two(n: int) -> list[int]:
+    """1, 2, 4, ... below n, and n."""
+    return [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
+
+
+def replicates(strata: Sequence[Array], count: int, seed: int) -> Array:
+    """[R] bootstrap replicates of the mean over strata (benchmarks) of their means over problems.
+
+    Each replicate draws every stratum's problems anew, with replacement; a problem's n samples stay together. The same
+    seed draws the same problems for every model.
+    """
+    means = []
+    for index, values in enumerate(strata):
+        rng = np.random.default_rng([seed, index])
+        draws = (values[rng.integers(len(values), size=len(values))].mean() for _ in range(count))
+        means.append(np.fromiter(draws, np.float64, count))
+    return np.mean(means, axis=0)
+
+
+def interval(strata: Sequence[Array], count: int, seed: int) -> Interval:
+    """Mean over strata of their means, with the bootstrap's percentiles.
+
+    Problems that all have one value give an interval of no width: the bootstrap cannot know better.
+    """
+    low, high = np.quantile(replicates(strata, count, seed), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(mean_of_means(strata), float(low), float(high))
+
+
+def mean_of_means(strata: Sequence[Array]) -> float:
+    """The mean over strata of their means: a benchmark counts as much as another, whatever its size."""
+    return float(np.mean([values.mean() for values in strata]))
+
+
+def gap_recovery(before: float, after: float, teacher: float) -> float | None:
+    """(after - before) / (teacher - before): the share of the gap that was closed (Rethinking); None without a gap."""
+    return (after - before) / (teacher - before) if teacher > before else None

@@ -1,0 +1,118 @@
+"""From judged rollouts to the rows of the table. Pure: pyarrow and numpy.
+
+Shapes: N problems, n samples of each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from opd_verl.eval.answers import answer_entropy, distinct_share, majority
+from opd_verl.eval.entropies import EntropySummary
+from opd_verl.eval.estimators import Array, Interval, gap_recovery, interval, mean_of_means, pass_at_k
+
+CORRECT = 0.5
+"""A response with a score above is correct, whatever the judge's scale for wrong ones (0 or -1)."""
+AVERAGE = "average"
+"""The benchmark of a row that is the mean over all of them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one benchmark. Shares are 0 to 1; means are over problems (and their samples)."""
+
+    model: str
+    benchmark: str
+    problems: int
+    n: int
+    """Samples per problem."""
+    accuracy: Interval
+    """avg@n."""
+    pass_at: dict[int, Interval]
+    """k: unbiased pass@k."""
+    majority: Interval
+    """maj@n, by the answer's text."""
+    length: float
+    """Mean response tokens, the end-of-sequence token included."""
+    truncated: float
+    """Share of responses cut at max_tokens."""
+    unanswered: float
+    """Share of responses in which no answer was found."""
+    distinct: float
+    """Different answers over n."""
+    answer_entropy: float
+    """Of the empirical distribution of a problem's answers, nats."""
+    entropy: EntropySummary | None = None
+    """Of the tokens; None where it was not asked for, and in averages."""
+    gap_recovery: float | None = None
+    """(accuracy - before) / (teacher - before); None for those two, and without a gap."""
+
+
+Values = dict[str, Array]
+"""Name of a metric: its value for each problem, [N]."""
+
+
+def problem_values(rollouts: pa.Table, ks: Sequence[int]) -> Values:
+    """All metrics of each problem, from the columns of a rollouts file."""
+    answers = rollouts["answers"].to_pylist()
+    correct_Nn = np.array(rollouts["scores"].to_pylist(), np.float64) > CORRECT
+    length_Nn = np.array(rollouts["response_tokens"].to_pylist(), np.float64)
+    finished_Nn = np.array(rollouts["finished"].to_pylist(), bool)
+    counts, n = correct_Nn.sum(axis=1), correct_Nn.shape[1]
+    pairs = list(zip(answers, correct_Nn, strict=True))
+    return {f"pass@{k}": pass_at_k(counts, n, k) for k in ks} | {
+        "accuracy": correct_Nn.mean(axis=1),
+        "majority": np.array([majority(texts, right) for texts, right in pairs]),
+        "length": length_Nn.mean(axis=1),
+        "truncated": 1.0 - finished_Nn.mean(axis=1),
+        "unanswered": np.array([np.mean([not text.strip() for text in texts]) for texts in answers]),
+        "distinct": np.array([distinct_share(texts) for texts in answers]),
+        "answer_entropy": np.array([answer_entropy(texts) for texts in answers]),
+    }
+
+
+def make_row(
+    model: str, benchmark: str, n: int, ks: Sequence[int], strata: Sequence[Values], resamples: int, seed: int
+) -> Row:
+    """One row; several strata (benchmarks) count equally."""
+
+    def with_interval(name: str) -> Interval:
+        return interval([values[name] for values in strata], resamples, seed)
+
+    def mean(name: str) -> float:
+        return mean_of_means([values[name] for values in strata])
+
+    return Row(
+        model=model,
+        benchmark=benchmark,
+        problems=sum(len(values["accuracy"]) for values in strata),
+        n=n,
+        accuracy=with_interval("accuracy"),
+        pass_at={k: with_interval(f"pass@{k}") for k in ks},
+        majority=with_interval("majority"),
+        length=mean("length"),
+        truncated=mean("truncated"),
+        unanswered=mean("unanswered"),
+        distinct=mean("distinct"),
+        answer_entropy=mean("answer_entropy"),
+    )
+
+
+def with_gap_recovery(rows: Sequence[Row], before: str | None, teacher: str | None) -> list[Row]:
+    """All rows; those of other models than the two with the share of the gap between these that they closed."""
+    accuracy = {(row.model, row.benchmark): row.accuracy.value for row in rows}
+    if before is None or teacher is None:
+        return list(rows)
+    return [
+        row
+        if row.model in (before, teacher)
+        else replace(
+            row,
+            gap_recovery=gap_recovery(
+                accuracy[before, row.benchmark], row.accuracy.value, accuracy[teacher, row.benchmark]
+            ),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,92 @@
+"""One evaluation: sample, judge, read entropies, estimate, report. What is finished is kept, whatever is killed.
+
+OUT/rollouts/MODEL/BENCHMARK.parquet      a rollouts file (`opd_verl.sampling.rollouts`), its parts beside it
+OUT/entropy/MODEL/BENCHMARK/              token entropies of some of its responses
+OUT/table.json, table.md, pass_at_k.png, entropy.png
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd_verl.eval.config import EvalConfig
+from opd_verl.eval.entropies import EntropySummary, chosen, summarise
+from opd_verl.eval.plan import Plan, make_plan
+from opd_verl.eval.plots import draw_entropies, draw_pass_at_k
+from opd_verl.eval.read_entropies import SCHEMA, Reading, entropies, read_entropies
+from opd_verl.eval.rows import AVERAGE, Row, make_row, problem_values, with_gap_recovery
+from opd_verl.eval.table import to_json, to_markdown
+from opd_verl.files import write_json, write_text
+from opd_verl.sampling.generate import generate_in_child
+from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
+
+
+def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list[Row]:
+    """Measures every model on every benchmark and writes the results to `config.out`.
+
+    Returns a row per model and benchmark, and of several benchmarks the average. Raises ConfigError before anything
+    starts if a setting, model or file cannot work, and ChildError if a model's process fails.
+    """
+    plan = make_plan(config)
+    for model in plan.models:
+        jobs = [job for (owner, _), job in plan.jobs.items() if owner == model]
+        sample_jobs(jobs, config.sampling, config.engine, config.reward, config.workers, generate)
+    found = token_entropies(plan, config) if config.entropy else {}
+    rows = make_rows(plan, config, found)
+    write_report(rows, plan, config)
+    return rows
+
+
+def token_entropies(plan: Plan, config: EvalConfig) -> dict[tuple[str, str], EntropySummary]:
+    """(model, benchmark): entropies of the model at its own tokens, on `config.entropy_responses` of its responses."""
+    folder, summaries = Path(config.out) / "entropy", {}
+    for name, model in plan.models.items():
+        readings = {
+            benchmark: Reading(_requests(job, config), folder / name / benchmark)
+            for (owner, benchmark), job in plan.jobs.items()
+            if owner == name
+        }
+        trust, log = config.engine.trust_remote_code, folder / name / "entropy.log"
+        read_entropies(model.path, model.fingerprint, list(readings.values()), trust, log)
+        summaries |= {(name, benchmark): summarise(entropies(one)) for benchmark, one in readings.items()}
+    return summaries
+
+
+def _requests(job: Job, config: EvalConfig) -> pa.Table:
+    """The prompts and responses to read; the same (problem, sample) pairs for every model."""
+    prompts = job.requests["prompt_ids"].to_pylist()
+    responses = pq.read_table(job.out, columns=["response_ids"])["response_ids"].to_pylist()
+    picked = chosen(len(prompts), config.n, config.entropy_responses, config.seed)
+    columns = {
+        "prompt_ids": [prompts[problem] for problem, _ in picked],
+        "response_ids": [responses[problem][sample] for problem, sample in picked],
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def make_rows(plan: Plan, config: EvalConfig, found: dict[tuple[str, str], EntropySummary]) -> list[Row]:
+    """The table's rows: benchmark by benchmark, then the average; within each the models in their order."""
+    columns = ["scores", "answers", "response_tokens", "finished"]
+    values = {
+        name: problem_values(pq.read_table(job.out, columns=columns), config.pass_ks) for name, job in plan.jobs.items()
+    }
+    rows = []
+    for benchmark in [*plan.benchmarks, *([AVERAGE] if len(plan.benchmarks) > 1 else [])]:
+        for model in plan.models:
+            strata = list(plan.benchmarks) if benchmark == AVERAGE else [benchmark]
+            measured = [values[model, one] for one in strata]
+            row = make_row(model, benchmark, config.n, config.pass_ks, measured, config.resamples, config.seed)
+            rows.append(replace(row, entropy=found.get((model, benchmark))))
+    return with_gap_recovery(rows, plan.before, plan.teacher)
+
+
+def write_report(rows: list[Row], plan: Plan, config: EvalConfig) -> None:
+    """The tables and pictures."""
+    out = Path(config.out)
+    write_text(out / "table.md", to_markdown(rows, config))
+    draw_pass_at_k(rows, out / "pass_at_k.png")
+    if config.entropy:
+        draw_entropies(rows, out / "entropy.png")
+    write_json(out / "table.json", to_json(rows, plan, config))

@@ -1,0 +1,110 @@
+"""The rows as a table: JSON with every number, Markdown, and a short one on the terminal."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from opd_verl.eval.config import EvalConfig
+from opd_verl.eval.entropies import BIN_WIDTH, HIGH
+from opd_verl.eval.estimators import Interval
+from opd_verl.eval.plan import Plan
+from opd_verl.eval.rows import Row
+
+NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
+"""Settings that are told elsewhere in the table, or change nothing."""
+Columns = dict[str, Callable[[Row], str]]
+
+
+def percent(interval: Interval) -> str:
+    """`43.8 [40.1, 47.5]`."""
+    value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _share(number: float | None) -> str:
+    return "" if number is None else f"{number:.1%}"
+
+
+def columns(n: int, ks: Sequence[int]) -> Columns:
+    """Heading: what a row shows under it."""
+    return {
+        "benchmark": lambda row: row.benchmark,
+        "model": lambda row: row.model,
+        f"avg@{n} %": lambda row: percent(row.accuracy),
+        **{f"pass@{k} %": lambda row, k=k: percent(row.pass_at[k]) for k in ks if k > 1},
+        f"maj@{n} %": lambda row: percent(row.majority),
+        "tokens": lambda row: f"{row.length:.1f}",
+        "truncated": lambda row: _share(row.truncated),
+        "no answer": lambda row: _share(row.unanswered),
+        "distinct answers": lambda row: f"{row.distinct:.3f}",
+        "answer entropy": lambda row: f"{row.answer_entropy:.3f}",
+        "token entropy": lambda row: f"{row.entropy.mean:.3f}" if row.entropy else "",
+        f"tokens >= {HIGH} nats": lambda row: _share(row.entropy.high_share) if row.entropy else "",
+        "gap recovery": lambda row: _share(row.gap_recovery),
+    }
+
+
+def shown(found: Columns, rows: Sequence[Row]) -> Columns:
+    """The columns in which a row has something."""
+    return {heading: cell for heading, cell in found.items() if any(cell(row) for row in rows)}
+
+
+def to_json(rows: Sequence[Row], plan: Plan, config: EvalConfig) -> dict[str, Any]:
+    """Everything: settings, models, benchmarks, rows. Nothing in it depends on when or in which folder it was made."""
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_RESULTS}
+    return {
+        "settings": settings | {"ks": config.pass_ks},
+        "models": {name: model.fingerprint for name, model in plan.models.items()},
+        "benchmarks": {
+            name: {"path": str(one.path), "digest": one.digest, "problems": len(one.rows)}
+            for name, one in plan.benchmarks.items()
+        },
+        "teacher": plan.teacher,
+        "before": plan.before,
+        "entropy_bin_width": BIN_WIDTH,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def to_markdown(rows: Sequence[Row], config: EvalConfig) -> str:
+    """All columns, and the settings in a line below."""
+    found = shown(columns(config.n, config.pass_ks), rows)
+    lines = [list(found), ["---"] * len(found), *([cell(row) for cell in found.values()] for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n{caption(config)}\n"
+
+
+def caption(config: EvalConfig) -> str:
+    """How the numbers were made, in one sentence each."""
+    how = "greedy" if config.temperature == 0 else f"temperature {config.temperature:g}, top-p {config.top_p:g}"
+    preset = f"preset {config.preset}: " if config.preset else ""
+    return (
+        f"{preset}n = {config.n}, {how}, at most {config.max_tokens} tokens, seed {config.seed}. In brackets: 95% "
+        f"confidence intervals, {config.resamples} bootstrap replicates over problems."
+    )
+
+
+def print_table(rows: Sequence[Row], config: EvalConfig, console: Console) -> None:
+    """What fits 80 columns: one interval, and no entropies."""
+    n = config.n
+    found: Columns = {
+        "benchmark": lambda row: row.benchmark,
+        "model": lambda row: row.model,
+        f"avg@{n} %": lambda row: percent(row.accuracy),
+        f"pass@{n}": lambda row: _share(row.pass_at[n].value) if n > 1 and n in row.pass_at else "",
+        f"maj@{n}": lambda row: _share(row.majority.value) if n > 1 else "",
+        "tokens": lambda row: f"{row.length:.1f}",
+        "cut": lambda row: _share(row.truncated),
+        "distinct": lambda row: f"{row.distinct:.2f}" if n > 1 else "",
+        "gap": lambda row: _share(row.gap_recovery),
+    }
+    table = Table(caption=caption(config), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in (found := shown(found, rows)):
+        table.add_column(heading, justify="left" if heading in ("benchmark", "model") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row) for cell in found.values()))
+    console.print(table)

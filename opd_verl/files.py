@@ -1,0 +1,73 @@
+"""Files that are there whole or not at all, and what identifies the content of a file or a model."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SMALL = 64 * 2**20
+"""Bytes up to which a model's file is identified by its content; a larger one by name, size and time of writing."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write to; the file gets its real name when the block ends, and never if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole."""
+    with whole(path) as partial:
+        partial.write_text(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, whole: indented, keys in the order given."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a parquet file, whole."""
+    with whole(path) as partial:
+        pq.write_table(table, partial)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's bytes, its first 16 hex digits."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+
+
+def model_fingerprint(path: str) -> dict[str, Any]:
+    """What identifies a model: the commit of a hub name, else folder and files (of large ones size and mtime only)."""
+    if not Path(path).is_dir():
+        return {"path": path, "commit": _cached_commit(path)}
+    files = sorted(file for file in Path(path).iterdir() if file.is_file() and not file.name.startswith("."))
+    return {"path": str(Path(path).resolve()), "files": {file.name: _identity(file) for file in files}}
+
+
+def _identity(file: Path) -> str:
+    stat = file.stat()
+    return digest(file) if stat.st_size <= SMALL else f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}"
+
+
+def _cached_commit(name: str) -> str | None:
+    """The commit of a hub model in the local cache, which loading its config has filled."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent.name if isinstance(config, str) else None

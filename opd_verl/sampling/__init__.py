@@ -1,0 +1,1 @@
+"""Samples n responses per prompt of a verl-format file with offline vLLM, judges them, and survives being killed."""

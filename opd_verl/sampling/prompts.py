@@ -1,0 +1,74 @@
+"""From rows to token ids: a model's tokenizer, its chat template, and what fits its context."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from opd_verl.errors import ConfigError
+from opd_verl.files import model_fingerprint
+from opd_verl.sampling.rows import Message, with_suffix
+from opd_verl.sampling.settings import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that exists, before anything of it is loaded but its tokenizer."""
+
+    key: str
+    """The setting that names it, for messages."""
+    path: str
+    tokenizer: Any
+    context: int | None
+    """Tokens that fit; None where the model has no limit."""
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """As `model_fingerprint`."""
+        return model_fingerprint(self.path)
+
+
+def open_model(key: str, path: str, trust_remote_code: bool = False) -> Model:
+    """The model of a folder or hub name. Raises ConfigError where there is none, or no chat template."""
+    from transformers import AutoTokenizer
+
+    from opd_verl.checks.models import first_line, load_config
+
+    config = load_config(key, path, trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        problem = f"no tokenizer there ({first_line(error)})"
+        raise ConfigError(key, path, problem, "save the tokenizer into the model's folder") from error
+    if tokenizer.chat_template is None:
+        raise ConfigError(key, path, "its tokenizer has no chat template", "put a chat_template.jinja into the folder")
+    return Model(key, path, tokenizer, getattr(config, "max_position_embeddings", None))
+
+
+def encode(tokenizer: Any, messages: Sequence[Message], settings: SamplingSettings) -> list[int]:
+    """Token ids of the chat prompt up to and including the assistant's header, as verl makes them."""
+    return tokenizer.apply_chat_template(
+        with_suffix(messages, settings.suffix),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        **settings.chat_template_kwargs,
+    )
+
+
+def check_lengths(model: Model, prompts: Sequence[Sequence[int]], settings: SamplingSettings, where: str) -> None:
+    """Raises ConfigError naming the longest prompt's row if it is over the limit, or over the context with a response.
+
+    where: what holds the rows, for the message.
+    """
+    row = max(range(len(prompts)), key=lambda index: len(prompts[index]))
+    longest, limit = len(prompts[row]), settings.max_prompt_tokens
+    if limit is not None and longest > limit:
+        problem = f"row {row} of {where} has a prompt of {longest} tokens"
+        raise ConfigError("max_prompt_tokens", limit, problem, f"max_prompt_tokens={longest}, or leave the row out")
+    room = None if model.context is None else model.context - longest
+    if room is not None and settings.max_tokens > room:
+        problem = f"behind the prompt of {longest} tokens in row {row} of {where} it exceeds the context of "
+        problem += f"{model.context} tokens of {model.path}"
+        remedy = f"max_tokens={room}" if room > 0 else "leave the row out, or take a model with a longer context"
+        raise ConfigError("max_tokens", settings.max_tokens, problem, remedy)

@@ -1,0 +1,174 @@
+"""n judged responses per prompt of a file: the whole way from rows to a rollouts file.
+
+    OUT.parts/settings.json, requests.parquet, shard-*.parquet          sampled
+    OUT.parts/judged/settings.json, shard-*.parquet                     judged
+    OUT                                                                 all columns of the source, and `COLUMNS`
+
+Whatever is killed goes on where it was, and ends with the same OUT. The parts may be deleted once OUT is there.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd_verl.files import whole, write_table
+from opd_verl.sampling import judging, shards
+from opd_verl.sampling.generate import REQUESTS, Work, generate_in_child
+from opd_verl.sampling.parts import Parts
+from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
+from opd_verl.sampling.rows import identities, read_rows
+from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+
+COLUMNS = ("responses", "response_ids", "response_tokens", "finished", "scores", "answers", "model")
+MADE_WITH = b"opd_verl.sampling"
+"""Key of the rollouts file's metadata: what its rows were made with, as JSON."""
+
+Generate = Callable[[Work], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows, encoded for one model, and the file that their rollouts go to."""
+
+    model: Model
+    source: pa.Table
+    """The rows as they were read, without columns that an earlier sampling added."""
+    requests: pa.Table
+    """identity (string) and prompt_ids (list of int32), a row per prompt."""
+    out: Path
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens."""
+        return max(map(len, self.requests["prompt_ids"]))
+
+    @property
+    def folder(self) -> Path:
+        """Where its parts are."""
+        return self.out.with_name(f"{self.out.name}.parts")
+
+
+def prepare(model: Model, rows: pa.Table, settings: SamplingSettings, out: Path, where: str) -> Job:
+    """Encodes the rows of `where`. Raises ConfigError for a prompt that does not fit."""
+    source = rows.select([name for name in rows.column_names if name not in COLUMNS])
+    messages = source["prompt"].to_pylist()
+    ids = [encode(model.tokenizer, prompt, settings) for prompt in messages]
+    check_lengths(model, ids, settings, where)
+    schema = pa.schema({"identity": pa.string(), "prompt_ids": pa.list_(pa.int32())})
+    requests = pa.table({"identity": identities(messages), "prompt_ids": ids}, schema=schema)
+    return Job(model, source, requests, out)
+
+
+def sample_jobs(
+    jobs: Sequence[Job],
+    settings: SamplingSettings,
+    engine: EngineSettings | None = None,
+    reward: RewardSettings | None = None,
+    workers: int | None = None,
+    generate: Generate = generate_in_child,
+) -> None:
+    """Writes the rollouts files of jobs of one model, which is loaded once. What is there already is kept."""
+    engine, reward = engine or EngineSettings(), reward or RewardSettings()
+    made_with = {job.out: _made_with(job, settings, engine, reward) for job in jobs}
+    todo = [job for job in jobs if _found(job.out) != made_with[job.out]]
+    if not todo:
+        return
+    parts = {job.out: _open(job, settings, made_with[job.out]) for job in todo}
+    longest = max(job.longest_prompt for job in jobs) + settings.max_tokens
+    log = todo[0].out.with_name("vllm.log")
+    generate(Work(todo[0].model.path, settings, engine, longest, [parts[job.out] for job in todo], log))
+    for job in todo:
+        _finish(job, parts[job.out], settings, made_with[job.out], reward, workers)
+
+
+def sample_rollouts(
+    model: str,
+    files: Sequence[Path],
+    settings: SamplingSettings,
+    out: Path,
+    limit: int | None = None,
+    engine: EngineSettings | None = None,
+    reward: RewardSettings | None = None,
+    workers: int | None = None,
+    generate: Generate = generate_in_child,
+) -> Path:
+    """Samples `settings.n` responses to each prompt of the files (the first `limit`), judges them, and writes `out`.
+
+    Columns added, n entries per row: `responses` (texts), `response_ids`, `response_tokens` (with the end-of-sequence
+    token), `finished` (False: cut at max_tokens), `scores`, `answers` (as the judge found them); and `model`.
+    Raises ConfigError before anything starts if a setting, file or model cannot work.
+    """
+    settings.check()
+    judging.load_reward(reward or RewardSettings())
+    rows = read_rows("files", files, limit)
+    opened = open_model("model", model, engine.trust_remote_code if engine else False)
+    job = prepare(opened, rows, settings, out, ", ".join(map(str, files)))
+    sample_jobs([job], settings, engine, reward, workers, generate)
+    return out
+
+
+def _made_with(
+    job: Job, settings: SamplingSettings, engine: EngineSettings, reward: RewardSettings
+) -> dict[str, dict[str, Any]]:
+    sampled = {
+        "model": job.model.fingerprint,
+        "settings": asdict(settings),
+        "dtype": engine.dtype,
+        "prompts": _checksum(job.requests),
+    }
+    judged = judging.judge_settings(reward) | {"rows": _checksum(job.source)}
+    return json.loads(json.dumps({"sampled": sampled, "judged": judged}))
+
+
+def _checksum(table: pa.Table) -> str:
+    text = json.dumps(table.to_pylist(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _found(out: Path) -> Any:
+    """What an existing rollouts file was made with; None if there is none, or it says nothing."""
+    metadata = pq.read_schema(out).metadata if out.exists() else None
+    return json.loads((metadata or {}).get(MADE_WITH, b"null"))
+
+
+def _open(job: Job, settings: SamplingSettings, made_with: dict[str, dict[str, Any]]) -> Parts:
+    parts = Parts(job.folder, len(shards.shard_ranges(len(job.source), settings.prompts_per_shard)))
+    parts.open(made_with["sampled"])
+    write_table(parts.folder / REQUESTS, job.requests)
+    return parts
+
+
+def _finish(
+    job: Job,
+    parts: Parts,
+    settings: SamplingSettings,
+    made_with: dict[str, dict[str, Any]],
+    reward: RewardSettings,
+    workers: int | None,
+) -> None:
+    judged = Parts(parts.folder / "judged", parts.count)
+    judged.open(made_with["judged"])
+    size = settings.prompts_per_shard
+    judging.judge(parts, judged, job.source, size, reward, workers or judging.default_workers())
+    _assemble(job, parts, judged, size, made_with)
+
+
+def _assemble(job: Job, parts: Parts, judged: Parts, size: int, made_with: dict[str, Any]) -> None:
+    """The rollouts file, shard by shard: no more of it than one is in memory."""
+    fields = [*job.source.schema, *shards.SCHEMA, *judging.SCHEMA, pa.field("model", pa.string())]
+    schema = pa.schema(fields, metadata={MADE_WITH: json.dumps(made_with, sort_keys=True)})
+    with whole(job.out) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for index, rows in enumerate(shards.shard_ranges(len(job.source), size)):
+            columns = [
+                *job.source.slice(rows.start, len(rows)).columns,
+                *parts.read(index).columns,
+                *judged.read(index).columns,
+                pa.array([job.model.path] * len(rows), pa.string()),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))

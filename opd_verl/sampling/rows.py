@@ -1,0 +1,99 @@
+"""The rows of verl-format files: read, checked, told apart."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from opd_verl.errors import ConfigError
+
+Message = dict[str, Any]
+LONGEST_LINE = 2**26
+"""Bytes of a row of a .jsonl file."""
+CONVERT = "python -m opd_verl.data convert {name} --out {name}.parquet"
+"""The command that makes a verl-format file of a data set."""
+
+
+def read_rows(key: str, files: Sequence[Path], limit: int | None = None) -> pa.Table:
+    """The rows of all files, one after the other; the first `limit` of them.
+
+    `key` is the setting that names the files. Raises ConfigError for a file that is missing, of another format, empty,
+    or without `prompt` (a list of messages) and `reward_model.ground_truth`.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError("limit", limit, "must be at least 1", "drop it to take all rows")
+    if not files:
+        raise ConfigError(key, [], "no file is named", f"{key}=[x.parquet]")
+    tables = [_read(key, file).replace_schema_metadata(None) for file in files]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").slice(0, limit)
+    except pa.ArrowTypeError as error:
+        names = [str(file) for file in files]
+        raise ConfigError(key, names, f"their columns have other types ({error})", "sample them one by one") from error
+
+
+def _read_jsonl(file: Path) -> pa.Table:
+    return pyarrow.json.read_json(file, pyarrow.json.ReadOptions(block_size=LONGEST_LINE))
+
+
+READERS = {".parquet": pq.read_table, ".jsonl": _read_jsonl}
+
+
+def _read(key: str, file: Path) -> pa.Table:
+    if not file.is_file():
+        raise ConfigError(key, str(file), "no such file", f"make it with `{CONVERT.format(name=file.stem)}`")
+    if file.suffix not in READERS:
+        raise ConfigError(key, str(file), "not a .parquet or .jsonl file", f"`{CONVERT.format(name=file.stem)}`")
+    try:
+        rows = READERS[file.suffix](file)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(key, str(file), f"cannot be read ({error})", "make it anew") from error
+    _check_columns(key, file, rows)
+    return rows
+
+
+def _check_columns(key: str, file: Path, rows: pa.Table) -> None:
+    if not len(rows):
+        raise ConfigError(key, str(file), "has no rows", "name a file with problems")
+    types = {field.name: field.type for field in rows.schema}
+    prompt, reward = types.get("prompt"), types.get("reward_model")
+    wanted = {
+        "prompt (a list of messages with role and content)": prompt is not None
+        and pa.types.is_list(prompt)
+        and _has(prompt.value_type, "role", "content"),
+        "reward_model.ground_truth": reward is not None and _has(reward, "ground_truth"),
+    }
+    for name, there in wanted.items():
+        if not there:
+            problem = f"has no column {name}; it has {', '.join(types)}"
+            raise ConfigError(key, str(file), problem, f"`{CONVERT.format(name=file.stem)}`")
+
+
+def _has(type_: pa.DataType, *names: str) -> bool:
+    return isinstance(type_, pa.StructType) and all(type_.get_field_index(name) >= 0 for name in names)
+
+
+def identities(prompts: Sequence[Sequence[Message]]) -> list[str]:
+    """A name for each prompt that the order of the others leaves alone: its text's hash, and which copy of it it is."""
+    copies: Counter[str] = Counter()
+    names = []
+    for prompt in prompts:
+        text = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
+        names.append(f"{text}.{copies[text]}")
+        copies[text] += 1
+    return names
+
+
+def with_suffix(messages: Sequence[Message], suffix: str) -> list[Message]:
+    """The messages, `suffix` behind the last user's text after a space, unless it ends with it already."""
+    messages = [dict(message) for message in messages]
+    asked = [message for message in messages if message["role"] == "user"]
+    if suffix and asked and not asked[-1]["content"].rstrip().endswith(suffix.strip()):
+        asked[-1]["content"] = f"{asked[-1]['content'].rstrip()} {suffix.strip()}"
+    return messages

@@ -1,0 +1,86 @@
+"""What is sampled, by which engine, and who judges it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from opd_verl.errors import ConfigError
+
+OWN_REWARD = "pkg://opd_verl.rewards"
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Everything that decides which tokens are sampled, the model and the prompts apart.
+
+    `SamplingSettings(n=8, top_p=0.8, max_tokens=8192)` is EOPD's evaluation.
+    """
+
+    n: int = 1
+    """Responses per prompt."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = -1
+    """-1 or 0: no limit."""
+    max_tokens: int = 1024
+    """Response tokens, the end-of-sequence token included."""
+    seed: int = 0
+    suffix: str = ""
+    """Text at the end of the last user message; a message that has it already stays as it is."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """verl's data.apply_chat_template_kwargs, such as {"enable_thinking": False}."""
+    max_prompt_tokens: int | None = None
+    """A longer prompt is an error; None: what the model's context leaves beside max_tokens."""
+    prompts_per_shard: int = 64
+    """Prompts that are sampled in one batch and saved together."""
+
+    def check(self) -> None:
+        """Raises ConfigError for a value out of range."""
+        for name in ("n", "max_tokens", "max_prompt_tokens", "prompts_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, value, "must be at least 1", f"{name}=1 or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigError("top_p", self.top_p, "must lie in (0, 1]", "top_p=1.0")
+        if self.top_k < -1:
+            raise ConfigError("top_k", self.top_k, "must be positive, or -1 for no limit", "top_k=-1")
+        if self.temperature < 0.0:
+            raise ConfigError(
+                "temperature", self.temperature, "must not be negative", "temperature=1.0, or 0 for greedy"
+            )
+        if self.temperature == 0.0 and self.n > 1:
+            problem = f"greedy responses are all alike, n={self.n} of them say nothing more"
+            raise ConfigError("temperature", self.temperature, problem, "n=1, or temperature=1.0")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How vLLM runs; None: what suits the device (float32 and eager on a CPU; auto and CUDA graphs on a GPU)."""
+
+    dtype: str | None = None
+    enforce_eager: bool | None = None
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """The judge, as in verl's reward.custom_reward_function."""
+
+    path: str = OWN_REWARD
+    """A file, or pkg://a.module."""
+    name: str = "compute_score"
+
+
+def differing(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:
+    """The keys, joined by dots, whose values differ."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += [f"{key}.{inner}" for inner in differing(before, after)]
+        elif before != after:
+            found.append(key)
+    return found

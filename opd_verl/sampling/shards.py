@@ -1,0 +1,88 @@
+"""Which requests make up a shard, with which seeds, and the rows that their responses become. No engine here.
+
+prompts 0..63, n = 8     ->   512 requests   ->   64 rows of 8 responses
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from opd_verl.sampling.parts import Parts
+from opd_verl.sampling.settings import SamplingSettings
+
+SCHEMA = pa.schema(
+    {
+        "responses": pa.list_(pa.string()),
+        "response_ids": pa.list_(pa.list_(pa.int32())),
+        "response_tokens": pa.list_(pa.int64()),
+        "finished": pa.list_(pa.bool_()),
+    }
+)
+"""Columns of a shard, a row per prompt, n entries each; `judging.SCHEMA` has the judge's."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to sample."""
+
+    prompt_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response."""
+
+    ids: list[int]
+    """The end-of-sequence token included, if it was sampled."""
+    text: str
+    """Decoded without special tokens, as verl's reward managers do it."""
+    finished: bool
+    """Whether it ended by itself and not at max_tokens."""
+
+
+Sample = Callable[[Sequence[Request]], Sequence[Response]]
+"""An engine: responses in the order of the requests, each a function of its request alone."""
+
+
+def request_seed(seed: int, identity: str, sample: int) -> int:
+    """crc32 of run seed, prompt and sample number: no order, split or restart changes it."""
+    return zlib.crc32(f"{seed}/{identity}/{sample}".encode())
+
+
+def shard_ranges(prompts: int, size: int) -> list[range]:
+    """The prompts of each shard."""
+    return [range(first, min(first + size, prompts)) for first in range(0, prompts, size)]
+
+
+def shard_requests(identities: Sequence[str], prompts: Sequence[list[int]], n: int, seed: int) -> list[Request]:
+    """n requests per prompt, those of one prompt next to each other."""
+    pairs = zip(identities, prompts, strict=True)
+    return [Request(ids, request_seed(seed, name, sample)) for name, ids in pairs for sample in range(n)]
+
+
+def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
+    """The responses of n per prompt as rows of `SCHEMA`."""
+    groups = [responses[first : first + n] for first in range(0, len(responses), n)]
+    columns = {
+        "responses": [[one.text for one in group] for group in groups],
+        "response_ids": [[one.ids for one in group] for group in groups],
+        "response_tokens": [[len(one.ids) for one in group] for group in groups],
+        "finished": [[one.finished for one in group] for group in groups],
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def fill(parts: Parts, requests: pa.Table, settings: SamplingSettings, sample: Sample) -> None:
+    """Samples and saves every shard that is not there yet.
+
+    requests: `identity` (string) and `prompt_ids` (list of int32), a row per prompt.
+    """
+    ranges = shard_ranges(len(requests), settings.prompts_per_shard)
+    assert parts.count == len(ranges)
+    for index in parts.missing():
+        prompts = requests.slice(ranges[index].start, len(ranges[index])).to_pydict()
+        wanted = shard_requests(prompts["identity"], prompts["prompt_ids"], settings.n, settings.seed)
+        parts.write(index, shard_table(sample(wanted), settings.n))
