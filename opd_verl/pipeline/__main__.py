@@ -7,6 +7,7 @@ Stages of training in order, each on what the ones before it made, and one table
 same command goes on: finished stages are kept, the one that was running resumes from its last checkpoint.
 """
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main(config: DictConfig) -> None:
     from opd_verl.sampling.child import ChildError
 
     warnings.filterwarnings("ignore", ".*engine is not available")  # verl, of engines that nobody asked for
+    logging.getLogger("verl.plugin.platform").setLevel(logging.WARNING)
     try:
         run(parse_pipeline(config))
     except (ConfigError, ChildError) as error:

@@ -1,5 +1,6 @@
 """A stage as a command line. Everything that decides its result is in `settings`; where it writes, in `outputs`."""
 
+import json
 import os
 import socket
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from opd_verl.checks.template import OPTIONS
 from opd_verl.hydra_values import hydra_value
 from opd_verl.pipeline.config import PipelineConfig, StageConfig
 
@@ -45,11 +47,13 @@ def settings(config: PipelineConfig, stage: StageConfig, inputs: Inputs, distils
         distils: whether the recipe has an `opd:` section.
     """
     common = [f"recipe={stage.recipe}", *([f"cluster={config.cluster}"] if config.cluster else [])]
+    render = [f"++{OPTIONS}.{name}={json.dumps(value)}" for name, value in config.chat_template_kwargs.items()]
     length = [f"trainer.total_training_steps={stage.steps}", "trainer.total_epochs=1000000"] if stage.steps else []
     if is_sft(stage.recipe):
-        return [*common, *sft_inputs(config, inputs), *length, *stage.overrides]
+        return [*common, *sft_inputs(config, inputs), *render, *length, *stage.overrides]
     seeded = ["opd.seed_rollouts=true"] if distils else SEEDED
-    return [*common, *ppo_inputs(config, inputs), *seeded, *length, *config.overrides, *stage.overrides]
+    own = [*ppo_inputs(config, inputs), *render, *seeded, *length]
+    return [*common, *own, *config.overrides, *stage.overrides]
 
 
 def sft_inputs(config: PipelineConfig, inputs: Inputs) -> list[str]:

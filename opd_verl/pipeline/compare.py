@@ -46,7 +46,7 @@ class StageRow:
 
 
 def eval_config(config: PipelineConfig, models: Mapping[str, str]) -> EvalConfig:
-    """`python -m opd_verl.eval` with the pipeline's `eval.overrides`."""
+    """`python -m opd_verl.eval` with the pipeline's `eval.overrides`, on the prompts that the files hold."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -54,13 +54,14 @@ def eval_config(config: PipelineConfig, models: Mapping[str, str]) -> EvalConfig
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("hydra_configs.eval", version_base=None):
-            composed: Any = compose("eval", overrides=config.eval.overrides)
+            composed: Any = compose("eval", overrides=["suffix=''", *config.eval.overrides])
     except HydraException as error:
         raise SystemExit(f"opd_verl: eval.overrides={config.eval.overrides}: {error}") from None
     found = read_config(composed)
     found.models, found.out = dict(models), str(Path(config.out) / "eval")
     found.benchmarks = list(config.eval.benchmarks) or [config.data.val]
     found.seed = config.seed
+    found.chat_template_kwargs = {**config.chat_template_kwargs, **found.chat_template_kwargs}
     return found
 
 

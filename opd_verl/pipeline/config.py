@@ -82,6 +82,8 @@ class PipelineConfig:
     cluster: str | None = None
     """Of every stage: `cpu` on a machine without accelerators."""
     seed: int = 0
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """verl's `data.apply_chat_template_kwargs` of every stage, its rollouts and the evaluation."""
     save_freq: int = 10
     """Steps between checkpoints: what a kill can cost."""
     overrides: list[str] = field(default_factory=list)

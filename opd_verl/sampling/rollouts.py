@@ -2,7 +2,7 @@
 
     OUT.parts/settings.json, requests.parquet, shard-*.parquet          sampled
     OUT.parts/judged/settings.json, shard-*.parquet                     judged
-    OUT                                                                 all columns of the source, and `COLUMNS`
+    OUT                                                                 all columns of the source, and `ROLLOUT_COLUMNS`
 
 Whatever is killed goes on where it was, and ends with the same OUT. The parts may be deleted once OUT is there.
 """
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_verl.files import whole, write_table
+from opd_verl.off_policy import ROLLOUT_COLUMNS
 from opd_verl.sampling import judging, shards
 from opd_verl.sampling.generate import REQUESTS, Work, generate_in_child
 from opd_verl.sampling.parts import Parts
@@ -25,7 +26,6 @@ from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
 from opd_verl.sampling.rows import identities, read_rows
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 
-COLUMNS = ("responses", "response_ids", "response_tokens", "finished", "scores", "answers", "model")
 MADE_WITH = b"opd_verl.sampling"
 """Key of the rollouts file's metadata: what its rows were made with, as JSON."""
 
@@ -56,7 +56,7 @@ class Job:
 
 def prepare(model: Model, rows: pa.Table, settings: SamplingSettings, out: Path, where: str) -> Job:
     """Encodes the rows of `where`. Raises ConfigError for a prompt that does not fit."""
-    source = rows.select([name for name in rows.column_names if name not in COLUMNS])
+    source = rows.select([name for name in rows.column_names if name not in ROLLOUT_COLUMNS])
     messages = source["prompt"].to_pylist()
     ids = [encode(model.tokenizer, prompt, settings) for prompt in messages]
     check_lengths(model, ids, settings, where)

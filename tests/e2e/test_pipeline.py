@@ -26,7 +26,7 @@ SMALL = [
     "actor_rollout_ref.rollout.n=2",
 ]
 COLD_START = ["data.train_batch_size=16", "data.max_length=128", "optim.lr=1e-3"]
-EVALUATION = ["n=2", "limit=24", "max_tokens=64", "entropy=false", "preset=greedy", "temperature=1.0", "suffix=''"]
+EVALUATION = ["n=2", "limit=24", "max_tokens=64", "entropy=false", "top_p=1.0"]
 COLD_STEPS = 16
 
 

@@ -148,6 +148,10 @@ def test_the_command_lines() -> None:
     assert set(SEEDED) < set(grpo) and not any("opd.teacher" in one for one in grpo)
     sft = settings(config, replace(stage, recipe="cold_start"), INPUTS, distils=False)
     assert {"model.path='/s t'", "trainer.seed=3", "a=2"} < set(sft) and "a=1" not in sft
+    thinking = replace(config, chat_template_kwargs={"enable_thinking": False})
+    for recipe in ("opd", "cold_start"):
+        found = settings(thinking, replace(stage, recipe=recipe), INPUTS, distils=recipe == "opd")
+        assert "++data.apply_chat_template_kwargs.enable_thinking=false" in found
     assert command("opd", ["x"], 8)[1:] == ["-m", "verl.trainer.main_ppo", "x"]
     assert command("cold_start", ["x"], 1)[1:] == ["-m", "verl.trainer.sft_trainer", "x"]
     assert "--nproc_per_node=8" in command("cold_start", ["x"], 8)
@@ -382,6 +386,9 @@ def test_the_evaluation_compares_what_the_stages_read_and_made(start: list[str],
     assert list(found) == ["models.student", "models.teacher", "teacher", "distil"] and found["distil"] == "/b"
     evaluation = eval_config(config, found)
     assert (evaluation.n, evaluation.temperature, evaluation.preset) == (2, 0.5, "greedy")
+    assert evaluation.suffix == "", "the stages were trained on the files' prompts"
+    thinking = replace(config, chat_template_kwargs={"enable_thinking": False})
+    assert eval_config(thinking, found).chat_template_kwargs == {"enable_thinking": False}
     assert evaluation.benchmarks == [config.data.val] and evaluation.out == str(tmp_path / "eval")
     only_opd = pipeline(start, tmp_path, "stages.distil.teacher=${models.teacher}", "~stages.teacher")
     assert list(models_of(only_opd, plan(only_opd), {})) == ["models.student", "models.teacher"]
