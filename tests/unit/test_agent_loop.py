@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from opd_verl import seeded_loop
 from opd_verl.agent_loop import OpdAgentLoopWorker
-from opd_verl.config_sections import ContextConfig
+from opd_verl.config_sections import ContextConfig, OffPolicyConfig
 from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS
 
 
@@ -30,7 +30,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     made: Any = object.__new__(OpdAgentLoopWorker)
     made.events = []
     made.teacher = RecordingPool(made.events)
-    made.context, made.route_field = ContextConfig(), None
+    made.context, made.off_policy, made.route_field = ContextConfig(), OffPolicyConfig(), None
     made.seed_rollouts, made.rollout_config = True, SimpleNamespace(seed=7)
 
     async def postprocess(self: Any, output: Any, validate: bool, **kwargs: Any) -> None:
