@@ -14,7 +14,6 @@ from opd_verl.pipeline.plan import StagePlan
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ON_TERMINAL = ("model", "recipe", "steps", "avg@n %", "tokens", "reverse KL", "gap recovery")
 CURVES = {"critic/score/mean": "accuracy of the rollouts", "opd/reverse_kl": "sampled reverse KL, nats/token"}
 
 
@@ -42,6 +41,19 @@ def cells(row: StageRow) -> dict[str, str]:
     }
 
 
+def short_cells(row: StageRow) -> dict[str, str]:
+    """What fits 80 columns."""
+    value, low, high = (100 * one for one in row.accuracy)
+    return {
+        "model": row.model,
+        "recipe": row.recipe,
+        "steps": str(row.steps or ""),
+        "avg@n %": f"{value:.1f} ± {(high - low) / 2:.1f}",
+        "reverse KL": cells(row)["reverse KL"],
+        "recovery": cells(row)["gap recovery"],
+    }
+
+
 def markdown(rows: Sequence[StageRow]) -> str:
     """The table."""
     lines = [cells(row) for row in rows]
@@ -50,14 +62,14 @@ def markdown(rows: Sequence[StageRow]) -> str:
 
 
 def show(rows: Sequence[StageRow], console: Console) -> None:
-    """The columns that fit a terminal, a table for each benchmark."""
+    """The columns that fit a terminal, a table for each benchmark; ±: half of the 95% confidence interval."""
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
-        table = Table(title=f"{benchmark}; in brackets 95% confidence intervals")
-        for heading in ON_TERMINAL:
+        table = Table(title=benchmark)
+        for heading in short_cells(rows[0]):
             table.add_column(heading, justify="left" if heading in ("model", "recipe") else "right", no_wrap=True)
         for row in rows:
             if row.benchmark == benchmark:
-                table.add_row(*(cells(row)[heading] for heading in ON_TERMINAL))
+                table.add_row(*short_cells(row).values())
         console.print(table)
 
 
