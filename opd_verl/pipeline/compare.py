@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from opd_verl.eval.config import EvalConfig, read_config
@@ -14,7 +15,7 @@ from opd_verl.pipeline.config import PipelineConfig, StageConfig
 from opd_verl.pipeline.folders import Finished
 from opd_verl.pipeline.plan import StagePlan
 
-REVERSE_KL = "opd/reverse_kl"
+REVERSE_KL, ENDS = "opd/reverse_kl", 3
 START = {"student": "models.student", "teacher": "models.teacher"}
 """Names of what the pipeline starts from; no stage can have them."""
 
@@ -40,7 +41,8 @@ class StageRow:
     truncated: float
     """Share of responses cut at the limit."""
     reverse_kl: tuple[float, float] | None
-    """Sampled reverse KL of the first and the last training step, nats per token; None where no teacher scored."""
+    """Sampled reverse KL, mean of the first and of the last three training steps, nats per token; None where no teacher
+    scored."""
     gap_recovery: float | None
     """(accuracy - that of `student`) / (that of `teacher` - that of `student`)."""
 
@@ -125,9 +127,9 @@ def recovered(row: StageRow, accuracy: Mapping[tuple[str, str], float]) -> float
 
 
 def first_and_last(plan: StagePlan) -> tuple[float, float] | None:
-    """The sampled reverse KL of a stage's first and last step."""
+    """The sampled reverse KL of a stage, mean of its first and of its last `ENDS` steps."""
     values = [step[REVERSE_KL] for step in plan.folder.steps() if REVERSE_KL in step]
-    return (values[0], values[-1]) if values else None
+    return (mean(values[:ENDS]), mean(values[-ENDS:])) if values else None
 
 
 def as_json(rows: list[StageRow]) -> list[dict[str, Any]]:

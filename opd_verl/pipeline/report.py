@@ -96,10 +96,10 @@ def draw(rows: Sequence[StageRow], plans: Sequence[StagePlan], path: Path) -> No
 def draw_curves(axes: "Axes", curves: Mapping[str, list[dict[str, float]]], key: str) -> None:
     """One metric over the steps of all stages, a colour each."""
     offset = 0
-    for name, steps in curves.items():
+    for number, (name, steps) in enumerate(curves.items()):
         places = [offset + step["step"] for step in steps if key in step]
         if places:
-            axes.plot(places, [step[key] for step in steps if key in step], label=name, marker=".")
+            axes.plot(places, [step[key] for step in steps if key in step], label=name, marker=".", color=f"C{number}")
         offset += int(steps[-1]["step"]) if steps else 0
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
