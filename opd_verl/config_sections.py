@@ -54,6 +54,9 @@ class TeacherConfig:
     """Share of a step's response tokens that may lack a valid score; above, the run stops."""
     max_queued: int = 4096
     """Rollouts that may wait for a replica's forward pass while others are still generated."""
+    early: bool = True
+    """It scores rollouts while others are still generated. False: all when the trainer asks, in batches that are the
+    same in every run: a resumed run then gives the same numbers to the last digit where its rollouts do."""
     load_timeout_s: float = 1800.0
     """Seconds a replica may take to load its weights, their download included."""
     same_template: bool = True

@@ -51,7 +51,9 @@ def settings(config: PipelineConfig, stage: StageConfig, inputs: Inputs, distils
     length = [f"trainer.total_training_steps={stage.steps}", "trainer.total_epochs=1000000"] if stage.steps else []
     if is_sft(stage.recipe):
         return [*common, *sft_inputs(config, inputs), *render, *length, *stage.overrides]
-    seeded = ["opd.seed_rollouts=true"] if distils else SEEDED
+    seeded = (
+        ["opd.seed_rollouts=true", f"opd.teacher.early={str(not config.deterministic).lower()}"] if distils else SEEDED
+    )
     own = [*ppo_inputs(config, inputs), *render, *seeded, *length]
     return [*common, *own, *config.overrides, *stage.overrides]
 

@@ -69,18 +69,20 @@ class TeacherActor:
         resting = HostWeights(self.model.model, s.device or default_device()) if s.colocate else None
         self.visits, self.probed = Visits(self.wake, resting, lambda: self.scoring), not s.colocate
         self.tokens_scored, self.seconds_busy, self.batches = 0, 0.0, 0
-        self.rollouts_asked, self.rollouts_ready = 0, 0
+        self.rollouts_asked, self.rollouts_ready, self.collects = 0, 0, 0
         threading.Thread(target=self._loop, name="teacher-scorer", daemon=True).start()
 
     def submit(self, requests: Sequence[SubmitItem], step: int) -> int:
         """Queues what is not known yet and returns at once with the queue's length.
 
         A known key with the same tokens is left alone; with other tokens it is replaced. What finds `max_queued`
-        rollouts waiting is turned away; `collect` asks for it again. ValueError: `Scorer.check`.
+        rollouts waiting is turned away, and everything without `early`; `collect` asks for it again. ValueError:
+        `Scorer.check`.
         """
         asked = [self._checked(ScoreRequest(*item)) for item in requests]
         with self.wake:
-            for request in asked[: max(0, self.settings.max_queued - len(self.store.queued))]:
+            room = self.settings.max_queued - len(self.store.queued) if self.settings.early else 0
+            for request in asked[: max(0, room)]:
                 self.store.add(request, step)
             self.wake.notify_all()
             return len(self.store.queued)
@@ -104,8 +106,10 @@ class TeacherActor:
         asked = [self._checked(ScoreRequest(*item[:3])) for item in requests]
         waiting: dict[Future[RolloutState], list[int]] = {}
         with self.wake:
+            self.collects += 1
+            group = 0 if self.settings.early else self.collects
             for index, request in enumerate(asked):
-                waiting.setdefault(self.store.add(request, step).future, []).append(index)
+                waiting.setdefault(self.store.add(request, step, group).future, []).append(index)
             self.rollouts_asked += len(asked)
             self.rollouts_ready += sum(len(places) for future, places in waiting.items() if future.done())
             self.store.drop_before(step)
@@ -195,7 +199,7 @@ class TeacherActor:
 
     def _next_batch(self) -> list[Job]:
         """The longest queued requests that fit the budget; chosen anew each time, so that late arrivals join."""
-        jobs = list(self.store.queued.values())
+        jobs = self.store.next_group()
         return [jobs[index] for index in self.scorer.plan([job.request for job in jobs])[0]]
 
     def _run(self, batch: list[Job]) -> None:

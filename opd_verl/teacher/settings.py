@@ -38,6 +38,9 @@ class TeacherSettings:
     are kept."""
     max_queued: int = 4096
     """Rollouts that may wait for their forward pass; early submissions beyond are turned away until `collect`."""
+    early: bool = True
+    """Whether early submissions are taken. Otherwise a forward pass holds rollouts of one `collect` alone, in an order
+    that depends on nothing else."""
     max_state_bytes: int = 2 << 30
     """Hidden states kept for late questions; older ones are recomputed when asked for."""
 

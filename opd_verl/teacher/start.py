@@ -55,6 +55,7 @@ def teacher_settings(
         wire_dtype=teacher.wire_dtype,
         keep_hidden=keep_hidden,
         max_queued=teacher.max_queued,
+        early=teacher.early,
         max_state_bytes=int(teacher.max_state_gib * 2**30),
         attn_implementation=teacher.attn_implementation,
         trust_remote_code=teacher.trust_remote_code,

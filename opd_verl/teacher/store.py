@@ -18,6 +18,8 @@ class Job:
     request: ScoreRequest
     checksum: int
     step: int
+    group: int = 0
+    """Jobs of different groups are not read together."""
     future: Future[RolloutState] = field(default_factory=Future)
 
 
@@ -37,7 +39,7 @@ class JobStore:
         """The job of this key, in whatever state it is."""
         return self.queued.get(key) or self.running.get(key) or self.done.get(key)
 
-    def add(self, request: ScoreRequest, step: int) -> Job:
+    def add(self, request: ScoreRequest, step: int, group: int = 0) -> Job:
         """The job of this request, queued if there is none; a job of the same key with other tokens is replaced."""
         checksum, known = request.checksum, self.find(request.key)
         if known is not None and known.checksum == checksum:
@@ -45,8 +47,13 @@ class JobStore:
             return known
         if known is not None:
             self._drop(known, f"{request.key} was replaced by a request with the same key and other tokens")
-        job = self.queued[request.key] = Job(request, checksum, step)
+        job = self.queued[request.key] = Job(request, checksum, step, group)
         return job
+
+    def next_group(self) -> list[Job]:
+        """The queued jobs of the oldest one's group."""
+        jobs = list(self.queued.values())
+        return [job for job in jobs if job.group == jobs[0].group]
 
     def start(self, jobs: list[Job]) -> None:
         """Moves queued jobs to the running ones."""

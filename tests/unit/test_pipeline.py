@@ -148,6 +148,8 @@ def test_the_command_lines() -> None:
     assert set(SEEDED) < set(grpo) and not any("opd.teacher" in one for one in grpo)
     sft = settings(config, replace(stage, recipe="cold_start"), INPUTS, distils=False)
     assert {"model.path='/s t'", "trainer.seed=3", "a=2"} < set(sft) and "a=1" not in sft
+    exact = settings(replace(config, deterministic=True), stage, INPUTS, distils=True)
+    assert "opd.teacher.early=false" in exact and "opd.teacher.early=true" in found
     thinking = replace(config, chat_template_kwargs={"enable_thinking": False})
     for recipe in ("opd", "cold_start"):
         found = settings(thinking, replace(stage, recipe=recipe), INPUTS, distils=recipe == "opd")

@@ -199,6 +199,40 @@ def test_a_full_queue_turns_early_submissions_away_and_collect_asks_again(
     assert_right(ask(actor, REQUESTS, 1))
 
 
+@pytest.mark.parametrize("first", [0, 2, 5])
+def test_without_early_scoring_the_batches_are_the_same_in_every_run(
+    model_path: str, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """Whatever was submitted before, and while another call's batch is still running."""
+    actor = TeacherActor(model_path, replace(SETTINGS, early=False, max_tokens_per_batch=64))
+    batches: list[list[str]] = []
+    gate, original = threading.Event(), actor.scorer.score_batch
+
+    def record(requests: Any, topk: int) -> Any:
+        gate.wait(30)
+        batches.append([request.key for request in requests])
+        return original(requests, topk)
+
+    monkeypatch.setattr(actor.scorer, "score_batch", record)
+    assert actor.submit([item(r) for r in REQUESTS[:first]], 1) == 0, "nothing is scored before it is asked for"
+    half = len(REQUESTS) // 2
+    with ThreadPoolExecutor() as pool:
+        one = pool.submit(ask, actor, REQUESTS[:half], 1)
+        wait_for(lambda: actor.store.running)
+        two = pool.submit(ask, actor, REQUESTS[half:], 1)
+        wait_for(lambda: actor.collects == 2)
+        gate.set()
+        assert len(one.result()) + len(two.result()) == len(REQUESTS)
+    plan = actor.scorer.plan
+    expected = []
+    for part in (list(REQUESTS[:half]), list(REQUESTS[half:])):
+        while part:
+            batch = plan(part)[0]
+            expected.append([part[index].key for index in batch])
+            part = [request for index, request in enumerate(part) if index not in batch]
+    assert batches == expected
+
+
 @pytest.mark.parametrize("replaced", [True, False])
 def test_whoever_waits_for_a_dropped_request_is_told(
     actor: TeacherActor, monkeypatch: pytest.MonkeyPatch, replaced: bool
