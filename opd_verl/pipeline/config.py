@@ -85,8 +85,8 @@ class PipelineConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """verl's `data.apply_chat_template_kwargs` of every stage, its rollouts and the evaluation."""
     deterministic: bool = False
-    """Teachers score when the trainer asks and not before (`opd.teacher.early=false`): slower, and a stage that was killed
-    ends with the same numbers to the last digit where the machine's arithmetic allows it."""
+    """Teachers score when the trainer asks and not before (`opd.teacher.early=false`): slower, and a stage that was
+    killed ends with the same numbers to the last digit where the machine's arithmetic allows it."""
     save_freq: int = 10
     """Steps between checkpoints: what a kill can cost."""
     overrides: list[str] = field(default_factory=list)
