@@ -12,4 +12,5 @@ if [[ $# -gt 0 ]]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" format --check .
 "$bin/basedpyright" --pythonpath "$bin/python"
 OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -n 2 --dist loadfile --durations=15
-"$bin/python" -m pytest tests/e2e --durations=15
+# test_eval.py (two minutes) has no room in CI's 45; test_pipeline.py runs the evaluation too.
+"$bin/python" -m pytest tests/e2e --ignore=tests/e2e/test_eval.py --durations=15

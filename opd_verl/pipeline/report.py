@@ -49,7 +49,7 @@ def short_cells(row: StageRow) -> dict[str, str]:
         "recipe": row.recipe,
         "steps": str(row.steps or ""),
         "avg@n %": f"{value:.1f} ± {(high - low) / 2:.1f}",
-        "reverse KL": cells(row)["reverse KL"],
+        "reverse KL": "" if row.reverse_kl is None else "{:.2f} -> {:.2f}".format(*row.reverse_kl),
         "recovery": cells(row)["gap recovery"],
     }
 

@@ -28,6 +28,7 @@ SMALL = [
 COLD_START = ["data.train_batch_size=16", "data.max_length=128", "optim.lr=1e-3"]
 EVALUATION = ["n=2", "limit=24", "max_tokens=64", "entropy=false", "top_p=1.0"]
 COLD_STEPS = 16
+"""One epoch: resumed at the end of one, verl's SFT trainer passes over the next (recipes/LOG.md)."""
 
 
 def command(models: Paths, out: Path, *changes: str) -> list[str]:
@@ -38,7 +39,7 @@ def command(models: Paths, out: Path, *changes: str) -> list[str]:
         *(f"models.student={models.student}", f"models.teacher={models.teacher}"),
         *(f"data.train={models.data / 'train.parquet'}", f"data.val={models.data / 'heldout.parquet'}"),
         *(f"overrides={small}", f"eval.overrides={evaluation}", "save_freq=2"),
-        *("rollouts.limit=64", "rollouts.max_tokens=64"),
+        *(f"rollouts.limit={16 * COLD_STEPS}", "rollouts.max_tokens=64"),
         *(f"stages.cold_start.overrides={cold}", f"stages.cold_start.steps={COLD_STEPS}"),
         *("stages.teacher.steps=2", "stages.distil.recipe=gkd", "stages.distil.steps=6"),
         *changes,

@@ -378,7 +378,7 @@ def test_the_table_the_picture_and_the_json(tmp_path: Path) -> None:
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     show(rows, console)
     shown = console.export_text()
-    assert all(part in shown for part in ("50.0 ± 10.0", "0.500 -> 0.250", "50.0%")) and "…" not in shown
+    assert all(part in shown for part in ("50.0 ± 10.0", "0.50 -> 0.25", "50.0%", "recovery")) and "…" not in shown
     draw(rows[:1], [], tmp_path / "without curves.png")
 
 
