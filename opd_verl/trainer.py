@@ -1,6 +1,7 @@
 """verl's synchronous trainer with one more step: collect the teacher's scores and make r_t of them."""
 
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import transfer_queue as tq
@@ -9,6 +10,7 @@ from tensordict import TensorDict
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
+from verl.utils.device import get_device_name
 from verl.utils.model import get_generation_config
 from verl.workers.utils.padding import response_to_nested
 
@@ -26,7 +28,7 @@ from opd_verl.scores import collect_scores, merge, read, teacher_fields, teacher
 from opd_verl.seeded_trainer import SeededTrainer
 from opd_verl.teacher.needs import gives_entropy, needs_hidden, student_topk, teacher_topk
 from opd_verl.teacher.placement import check_placement, free_devices
-from opd_verl.teacher.several import RoutedTeachers, routes
+from opd_verl.teacher.several import RoutedTeachers, Teacher, routes
 from opd_verl.teacher.snapshot import TeacherSync, pointer_file
 from opd_verl.teacher.start import pool_name, start_teachers
 
@@ -48,17 +50,31 @@ class OpdTrainer(SeededTrainer):
         for name, teacher in teachers.items():
             devices = [teacher.n_gpus_per_node] * teacher.nnodes
             self.resource_pool_manager.resource_pool_spec[pool_name(name)] = devices
+        create = self.resource_pool_manager.create_resource_pool
+        self.resource_pool_manager.create_resource_pool = lambda: self.begin_loading(create())
+        self.loading: Future[Teacher] | None = None
+
+    def begin_loading(self, _: object) -> None:
+        """Teachers with devices of their own load while verl starts its workers and servers."""
+        pools = self.resource_pool_manager.resource_pool_dict
+        if self.opd.teacher.sync_every or any(one.colocate for one in every_teacher(self.opd).values()):
+            return
+        for pool in pools.values():  # the trainer's first: a small teacher must not take its node
+            pool.get_placement_groups(device_name=get_device_name())
+        self.loading = ThreadPoolExecutor(1).submit(start_teachers, self.config, self.opd, pools, len(self.tokenizer))
 
     def on_init_end(self) -> None:
-        """After verl's own: the teacher loads, and the actor gets its loss."""
+        """After verl's own: the teacher is there, and the actor gets its loss."""
         super().on_init_end()
         every, folder = self.opd.teacher.sync_every, self.config.trainer.default_local_dir
         self.sync = TeacherSync(every, folder, self.actor_rollout_wg) if every else None
         if self.sync is not None:
             self.sync.resume(self.global_steps)
-        pointer = pointer_file(folder) if every else None
-        pools = self.resource_pool_manager.resource_pool_dict
-        self.teacher = start_teachers(self.config, self.opd, pools, len(self.tokenizer), pointer)
+        if self.loading is None:
+            pointer, pools = pointer_file(folder) if every else None, self.resource_pool_manager.resource_pool_dict
+            self.teacher = start_teachers(self.config, self.opd, pools, len(self.tokenizer), pointer)
+        else:
+            self.teacher = self.loading.result()
         self.teacher_totals = TeacherTotals()
         self.actor_rollout_wg.set_loss_fn(make_loss(self.config.actor_rollout_ref.actor, self.opd))
         self.replay_buffer.poll_interval = self.opd.poll_interval_s

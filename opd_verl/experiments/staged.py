@@ -28,10 +28,14 @@ from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT
 STEPS, LONG_STEPS = 24, 60
 LENGTHS = ("data.max_prompt_length=64", f"data.max_response_length={RESPONSE_LIMIT}")
 RATE = ("actor_rollout_ref.actor.optim.lr=3e-4", "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine")
+TWICE = "actor_rollout_ref.rollout.n=2"
+"""128 rollouts a step, as the quickstart's."""
 WORDY = (1.0,) * 8
 """A student that opens every line with one of eight letters, which its teacher never writes."""
-WEAK_STEPS = 300
-"""SFT steps of a teacher that solves some problems and fails at others."""
+MISADDED = (5, 9, 13)
+"""Sums of two digits that nobody in F8 knows: every teacher fails at half of the problems, always at the same ones."""
+FORGETFUL = 0.85
+"""How often F8's student forgets a carry."""
 PROMPTS, SUBSET = 1536, 256
 """Prompts that both teachers try four times, and the size of every subset made of them."""
 COLD_START = ("data.train_batch_size=64", "data.max_length=128", "optim.lr=3e-4", "trainer.total_epochs=1")
@@ -56,11 +60,12 @@ def reversed_pair(paths: Paths, seed: int) -> list[Pupil]:
 
 
 def half_able(paths: Paths, seed: int) -> list[Pupil]:
-    """Two teachers that fail at some problems; the second lies beside the first."""
+    """Two teachers that fail at the problems with certain digits; the second lies beside the first."""
     first, student = pupils(paths, seed)
-    weak = replace(TEACHER_SFT, max_steps=WEAK_STEPS, seed=seed)
-    second = Pupil(paths.root / "teacher2", TEACHER, replace(weak, seed=seed + 100), None)
-    return [replace(first, settings=weak, target=None), student, second]
+    able = replace(TEACHER_SFT, misadded=MISADDED, seed=seed)
+    second = Pupil(paths.root / "teacher2", TEACHER, replace(able, seed=seed + 100), None)
+    careless = replace(student.settings, forget=FORGETFUL, misadded=MISADDED)
+    return [replace(first, settings=able, target=None), replace(student, settings=careless), second]
 
 
 def train_stage(student: str, steps: int, train: Path | None = None) -> StageConfig:
@@ -144,7 +149,7 @@ def pipeline_of(finding: Finding, paths: Paths, seed: int) -> PipelineConfig:
         cluster="cpu",
         seed=seed,
         save_freq=LONG_STEPS,
-        overrides=[*COMMON[:3], *LENGTHS, *RATE],
+        overrides=[*COMMON[:3], *LENGTHS, *RATE, TWICE],
         rollouts=RolloutsConfig(limit=COLD_PROMPTS, max_tokens=RESPONSE_LIMIT),
         eval=EvalConfig(enabled=False),
     )

@@ -41,6 +41,8 @@ class SftSettings:
     """Seed of the data."""
     openers: tuple[float, ...] = ()
     """Weights of the letters that open a line (see `open_lines`); empty: no letters."""
+    misadded: tuple[int, ...] = ()
+    """Sums of two digits that the data's author takes for one more."""
 
 
 # The student's author forgets most carries: its own greedy answer is then wrong whenever the sum has a carry.
@@ -78,7 +80,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, settings: SftSettings) -> Iterat
     rng = random.Random(settings.seed)
     while True:
         problems = list(islice(stream, settings.batch))
-        solutions = [careless_solution(problem, settings.forget, rng) for problem in problems]
+        solutions = [careless_solution(problem, settings.forget, rng, settings.misadded) for problem in problems]
         if settings.openers:
             solutions = [open_lines(text, settings.openers, rng) for text in solutions]
         prompts, responses = encode_prompts(tokenizer, problems), encode_responses(tokenizer, solutions)

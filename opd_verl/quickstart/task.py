@@ -12,7 +12,7 @@ is wrong too and there is something to distil. Train and held-out problems are d
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,7 +74,7 @@ def chat(problem: Problem) -> list[dict[str, str]]:
     return [{"role": "user", "content": question(problem)}]
 
 
-def solution(problem: Problem, forgotten: Sequence[bool] = (False,) * COLUMNS) -> str:
+def solution(problem: Problem, forgotten: Sequence[bool] = (False,) * COLUMNS, misadded: Collection[int] = ()) -> str:
     """The worked solution, columns from the right, ending in `\\boxed{answer}`.
 
     Args:
@@ -82,20 +82,21 @@ def solution(problem: Problem, forgotten: Sequence[bool] = (False,) * COLUMNS) -
         forgotten: [COLUMNS] whether the carry out of each column is dropped, columns from the right; the last one is
             the answer's leading 1. The default is correct work; otherwise the boxed answer is the one that the
             careless work leads to.
+        misadded: sums of two digits that the author takes for one more.
     """
     lines, total, carry = [], 0, 0
     for column, forget in enumerate(forgotten):
         left, right = (operand // 10**column % 10 for operand in (problem.left, problem.right))
-        column_sum = left + right + carry
+        column_sum = left + right + carry + (left + right in misadded)
         lines.append(f"{left}+{right}+{carry}={column_sum:02d}")
         total += column_sum % 10 * 10**column
         carry = 0 if forget else column_sum // 10
     return "\n".join([*lines, f"\\boxed{{{total + carry * 10**COLUMNS}}}"])
 
 
-def careless_solution(problem: Problem, forget: float, rng: random.Random) -> str:
+def careless_solution(problem: Problem, forget: float, rng: random.Random, misadded: Collection[int] = ()) -> str:
     """A solution whose author forgets each carry independently with probability `forget`."""
-    return solution(problem, [rng.random() < forget for _ in range(COLUMNS)])
+    return solution(problem, [rng.random() < forget for _ in range(COLUMNS)], misadded)
 
 
 def open_lines(text: str, weights: Sequence[float], rng: random.Random) -> str:
