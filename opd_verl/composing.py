@@ -1,4 +1,4 @@
-"""Composes the config of one of verl's trainers in this process, as its own command would."""
+"""Composes a command's config in this process, as the command itself would."""
 
 import os
 from collections.abc import Sequence
@@ -17,16 +17,27 @@ def compose_trainer(overrides: Sequence[str], config_name: str = PPO) -> DictCon
     """
     before = dict(os.environ)
     import verl  # noqa: F401  (loads the plugin, which registers our slots with Hydra)
+
+    try:
+        return compose_config("verl.trainer.config", config_name, overrides)
+    finally:  # what verl's import sets is meant for its own children
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def compose_config(module: str, name: str, overrides: Sequence[str]) -> DictConfig:
+    """The primary config `name` of a package of configs, with these overrides.
+
+    Raises:
+        SystemExit: Hydra refuses an override; the message is Hydra's.
+    """
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     GlobalHydra.instance().clear()  # of an app of ours, whose own config is composed already
     try:
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            return compose(config_name, overrides=list(overrides))
+        with initialize_config_module(module, version_base=None):
+            return compose(name, overrides=list(overrides))
     except HydraException as error:
         raise SystemExit(f"bad override in {' '.join(overrides)}\n{error}") from None
-    finally:  # what verl's import sets is meant for its own children
-        os.environ.clear()
-        os.environ.update(before)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what identifies the content of a file or a model."""
+"""Files that are there whole or not at all, what identifies the content of a file or a model, and the end of a log."""
 
 import hashlib
 import json
@@ -50,6 +50,16 @@ def digest(path: Path) -> str:
     """sha256 of a file's bytes, its first 16 hex digits."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+
+
+def json_digest(content: Any) -> str:
+    """sha256 of a value's JSON with sorted keys, its first 16 hex digits; what JSON has no word for counts as text."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def tail(log: Path, lines: int = 30) -> str:
+    """The end of a log, for a failure's message."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def model_fingerprint(path: str) -> dict[str, Any]:

@@ -4,9 +4,14 @@ import os
 
 import torch
 
-CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
-"""Unless the user says otherwise: GiB of vLLM's cache, half of the machine's memory without it; and no compilation, as
-vLLM compiles helpers of its sampler for 10 s even when told to stay eager."""
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+"""Unless the user says otherwise: GiB of vLLM's cache, half of the machine's memory without it; no compilation, as vLLM
+compiles helpers of its sampler for 10 s even when told to stay eager; and leave for `distributed_executor_backend: uni`
+(cluster=cpu), which vLLM otherwise turns into a process more."""
 
 
 def cpu_selected() -> bool:

@@ -73,9 +73,13 @@ def to_json(rows: Sequence[Row], plan: Plan, config: EvalConfig) -> dict[str, An
 def to_markdown(rows: Sequence[Row], config: EvalConfig) -> str:
     """All columns, and the settings in a line below."""
     found = shown(columns(config.n, config.pass_ks), rows)
-    lines = [list(found), ["---"] * len(found), *([cell(row) for cell in found.values()] for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(list(found), [[cell(row) for cell in found.values()] for row in rows])
     return f"{table}\n\n{caption(config)}\n"
+
+
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown, without a line break at the end."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings), *lines))
 
 
 def caption(config: EvalConfig) -> str:

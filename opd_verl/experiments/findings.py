@@ -16,6 +16,7 @@ from statistics import mean, stdev
 
 from transformers import AutoTokenizer
 
+from opd_verl.eval.table import markdown_table
 from opd_verl.experiments.measure import Measurement, measure
 from opd_verl.quickstart.distil import distil
 from opd_verl.quickstart.models import load_model
@@ -32,6 +33,9 @@ COMMON = (
 """64 rollouts a step, 4 updates. verl saves after the last step whatever save_freq says."""
 TEACHER_OPENERS = (1.0,) * 8
 STUDENT_OPENERS = (32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 1.0, 1.0)
+
+Row = tuple[str, Sequence[Measurement], Sequence[float]]
+"""Of a table: a model, what was measured with each seed, and its gap recovery rates."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +100,23 @@ def cell(values: Sequence[float]) -> str:
 
 
 def table(finding: str, results: dict[str, list[dict[str, Measurement]]]) -> str:
-    """One finding as markdown, a row per variant, mean ± standard deviation over the seeds."""
-    names = list(Measurement.__dataclass_fields__)
-    lines = [f"| {finding} | {' | '.join(names)} | recovery |", "|---" * (len(names) + 2) + "|"]
+    """One finding as markdown, three rows per variant: before, after, and its teacher."""
+    rows: list[Row] = []
     for variant, runs in results.items():
-        stages = [("before", f"{variant}: before"), ("after", variant), ("teacher", f"{variant}: teacher")]
-        for stage, label in stages:
-            cells = [cell([getattr(one[stage], name) for one in runs]) for name in names]
-            recovery = cell([recovered(one) for one in runs]) if stage == "after" else ""
-            lines.append(f"| {label} | {' | '.join(cells)} | {recovery} |")
-    return "\n".join(lines)
+        rows.append((f"{variant}: before", [one["before"] for one in runs], []))
+        rows.append((variant, [one["after"] for one in runs], [recovered(one) for one in runs]))
+        rows.append((f"{variant}: teacher", [one["teacher"] for one in runs], []))
+    return measured_table(finding, rows)
+
+
+def measured_table(finding: str, rows: Sequence[Row]) -> str:
+    """Markdown: what was measured, mean ± standard deviation over the seeds."""
+    names = list(Measurement.__dataclass_fields__)
+    lines = [
+        [label, *(cell([getattr(one, name) for one in seeds]) for name in names), cell(rates) if rates else ""]
+        for label, seeds, rates in rows
+    ]
+    return markdown_table([finding, *names, "recovery"], lines)
 
 
 def recovered(one: dict[str, Measurement]) -> float:

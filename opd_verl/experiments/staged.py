@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from opd_verl.experiments.findings import COMMON, cell, recovered
+from opd_verl.experiments.findings import COMMON, Row, measured_table, recovered
 from opd_verl.experiments.measure import Measurement, measure
 from opd_verl.pipeline.__main__ import run as run_pipeline
 from opd_verl.pipeline.config import DataConfig, EvalConfig, ModelsConfig, PipelineConfig, RolloutsConfig, StageConfig
@@ -38,8 +38,8 @@ FORGETFUL = 0.85
 """How often F8's student forgets a carry."""
 PROMPTS, SUBSET = 1536, 256
 """Prompts that both teachers try four times, and the size of every subset made of them."""
-COLD_START = ("data.train_batch_size=64", "data.max_length=128", "optim.lr=3e-4", "trainer.total_epochs=1")
-COLD_PROMPTS = 512
+COLD_START = ("data.train_batch_size=32", "data.max_length=128", "optim.lr=1e-3", "trainer.total_epochs=1")
+COLD_PROMPTS = 3072
 
 
 def plain(paths: Paths, seed: int) -> list[Pupil]:
@@ -62,7 +62,7 @@ def reversed_pair(paths: Paths, seed: int) -> list[Pupil]:
 def half_able(paths: Paths, seed: int) -> list[Pupil]:
     """Two teachers that fail at the problems with certain digits; the second lies beside the first."""
     first, student = pupils(paths, seed)
-    able = replace(TEACHER_SFT, misadded=MISADDED, seed=seed)
+    able = replace(TEACHER_SFT, max_steps=400, misadded=MISADDED, seed=seed)
     second = Pupil(paths.root / "teacher2", TEACHER, replace(able, seed=seed + 100), None)
     careless = replace(student.settings, forget=FORGETFUL, misadded=MISADDED)
     return [replace(first, settings=able, target=None), replace(student, settings=careless), second]
@@ -90,12 +90,9 @@ def f6(paths: Paths) -> dict[str, StageConfig]:
 
 
 def f8(paths: Paths) -> dict[str, StageConfig]:
-    """OPD on prompts that both teachers solve, on those that neither does, and on the first ones of all."""
+    """OPD on prompts that both teachers solve, and on those that neither does."""
     folder = subsets(paths)
-    files = {name: folder / f"{name}.parquet" for name in ("both_correct", "both_wrong")}
-    return {name: train_stage("student", STEPS, file) for name, file in files.items()} | {
-        "random": train_stage("student", STEPS)
-    }
+    return {name: train_stage("student", STEPS, folder / f"{name}.parquet") for name in ("both_correct", "both_wrong")}
 
 
 def f10(paths: Paths) -> dict[str, StageConfig]:
@@ -176,14 +173,11 @@ def run(name: str, out: Path, seed: int) -> dict[str, Measurement]:
 
 def table(name: str, results: Sequence[dict[str, Measurement]]) -> str:
     """One finding as markdown: a row per model, mean ± standard deviation over the seeds."""
-    names = list(Measurement.__dataclass_fields__)
-    lines = [f"| {name} | {' | '.join(names)} | recovery |", "|---" * (len(names) + 2) + "|"]
+    rows: list[Row] = []
     for model in results[0]:
-        cells = [cell([getattr(one[model], field) for one in results]) for field in names]
-        stages = [{"before": one["before"], "after": one[model], "teacher": one["teacher"]} for one in results]
-        recovery = "" if model in ("before", "teacher") else cell([recovered(one) for one in stages])
-        lines.append(f"| {model} | {' | '.join(cells)} | {recovery} |")
-    return "\n".join(lines)
+        trained = [one | {"after": one[model]} for one in results if model not in ("before", "teacher")]
+        rows.append((model, [one[model] for one in results], [recovered(one) for one in trained]))
+    return measured_table(name, rows)
 
 
 def main() -> None:

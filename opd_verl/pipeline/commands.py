@@ -40,13 +40,16 @@ def is_sft(recipe: str) -> bool:
     return recipe in SFT_RECIPES
 
 
-def settings(config: PipelineConfig, stage: StageConfig, inputs: Inputs, distils: bool) -> list[str]:
+def settings(
+    config: PipelineConfig, stage: StageConfig, inputs: Inputs, distils: bool, where: Sequence[str] = ()
+) -> list[str]:
     """Overrides that decide what a stage computes; the user's come last.
 
     Args:
         distils: whether the recipe has an `opd:` section.
+        where: `outputs`, which decide nothing; before the user's overrides, so that these win.
     """
-    common = [f"recipe={stage.recipe}", *([f"cluster={config.cluster}"] if config.cluster else [])]
+    common = [f"recipe={stage.recipe}", *([f"cluster={config.cluster}"] if config.cluster else []), *where]
     render = [f"++{OPTIONS}.{name}={json.dumps(value)}" for name, value in config.chat_template_kwargs.items()]
     length = [f"trainer.total_training_steps={stage.steps}", "trainer.total_epochs=1000000"] if stage.steps else []
     if is_sft(stage.recipe):
@@ -95,6 +98,7 @@ def outputs(config: PipelineConfig, name: str, recipe: str, folder: Path) -> lis
         f"trainer.default_local_dir={hydra_value(folder)}",
         f"trainer.experiment_name={name}",
         "trainer.logger=[console,file]",
+        f"hydra.run.dir={hydra_value(folder.parent / 'hydra')}",
     ]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from opd_verl.composing import compose_config
 from opd_verl.eval.config import EvalConfig, read_config
 from opd_verl.eval.estimators import gap_recovery
 from opd_verl.eval.plan import make_plan
@@ -49,17 +50,7 @@ class StageRow:
 
 def eval_config(config: PipelineConfig, models: Mapping[str, str]) -> EvalConfig:
     """`python -m opd_verl.eval` with the pipeline's `eval.overrides`, on the prompts that the files hold."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module("hydra_configs.eval", version_base=None):
-            composed: Any = compose("eval", overrides=["suffix=''", *config.eval.overrides])
-    except HydraException as error:
-        raise SystemExit(f"opd_verl: eval.overrides={config.eval.overrides}: {error}") from None
-    found = read_config(composed)
+    found = read_config(compose_config("hydra_configs.eval", "eval", ["suffix=''", *config.eval.overrides]))
     found.models, found.out = dict(models), str(Path(config.out) / "eval")
     found.benchmarks = list(config.eval.benchmarks) or [config.data.val]
     found.seed = config.seed

@@ -1,14 +1,12 @@
 """What a stage's result depends on, as one short name: equal names need no second training."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from opd_verl.files import digest, model_fingerprint
+from opd_verl.files import digest, json_digest, model_fingerprint
 
 VOLATILE = (
     "trainer.logger",
@@ -31,8 +29,7 @@ def stage_fingerprint(config: DictConfig, identities: Mapping[str, Any]) -> str:
     plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
     for key in VOLATILE:
         drop(plain, key.split("."))
-    content = json.dumps({"config": plain, **identities}, sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:LENGTH]
+    return json_digest({"config": plain, **identities})[:LENGTH]
 
 
 def drop(config: dict[str, Any], path: Sequence[str]) -> None:

@@ -1,13 +1,13 @@
 """Where a stage keeps its files, and how it is known to be finished."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from opd_verl.files import write_json
 from opd_verl.pipeline.commands import is_sft
+from opd_verl.trainer_child import read_steps
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,3 @@ class StageFolder:
         """The metrics of every step, the last attempt's where several made one."""
         found = {step["step"]: step for file in self.attempts for step in read_steps(file)}
         return [found[number] for number in sorted(found)]
-
-
-def read_steps(file: Path, known: int = 0) -> Iterator[dict[str, Any]]:
-    """Steps beyond the first `known` lines of verl's `file` logger; a line still being written is left alone."""
-    if not file.exists():
-        return
-    for line in file.read_text().splitlines(keepends=True)[known:]:
-        if line.endswith("\n"):
-            record = json.loads(line)
-            yield {"step": record["step"], **record["data"]}

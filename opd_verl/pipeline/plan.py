@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -40,8 +41,6 @@ class StagePlan:
     folder: StageFolder
     rollouts: RolloutsPlan | None
     """The teacher's responses that it trains on; None: its prompts are the data's."""
-    total_steps: int | None
-    """Training steps where that is known before."""
     processes: int
     """Of the SFT trainer on this node."""
 
@@ -62,7 +61,7 @@ def plan(config: PipelineConfig) -> list[StagePlan]:
 def plan_stage(config: PipelineConfig, name: str, stage: StageConfig, earlier: Mapping[str, str]) -> StagePlan:
     """One stage; `earlier`: fingerprints of the stages before it, by name."""
     trainer, train = SFT if is_sft(stage.recipe) else PPO, stage.train or config.data.train
-    distils = trainer == PPO and "opd" in compose_trainer([f"recipe={stage.recipe}"])
+    distils = trainer == PPO and has_opd(stage.recipe)
     check_roles(name, stage, distils)
     for role, model in roles(stage).items():
         require_folder(f"stages.{name}.{role}", root(config, model))
@@ -78,7 +77,13 @@ def plan_stage(config: PipelineConfig, name: str, stage: StageConfig, earlier: M
     fingerprint = stage_fingerprint(with_stand_ins(composed), identity)
     folder = StageFolder(Path(config.out).absolute() / "stages" / f"{name}-{fingerprint}", stage.recipe)
     processes = int(composed.trainer.n_gpus_per_node)
-    return StagePlan(name, stage, distils, fingerprint, folder, rollouts, stage.steps, processes)
+    return StagePlan(name, stage, distils, fingerprint, folder, rollouts, processes)
+
+
+@cache
+def has_opd(recipe: str) -> bool:
+    """Whether a recipe of main_ppo has an `opd:` section."""
+    return "opd" in compose_trainer([f"recipe={recipe}"])
 
 
 def roles(stage: StageConfig) -> dict[str, str]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from opd_verl.eval.estimators import Interval
+from opd_verl.eval.table import markdown_table, percent
 from opd_verl.files import whole, write_json, write_text
 from opd_verl.pipeline.compare import StageRow, as_json
 from opd_verl.pipeline.plan import StagePlan
@@ -15,11 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVES = {"critic/score/mean": "accuracy of the rollouts", "opd/reverse_kl": "sampled reverse KL, nats/token"}
-
-
-def percent(value: tuple[float, float, float]) -> str:
-    """`43.8 [40.1, 47.5]`."""
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * one for one in value))
 
 
 def cells(row: StageRow) -> dict[str, str]:
@@ -32,8 +29,8 @@ def cells(row: StageRow) -> dict[str, str]:
         "teacher": row.teacher,
         "steps": str(row.steps or ""),
         "minutes": f"{row.minutes:.1f}" if row.minutes else "",
-        "avg@n %": percent(row.accuracy),
-        "pass@n %": percent(row.pass_at_n),
+        "avg@n %": percent(Interval(*row.accuracy)),
+        "pass@n %": percent(Interval(*row.pass_at_n)),
         "tokens": f"{row.tokens:.1f}",
         "truncated": f"{row.truncated:.1%}",
         "reverse KL": "" if row.reverse_kl is None else "{:.3f} -> {:.3f}".format(*row.reverse_kl),
@@ -57,8 +54,7 @@ def short_cells(row: StageRow) -> dict[str, str]:
 def markdown(rows: Sequence[StageRow]) -> str:
     """The table."""
     lines = [cells(row) for row in rows]
-    table = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
+    return markdown_table(list(lines[0]), [list(line.values()) for line in lines]) + "\n"
 
 
 def show(rows: Sequence[StageRow], console: Console) -> None:

@@ -1,6 +1,5 @@
 """The teacher's responses for the stages that train on them, made once for all stages that want the same."""
 
-import hashlib
 import json
 import shlex
 import subprocess
@@ -10,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from opd_verl.pipeline.child import die_with_parent
+from opd_verl.checks.template import template_options
+from opd_verl.files import json_digest
 from opd_verl.pipeline.commands import is_sft
 from opd_verl.pipeline.config import PipelineConfig, StageConfig
 from opd_verl.pipeline.fingerprint import LENGTH
+from opd_verl.trainer_child import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def plan_rollouts(
     """The responses that this stage needs."""
     wanted, sft = config.rollouts, is_sft(stage.recipe)
     limit = wanted.max_tokens or int(composed.data.max_length if sft else composed.data.max_response_length)
-    render: Any = OmegaConf.to_container(composed.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
+    render = template_options(composed)
     options = {"n": wanted.n, "temperature": wanted.temperature, "top-p": wanted.top_p, "max-tokens": limit}
     options |= {"seed": config.seed, **({"limit": wanted.limit} if wanted.limit else {})}
     options |= {"chat-template-kwargs": json.dumps(render)} if render else {}
     content = {"options": options, "teacher": identity.get("teacher"), "train": identity["train"]}
-    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
+    fingerprint = json_digest(content)[:LENGTH]
     folder = Path(config.out).absolute() / "rollouts" / fingerprint
     arguments = [train, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
     messages = folder / f"sft{'-correct' * wanted.only_correct}.parquet" if sft else None

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from opd_verl.errors import ConfigError
 from opd_verl.files import write_json
-from opd_verl.pipeline.child import run_child
 from opd_verl.pipeline.commands import Inputs, command, environment, outputs, settings
 from opd_verl.pipeline.config import PipelineConfig
 from opd_verl.pipeline.folders import Finished
 from opd_verl.pipeline.plan import StagePlan
 from opd_verl.pipeline.rollouts import make_rollouts
+from opd_verl.trainer_child import run_child
 
 
 @contextmanager
@@ -59,15 +59,13 @@ def run_stage(config: PipelineConfig, plan: StagePlan, label: str, models: Mappi
         train = str(plan.rollouts.train_file)
     inputs = Inputs(student, teacher if plan.distils else None, train, config.data.val)
     where = outputs(config, plan.name, plan.stage.recipe, plan.folder.checkpoints)
-    overrides = settings(config, plan.stage, inputs, plan.distils)
-    first = 2 if config.cluster else 1  # ours come right after recipe= and cluster=, so that the user's win
-    line = command(plan.stage.recipe, [*overrides[:first], *where, *overrides[first:]], plan.processes)
+    line = command(plan.stage.recipe, settings(config, plan.stage, inputs, plan.distils, where), plan.processes)
     done, seconds = plan.folder.latest_step(), Stopwatch(plan.folder.root / "seconds.json")
     print(f"{label}: {'begins' if not done else f'goes on after step {done}'}; log: {plan.folder.log}", flush=True)
     with seconds.running():
         run_child(
-            line, plan.folder.log, plan.folder.next_attempt(), label, done, plan.total_steps,
-            environment(plan.stage.recipe),
+            line, plan.folder.log, plan.folder.next_attempt(), label, done, plan.stage.steps,
+            environment(plan.stage.recipe), "the same command goes on from its last checkpoint",
         )  # fmt: skip
     return plan.folder.finish(seconds.total)
 

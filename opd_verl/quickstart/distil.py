@@ -1,26 +1,20 @@
-"""Runs verl's own `main_ppo` as a child process, its noise in a file, its steps on a progress bar."""
+"""Runs verl's own `main_ppo` on the quickstart's models."""
 
-import json
-import os
 import shlex
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from opd_verl.files import tail
 from opd_verl.hydra_values import hydra_value
 from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
 from opd_verl.quickstart.paths import Paths
+from opd_verl.trainer_child import read_steps, run_child
 
 STEPS = 60
 PROMPT_LIMIT = 64
-POLL_SECONDS = 0.5
-TAIL_LINES = 30
 
 
 def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
@@ -72,46 +66,10 @@ def distil(paths: Paths, recipe: str, steps: int, seed: int, extra: Sequence[str
     print(f"$ {shlex.join(['python', *command[1:]])}\n  log: {paths.log}", flush=True)
     shutil.rmtree(paths.checkpoints, ignore_errors=True)
     paths.run.mkdir(parents=True, exist_ok=True)
-    for stale in (paths.metrics, paths.table, paths.picture):
+    for stale in (paths.log, paths.metrics, paths.table, paths.picture):
         stale.unlink(missing_ok=True)
-    environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(paths.metrics)}
-    with paths.log.open("w") as log:
-        run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        try:
-            found = follow(run, paths.metrics, steps, recipe)
-        finally:
-            run.terminate()
-            run.wait()
-    if run.returncode != 0 or len(found) < steps:
-        tail = "\n".join(paths.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        raise SystemExit(f"{tail}\n\nmain_ppo stopped with code {run.returncode}; the whole log: {paths.log}")
+    run_child(command, paths.log, paths.metrics, recipe, total=steps)
+    found = list(read_steps(paths.metrics))
+    if len(found) < steps:
+        raise SystemExit(f"{tail(paths.log)}\n\nmain_ppo ended after {len(found)} of {steps} steps; log: {paths.log}")
     return found
-
-
-def follow(run: "subprocess.Popen[bytes]", metrics: Path, steps: int, label: str) -> list[dict[str, float]]:
-    """Shows the run's steps on a progress bar until it ends; returns their metrics."""
-    found: list[dict[str, float]] = []
-    started = time.monotonic()
-    with tqdm(total=steps, desc=f"{label}: starting Ray, FSDP2, vLLM and the teacher") as bar:
-        while True:
-            ended = run.poll() is not None
-            for step in new_steps(metrics, len(found)):
-                found.append(step)
-                bar.set_description(label)
-                bar.set_postfix(reverse_kl=f"{step.get('opd/reverse_kl', float('nan')):.3f}")
-                bar.update()
-            if ended:
-                return found
-            if not found:
-                bar.set_postfix(seconds=int(time.monotonic() - started))
-            time.sleep(POLL_SECONDS)
-
-
-def new_steps(metrics: Path, known: int) -> Iterator[dict[str, float]]:
-    """Steps that the `file` logger has written beyond the first `known`; a line still being written is left alone."""
-    if not metrics.exists():
-        return
-    for line in metrics.read_text().splitlines(keepends=True)[known:]:
-        if line.endswith("\n"):
-            record = json.loads(line)
-            yield {"step": record["step"], **record["data"]}

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-TAIL_LINES = 30
+from opd_verl.files import tail
 
 
 class ChildError(RuntimeError):
@@ -46,8 +46,7 @@ def run_child(module: str, task: dict[str, Any], log: Path) -> None:
         child.kill()
         child.wait()
     if child.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        raise ChildError(f"{tail}\n\n{module} stopped with code {child.returncode}; the whole log: {log}")
+        raise ChildError(f"{tail(log)}\n\n{module} stopped with code {child.returncode}; the whole log: {log}")
 
 
 def carry_out(work: Callable[[dict[str, Any], TextIO], None]) -> None:

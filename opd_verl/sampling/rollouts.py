@@ -7,7 +7,6 @@
 Whatever is killed goes on where it was, and ends with the same OUT. The parts may be deleted once OUT is there.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from opd_verl.files import whole, write_table
+from opd_verl.files import json_digest, whole, write_table
 from opd_verl.off_policy import ROLLOUT_COLUMNS
 from opd_verl.sampling import judging, shards
 from opd_verl.sampling.generate import REQUESTS, Work, generate_in_child
@@ -120,15 +119,10 @@ def _made_with(
         "model": job.model.fingerprint,
         "settings": asdict(settings),
         "dtype": engine.dtype,
-        "prompts": _checksum(job.requests),
+        "prompts": json_digest(job.requests.to_pylist()),
     }
-    judged = judging.judge_settings(reward) | {"rows": _checksum(job.source)}
+    judged = judging.judge_settings(reward) | {"rows": json_digest(job.source.to_pylist())}
     return json.loads(json.dumps({"sampled": sampled, "judged": judged}))
-
-
-def _checksum(table: pa.Table) -> str:
-    text = json.dumps(table.to_pylist(), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _found(out: Path) -> Any:

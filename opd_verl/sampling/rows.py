@@ -1,7 +1,5 @@
 """The rows of verl-format files: read, checked, told apart."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from opd_verl.errors import ConfigError
+from opd_verl.files import json_digest
 
 Message = dict[str, Any]
 LONGEST_LINE = 2**26
@@ -84,7 +83,7 @@ def identities(prompts: Sequence[Sequence[Message]]) -> list[str]:
     copies: Counter[str] = Counter()
     names = []
     for prompt in prompts:
-        text = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
+        text = json_digest(prompt)
         names.append(f"{text}.{copies[text]}")
         copies[text] += 1
     return names

@@ -12,13 +12,14 @@ import pytest
 
 from opd_verl.hooks import MASK_HOOKS
 from opd_verl.metrics.names import CONDITIONAL
-from opd_verl.quickstart.distil import new_steps, overrides
+from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.models import STUDENT, TEACHER
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import Pupil, train
 from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT
 from opd_verl.quickstart.task import write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
+from opd_verl.trainer_child import read_steps
 
 Steps = list[dict[str, float]]
 Run = Callable[..., Steps]
@@ -78,7 +79,7 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
             done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
         assert done.returncode == 0, f"{' '.join(command)}\n{tail}"
-        return list(new_steps(metrics, 0))
+        return list(read_steps(metrics))
 
     run.root = root  # type: ignore[attr-defined]
     return run

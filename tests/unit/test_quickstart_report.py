@@ -14,7 +14,7 @@ from opd_verl.composing import compose_trainer
 from opd_verl.hydra_values import hydra_value
 from opd_verl.quickstart import __main__ as quickstart
 from opd_verl.quickstart import prepare as preparation
-from opd_verl.quickstart.distil import new_steps, overrides
+from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.models import ModelSize
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import Pupil, check_contract, eval_problems, made_with, prepare, pupils, stop_problems
@@ -86,17 +86,6 @@ def test_the_picture_is_a_png_that_shows_the_curves(tmp_path: Path) -> None:
     blue = (drawn[..., 2] - drawn[..., 0] > 0.4) & ~(empty[..., 2] - empty[..., 0] > 0.4)
     width = blue.shape[1] // 3
     assert all(blue[:, i * width : (i + 1) * width].sum() > 100 for i in range(3))
-
-
-def test_new_steps_leaves_known_and_unfinished_lines_alone(tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    assert list(new_steps(metrics, 0)) == []
-    lines = [json.dumps({"step": i, "data": {"x": i / 2}}) + "\n" for i in (1, 2, 3)]
-    metrics.write_text("".join(lines[:2]) + lines[2][:9])
-    assert list(new_steps(metrics, 0)) == [{"step": 1, "x": 0.5}, {"step": 2, "x": 1.0}]
-    assert list(new_steps(metrics, 1)) == [{"step": 2, "x": 1.0}]
-    metrics.write_text("".join(lines))
-    assert list(new_steps(metrics, 2)) == [{"step": 3, "x": 1.5}]
 
 
 @pytest.mark.parametrize("path", NASTY)

@@ -1,26 +1,28 @@
-"""One command as a child process that dies with us: its noise in a file, its steps on a progress bar."""
+"""A training of verl's as a child process that dies with us: its noise in a file, its steps on a progress bar."""
 
 import ctypes
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from opd_verl.pipeline.folders import read_steps
+from opd_verl.files import tail
 
 POLL_SECONDS = 0.5
 SECONDS_BETWEEN_LINES = 20.0
 """Of a progress bar that goes to a file."""
-TAIL_LINES = 30
 PR_SET_PDEATHSIG = 1
 SHOWN = ("opd/reverse_kl", "critic/score/mean", "train/loss")
-"""Metrics beside the progress bar, as far as a stage has them."""
+"""Metrics beside the progress bar, as far as a training has them."""
+NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
 def die_with_parent() -> None:
@@ -29,7 +31,14 @@ def die_with_parent() -> None:
 
 
 def run_child(
-    command: Sequence[str], log: Path, metrics: Path, label: str, done: int, total: int | None, env: Mapping[str, str]
+    command: Sequence[str],
+    log: Path,
+    metrics: Path,
+    label: str,
+    done: int = 0,
+    total: int | None = None,
+    env: Mapping[str, str] = NO_ENVIRONMENT,
+    remedy: str = "",
 ) -> None:
     """Runs a training to its end.
 
@@ -38,6 +47,7 @@ def run_child(
         metrics: the file that verl's `file` logger writes.
         done, total: steps made before, and in all where that is known.
         env: added to our environment.
+        remedy: what the message of a failure ends with.
 
     Raises:
         SystemExit: it failed; the message holds the end of its log and the log's path.
@@ -53,9 +63,8 @@ def run_child(
             child.terminate()
             child.wait()
     if child.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        raise SystemExit(f"{tail}\n\nstage {label} stopped with code {child.returncode}; the whole log: {log}\n"
-                         "the same command goes on from its last checkpoint")  # fmt: skip
+        problem = f"{label} stopped with code {child.returncode}; the whole log: {log}"
+        raise SystemExit("\n".join(filter(None, (tail(log), "", problem, remedy))))
 
 
 def follow(child: "subprocess.Popen[bytes]", metrics: Path, label: str, done: int, total: int | None) -> None:
@@ -76,3 +85,13 @@ def follow(child: "subprocess.Popen[bytes]", metrics: Path, label: str, done: in
                 bar.set_postfix(seconds=int(time.monotonic() - started), refresh=False)
                 bar.update(0)
             time.sleep(POLL_SECONDS)
+
+
+def read_steps(metrics: Path, known: int = 0) -> Iterator[dict[str, Any]]:
+    """Steps beyond the first `known` lines of verl's `file` logger; a line still being written is left alone."""
+    if not metrics.exists():
+        return
+    for line in metrics.read_text().splitlines(keepends=True)[known:]:
+        if line.endswith("\n"):
+            record = json.loads(line)
+            yield {"step": record["step"], **record["data"]}
