@@ -38,8 +38,8 @@ FORGETFUL = 0.85
 """How often F8's student forgets a carry."""
 PROMPTS, SUBSET = 1536, 256
 """Prompts that both teachers try four times, and the size of every subset made of them."""
-COLD_START = ("data.train_batch_size=32", "data.max_length=128", "optim.lr=1e-3", "trainer.total_epochs=1")
-COLD_PROMPTS = 3072
+COLD_START = ("data.train_batch_size=16", "data.max_length=128", "optim.lr=1e-3", "trainer.total_epochs=1")
+COLD_PROMPTS = 4096
 
 
 def plain(paths: Paths, seed: int) -> list[Pupil]:

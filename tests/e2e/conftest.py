@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from opd_verl.hooks import MASK_HOOKS
 from opd_verl.metrics.names import CONDITIONAL
@@ -83,6 +85,43 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     run.root = root  # type: ignore[attr-defined]
     return run
+
+
+@pytest.fixture(scope="session")
+def sampled(main_ppo: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Steps, Path]:
+    """Twelve steps of recipe=opd with a checkpoint after every third, and where the checkpoints lie."""
+    folder = tmp_path_factory.mktemp("sampled")
+    steps = main_ppo(
+        "sampled", "opd", 12, *SAMPLED, "trainer.save_freq=3", f"trainer.default_local_dir={folder}",
+        "trainer.logger=[console,file,wandb]",
+    )  # fmt: skip
+    return steps, folder
+
+
+@pytest.fixture(scope="session")
+def after_grpo(
+    sampled: tuple[Steps, Path], main_ppo: Run, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Steps, Path]:
+    """Two steps of recipe=grpo that go on from the third of `sampled`, and where the checkpoint after them lies."""
+    folder = tmp_path_factory.mktemp("grpo")
+    copy_checkpoint(sampled[1], 3, folder)
+    steps = main_ppo(
+        "grpo", "grpo", 5, *SMALL, "actor_rollout_ref.rollout.n=2", "actor_rollout_ref.actor.optim.lr=7e-5",
+        "trainer.resume_mode=auto", f"trainer.default_local_dir={folder}",
+    )  # fmt: skip
+    return steps, folder
+
+
+def copy_checkpoint(source: Path, step: int, to: Path) -> None:
+    """Puts one of a run's checkpoints where another run finds it with `trainer.resume_mode=auto`."""
+    shutil.copytree(source / f"global_step_{step}", to / f"global_step_{step}")
+    (to / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+
+def updates(checkpoint: Path) -> set[int]:
+    """How often Adam has updated the actor's parameters."""
+    optimizer = torch.load(checkpoint / "actor" / "optim_world_size_1_rank_0.pt", weights_only=False)
+    return {int(state["step"]) for state in optimizer["state"].values()}
 
 
 def dump(steps: Steps, key: str) -> str:

@@ -1,10 +1,12 @@
-"""Several teachers on the real command: a resource pool for each, and a route through agent loop and TransferQueue."""
+"""Several teachers on the real command: a resource pool for each, and a route through agent loop and TransferQueue.
+
+They go on from GRPO's checkpoint, which is OPD's way back from it."""
 
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import CONDITIONAL_NAMES, SAMPLED, Run, new_metrics
+from conftest import CONDITIONAL_NAMES, SAMPLED, Run, Steps, new_metrics, updates
 
 from opd_verl.hydra_values import hydra_value
 from opd_verl.metrics.names import METRICS
@@ -29,12 +31,20 @@ def teachers(models: Paths, trained: str, student: str) -> str:
     return f"+opd.teachers={{trained: {{path: {paths[0]}, {trained}}}, student: {{path: {paths[1]}, {student}}}}}"
 
 
-def test_two_teachers_routed_by_the_data_source(main_ppo: Run, models: Paths, two_sources: Path) -> None:
+def test_two_teachers_routed_by_the_data_source_go_on_from_a_checkpoint_of_grpo(
+    main_ppo: Run, models: Paths, two_sources: Path, after_grpo: tuple[Steps, Path]
+) -> None:
     """One has devices of its own, the other one shares the trainer's."""
+    folder = after_grpo[1]
     both = teachers(models, "values: [additions/0]", "values: [additions/1], colocate: true")
     data = f"data.train_files={hydra_value(two_sources)}"
-    steps = main_ppo("routed", "opd", 3, *SAMPLED, ONE_TEACHER_LESS, both, data, "trainer.save_freq=-1")
-    assert [step["step"] for step in steps] == [1, 2, 3]
+    steps = main_ppo(
+        "routed", "opd", 7, *SAMPLED, ONE_TEACHER_LESS, both, data, "trainer.resume_mode=auto",
+        f"trainer.default_local_dir={folder}",
+    )  # fmt: skip
+    assert [step["step"] for step in steps] == [6, 7]
+    assert updates(folder / "global_step_7") == {7 * 4}, "Adam's moments go with the weights, whatever the recipe"
+    assert all(step["actor/lr"] == pytest.approx(after_grpo[0][0]["actor/lr"]) for step in steps)
     assert all(step["opd/teacher_missing_share"] == 0.0 for step in steps), "every token is scored"
     assert set(METRICS) <= new_metrics(steps) <= set(METRICS) | CONDITIONAL_NAMES
     assert steps[0]["opd/reverse_kl"] > 0.0
