@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
+from conftest import CONDITIONAL_NAMES, SAMPLED, SMALL, Run, change, dump, new_metrics
 
 from opd_verl.metrics.names import METRICS
 from opd_verl.quickstart.paths import Paths
@@ -12,20 +12,20 @@ GRADED = Path(__file__).with_name("graded_reward.py")
 
 def test_eopd(main_ppo: Run) -> None:
     """A tau that splits this short-trained teacher's tokens: both of EOPD's terms fall. The mean of one step's sampled
-    r_t is known to 10%: hence 8 updates per step, and means over 3 steps.
+    r_t is known to 10%: hence 8 updates per step, and means over 4 steps.
     """
     tau = ("opd.forward_kl.tau=0.3", "opd.tokens.truncated=mask", "opd.tokens.masks=[depth_window]")
     steps = main_ppo(
         "eopd",
         "eopd",
-        8,
-        *SMALL,
+        11,
+        *SAMPLED,
         *tau,
         "opd.tokens.first_position=1",
         "data.train_batch_size=128",
         "trainer.save_freq=-1",
     )
-    assert -change(steps, "opd/reverse_kl") > 0.04 and -change(steps, "actor/opd/forward_kl") > 0.04
+    assert -change(steps, "opd/reverse_kl", over=4) > 0.02 and -change(steps, "actor/opd/forward_kl", over=4) > 0.02
     assert all(0.0 < step["opd/gated_share"] < 1.0 for step in steps)
     assert all(0.9 < step["opd/kept_share"] < 1.0 for step in steps), "all but every rollout's first token"
     assert set(new_metrics(steps)) <= set(METRICS) | CONDITIONAL_NAMES
