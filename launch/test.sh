@@ -11,6 +11,6 @@ if [[ $# -gt 0 ]]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/basedpyright" --pythonpath "$bin/python"
-OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -n 2 --dist loadfile --durations=15
+OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 # test_eval.py (two minutes) has no room in CI's 45; test_pipeline.py runs the evaluation too.
 "$bin/python" -m pytest tests/e2e --ignore=tests/e2e/test_eval.py --durations=15

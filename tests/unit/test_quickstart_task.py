@@ -65,6 +65,12 @@ def test_a_forgotten_carry_never_raises_the_answer(problem: Problem, forgotten: 
     assert int(boxed(solution(problem, forgotten))) <= int(problem.answer)
 
 
+def test_an_author_who_misadds_is_wrong_wherever_those_digits_meet() -> None:
+    problem = Problem(123, 416)
+    assert solution(problem, misadded=(9,)) == "3+6+0=10\n2+1+1=04\n1+4+0=05\n\\boxed{540}"
+    assert solution(problem, misadded=(10,)) == solution(problem), "the carry is no digit"
+
+
 def test_carelessness_is_a_probability() -> None:
     problems = distinct_problems("train", 300, seed=0)
 

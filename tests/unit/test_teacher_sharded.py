@@ -258,7 +258,7 @@ def test_a_follower_that_hangs_is_survived_and_the_next_life_has_the_newest_weig
     save_file(newest.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "current").write_text(str(tmp_path))
     settings, others = replace(SHARDED, weights_pointer=str(tmp_path / "current")), processes("ShardFollower")
-    hung = TeacherPool.start(model_path, settings, 1, name_prefix="h", num_cpus=0, env_vars=ENV, timeout_s=25)
+    hung = TeacherPool.start(model_path, settings, 1, name_prefix="h", num_cpus=0, env_vars=ENV, timeout_s=40)
     os.kill(*(processes("ShardFollower") - others), signal.SIGSTOP)
     assert_right(newest, REQUESTS, hung.collect(REQUESTS, None, step=1))
     assert hung.restarted == 1, "it was silent, not gone"
