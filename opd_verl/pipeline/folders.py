@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_verl.files import write_json
+from opd_verl.files import write_json, write_text
 from opd_verl.pipeline.commands import is_sft
 from opd_verl.trainer_child import read_steps
 
@@ -55,8 +55,18 @@ class StageFolder:
 
     def latest_step(self) -> int:
         """The step of the newest whole checkpoint; 0: none."""
-        tracker = self.checkpoints / "latest_checkpointed_iteration.txt"
-        return int(tracker.read_text()) if tracker.exists() else 0
+        return int(self.tracker.read_text()) if self.tracker.exists() else 0
+
+    @property
+    def tracker(self) -> Path:
+        """The file in which verl names its newest checkpoint."""
+        return self.checkpoints / "latest_checkpointed_iteration.txt"
+
+    def mend_tracker(self) -> None:
+        """A kill while verl's main_ppo names a checkpoint leaves the file empty; the checkpoint was whole before."""
+        if self.tracker.exists() and not self.tracker.read_text().strip():
+            steps = [int(found.name.removeprefix("global_step_")) for found in self.checkpoints.glob("global_step_*")]
+            write_text(self.tracker, str(max(steps)))
 
     def model(self, step: int) -> Path:
         """The Hugging Face folder of a checkpoint."""

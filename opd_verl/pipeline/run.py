@@ -60,6 +60,7 @@ def run_stage(config: PipelineConfig, plan: StagePlan, label: str, models: Mappi
     inputs = Inputs(student, teacher if plan.distils else None, train, config.data.val)
     where = outputs(config, plan.name, plan.stage.recipe, plan.folder.checkpoints)
     line = command(plan.stage.recipe, settings(config, plan.stage, inputs, plan.distils, where), plan.processes)
+    plan.folder.mend_tracker()
     done, seconds = plan.folder.latest_step(), Stopwatch(plan.folder.root / "seconds.json")
     print(f"{label}: {'begins' if not done else f'goes on after step {done}'}; log: {plan.folder.log}", flush=True)
     with seconds.running():

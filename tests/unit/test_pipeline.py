@@ -233,6 +233,18 @@ def test_a_finished_stage_says_where_its_model_is(recipe: str, inner: str, tmp_p
     assert done == folder.finished() == Finished(str(folder.checkpoints / "global_step_7" / inner), 7, 90.0)
 
 
+def test_a_checkpoint_that_a_kill_left_without_its_name_is_found(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "a", "opd")
+    folder.mend_tracker()
+    assert folder.latest_step() == 0
+    for steps in (8, 10):
+        trained(folder, steps).mend_tracker()
+    assert folder.latest_step() == 10
+    folder.tracker.write_text("")
+    folder.mend_tracker()
+    assert folder.latest_step() == 10
+
+
 def test_the_steps_of_several_attempts_are_one_row_each(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path, "opd")
     for attempt, numbers in enumerate([(1, 2, 3), (3, 4)]):
