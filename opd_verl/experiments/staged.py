@@ -97,7 +97,7 @@ def f8(paths: Paths) -> dict[str, StageConfig]:
 
 def f10(paths: Paths) -> dict[str, StageConfig]:
     """A teacher that is worse than its student."""
-    return {"reverse": train_stage("student", STEPS)}
+    return {"reverse": train_stage("student", LONG_STEPS)}
 
 
 @dataclass(frozen=True)
