@@ -64,7 +64,7 @@ def run_child(
             child.wait()
     if child.returncode:
         problem = f"{label} stopped with code {child.returncode}; the whole log: {log}"
-        raise SystemExit("\n".join(filter(None, (tail(log), "", problem, remedy))))
+        raise SystemExit(f"{tail(log)}\n\n{problem}\n{remedy}".rstrip())
 
 
 def follow(child: "subprocess.Popen[bytes]", metrics: Path, label: str, done: int, total: int | None) -> None:

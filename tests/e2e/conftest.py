@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from opd_verl.files import tail
 from opd_verl.hooks import MASK_HOOKS
 from opd_verl.metrics.names import CONDITIONAL
 from opd_verl.quickstart.distil import overrides
@@ -79,8 +80,7 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
         environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": os.devnull}
         with log.open("w") as out:
             done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
-        assert done.returncode == 0, f"{' '.join(command)}\n{tail}"
+        assert done.returncode == 0, f"{' '.join(command)}\n{tail(log, 40)}"
         return list(read_steps(metrics))
 
     run.root = root  # type: ignore[attr-defined]
