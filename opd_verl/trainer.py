@@ -50,18 +50,29 @@ class OpdTrainer(SeededTrainer):
         for name, teacher in teachers.items():
             devices = [teacher.n_gpus_per_node] * teacher.nnodes
             self.resource_pool_manager.resource_pool_spec[pool_name(name)] = devices
-        create = self.resource_pool_manager.create_resource_pool
-        self.resource_pool_manager.create_resource_pool = lambda: self.begin_loading(create())
         self.loading: Future[Teacher] | None = None
+        create = self.resource_pool_manager.create_resource_pool
 
-    def begin_loading(self, _: object) -> None:
+        def create_and_load() -> None:
+            create()
+            self.begin_loading()
+
+        self.resource_pool_manager.create_resource_pool = create_and_load
+
+    def begin_loading(self) -> None:
         """Teachers with devices of their own load while verl starts its workers and servers."""
-        pools = self.resource_pool_manager.resource_pool_dict
         if self.opd.teacher.sync_every or any(one.colocate for one in every_teacher(self.opd).values()):
             return
-        for pool in pools.values():  # the trainer's first: a small teacher must not take its node
+        for pool in self.resource_pool_manager.resource_pool_dict.values():
+            # The trainer's first: a small teacher must not take its node.
             pool.get_placement_groups(device_name=get_device_name())
-        self.loading = ThreadPoolExecutor(1).submit(start_teachers, self.config, self.opd, pools, len(self.tokenizer))
+        self.loading = ThreadPoolExecutor(1).submit(self.load_teachers)
+
+    def load_teachers(self) -> Teacher:
+        """All of them; those that follow the student begin with the weights that `TeacherSync` points to."""
+        pointer = pointer_file(self.config.trainer.default_local_dir) if self.opd.teacher.sync_every else None
+        pools = self.resource_pool_manager.resource_pool_dict
+        return start_teachers(self.config, self.opd, pools, len(self.tokenizer), pointer)
 
     def on_init_end(self) -> None:
         """After verl's own: the teacher is there, and the actor gets its loss."""
@@ -70,11 +81,7 @@ class OpdTrainer(SeededTrainer):
         self.sync = TeacherSync(every, folder, self.actor_rollout_wg) if every else None
         if self.sync is not None:
             self.sync.resume(self.global_steps)
-        if self.loading is None:
-            pointer, pools = pointer_file(folder) if every else None, self.resource_pool_manager.resource_pool_dict
-            self.teacher = start_teachers(self.config, self.opd, pools, len(self.tokenizer), pointer)
-        else:
-            self.teacher = self.loading.result()
+        self.teacher = self.load_teachers() if self.loading is None else self.loading.result()
         self.teacher_totals = TeacherTotals()
         self.actor_rollout_wg.set_loss_fn(make_loss(self.config.actor_rollout_ref.actor, self.opd))
         self.replay_buffer.poll_interval = self.opd.poll_interval_s
