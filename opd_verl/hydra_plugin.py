@@ -4,6 +4,7 @@ Hydra accepts `recipe=opd` only where the primary config's defaults list has a `
 verl's own file and appends the empty slots; everything else of verl's config is served untouched.
 """
 
+import os
 from importlib import resources
 from typing import Any, ClassVar
 
@@ -99,8 +100,14 @@ def with_teacher(value: Any, otherwise: Any, *, _root_: Any) -> Any:
     return value if "opd" in _root_ else otherwise
 
 
+def own_ray(value: Any) -> Any:
+    """`${own_ray:64}`: for `ray.init` where it starts Ray; null on a cluster that runs, which knows its own sizes."""
+    return None if os.environ.get("RAY_ADDRESS") else value
+
+
 def register() -> None:
     """Registers the three plugins with Hydra, and what the clusters' files compute with."""
     OmegaConf.register_new_resolver("with_teacher", with_teacher, replace=True)
+    OmegaConf.register_new_resolver("own_ray", own_ray, replace=True)
     for plugin in (RecipeSlot, RecipeSource, RecipeSearchPath):
         Plugins.instance().register(plugin)

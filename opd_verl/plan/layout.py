@@ -8,6 +8,8 @@ from omegaconf import DictConfig
 
 from opd_verl.config import OpdConfig, context_tokens, every_teacher
 from opd_verl.config_sections import Engine, TeacherConfig
+from opd_verl.fused.rows import CPU_BLOCK, CPU_ROWS, DEVICE_BLOCK, DEVICE_ROWS
+from opd_verl.teacher import scorer as teacher_rows
 from opd_verl.teacher.needs import keeps_hidden, needs_hidden, student_topk, teacher_topk
 
 BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "half": 2, "auto": 2}
@@ -32,7 +34,11 @@ class TrainerLayout:
     """Whether a reference policy's weights lie beside."""
     fused: bool
     """LM head in chunks of rows: no logits [tokens, vocabulary]."""
+    head_rows: int
+    """Rows of a chunk's logits, and of its float32 blocks."""
+    head_block: int
     micro_tokens: int
+    """The budget of a forward pass on a rank."""
     rollouts: int
     mini_rollouts: int
     prompt_tokens: int
@@ -42,6 +48,21 @@ class TrainerLayout:
     def devices(self) -> int:
         """Ranks of the trainer."""
         return self.nnodes * self.devices_per_node
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a sequence."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def update_tokens(self) -> int:
+        """Tokens of a forward and backward pass: the budget, or all that a mini-batch has for a rank."""
+        return min(self.micro_tokens, -(-self.mini_rollouts // self.devices) * self.longest)
+
+    @property
+    def log_prob_tokens(self) -> int:
+        """Tokens of a forward pass over old log-probs: the budget, or all that a step has for a rank."""
+        return min(self.micro_tokens, -(-self.rollouts // self.devices) * self.longest)
 
     @property
     def updates(self) -> int:
@@ -72,6 +93,7 @@ class TeacherLayout:
     """By vLLM instead of our scorer."""
     weight_bytes: int
     batch_tokens: int
+    head_rows: int
     state_gib: float
     """The most that kept hidden states take; 0 where nothing reads them."""
     context_tokens: int
@@ -91,17 +113,21 @@ def trainer_layout(config: DictConfig, opd: OpdConfig | None, response_tokens: i
     actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
     fsdp, devices = actor.fsdp_config, trainer.nnodes * trainer.n_gpus_per_node
     mixed = fsdp.get("mixed_precision") or {}
+    size = BYTES[mixed.get("param_dtype") or fsdp.dtype]
+    rows, block = (CPU_ROWS[size], CPU_BLOCK) if trainer.device == "cpu" else (DEVICE_ROWS, DEVICE_BLOCK)
     return TrainerLayout(
         nnodes=trainer.nnodes,
         devices_per_node=trainer.n_gpus_per_node,
         shards=fsdp.fsdp_size if 0 < fsdp.fsdp_size < devices else devices,
         state_bytes=BYTES[fsdp.model_dtype],
-        compute_bytes=BYTES[mixed.get("param_dtype") or fsdp.dtype],
+        compute_bytes=size,
         checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
         offload_params=fsdp.param_offload,
         offload_optimizer=fsdp.optimizer_offload,
         reference=actor.use_kl_loss or config.algorithm.use_kl_in_reward,
         fused=opd is not None and opd.fused,
+        head_rows=(opd and opd.fused_rows) or rows,
+        head_block=block,
         micro_tokens=micro_tokens(actor, config.data),
         rollouts=config.data.train_batch_size * rollout.n,
         mini_rollouts=actor.ppo_mini_batch_size * rollout.n,
@@ -134,11 +160,12 @@ def teacher_layouts(config: DictConfig, opd: OpdConfig | None) -> Mapping[str, T
     """Every teacher by name; none without an `opd:` section."""
     if opd is None:
         return {}
-    return {name: teacher_layout(opd, teacher) for name, teacher in every_teacher(opd).items()}
+    rows = teacher_rows.CPU_ROWS if config.trainer.device == "cpu" else teacher_rows.DEVICE_ROWS
+    return {name: teacher_layout(opd, teacher, rows) for name, teacher in every_teacher(opd).items()}
 
 
-def teacher_layout(opd: OpdConfig, teacher: TeacherConfig) -> TeacherLayout:
-    """One teacher, with what the objective asks of it."""
+def teacher_layout(opd: OpdConfig, teacher: TeacherConfig, rows: int) -> TeacherLayout:
+    """One teacher, with what the objective asks of it; `rows` of logits at a time where it does not say."""
     keeps = keeps_hidden(opd) and teacher.engine is Engine.scorer
     return TeacherLayout(
         path=teacher.path or "",
@@ -148,6 +175,7 @@ def teacher_layout(opd: OpdConfig, teacher: TeacherConfig) -> TeacherLayout:
         served=teacher.engine is Engine.vllm,
         weight_bytes=BYTES[teacher.dtype],
         batch_tokens=teacher.max_tokens_per_batch,
+        head_rows=teacher.chunk_rows or rows,
         state_gib=teacher.max_state_gib if keeps else 0.0,
         context_tokens=context_tokens(opd),
         topk=teacher_topk(opd),

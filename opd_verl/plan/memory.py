@@ -6,11 +6,9 @@ own peak; a role fits where its largest does.
 
 from collections.abc import Mapping
 
-from opd_verl.fused.rows import DEVICE_BLOCK, DEVICE_ROWS
 from opd_verl.plan.devices import CONTEXT_GIB, GIB
 from opd_verl.plan.layout import RolloutLayout, TeacherLayout, TrainerLayout
 from opd_verl.plan.shape import ModelShape
-from opd_verl.teacher.scorer import DEVICE_ROWS as TEACHER_ROWS
 
 Parts = Mapping[str, float]
 """Bytes of one device by what they hold."""
@@ -36,7 +34,7 @@ def resident(trainer: TrainerLayout, student: ModelShape) -> Parts:
 
 def log_probs(trainer: TrainerLayout, student: ModelShape) -> Parts:
     """The pass over old log-probs: no gradients; activations of the layer that runs alone."""
-    tokens, size = trainer.micro_tokens, trainer.compute_bytes
+    tokens, size = trainer.log_prob_tokens, trainer.compute_bytes
     wide = tokens * size * (3 * student.intermediate + 4 * student.hidden)
     shard = trainer.state_bytes * student.total / trainer.shards
     return {
@@ -44,7 +42,7 @@ def log_probs(trainer: TrainerLayout, student: ModelShape) -> Parts:
         PARAMS: shard * (1 + trainer.reference * (not trainer.offload_params)),
         GATHERED: gathered(trainer, student, 1),
         ACTIVATIONS: wide,
-        **head(trainer, student, gradients=False),
+        **head(trainer, student, tokens, gradients=False),
     }
 
 
@@ -54,7 +52,7 @@ def update(trainer: TrainerLayout, student: ModelShape, saved_bytes: float) -> P
     Args:
         saved_bytes: of a layer and a token (`activations.saved_bytes`).
     """
-    shard, tokens = trainer.state_bytes * student.total / trainer.shards, trainer.micro_tokens
+    shard, tokens = trainer.state_bytes * student.total / trainer.shards, trainer.update_tokens
     boundaries = tokens * student.hidden * trainer.compute_bytes * student.layers
     whole = tokens * saved_bytes * (1 if trainer.checkpointing else student.layers)
     transient = 2 * tokens * student.intermediate * trainer.compute_bytes
@@ -66,7 +64,7 @@ def update(trainer: TrainerLayout, student: ModelShape, saved_bytes: float) -> P
         # In the backward pass with their gradients: in the compute dtype, and in float32 on their way to the shards.
         GATHERED: gathered(trainer, student, 2 + 4 / trainer.compute_bytes),
         ACTIVATIONS: whole + transient + (boundaries if trainer.checkpointing else 0.0),
-        **head(trainer, student, gradients=True),
+        **head(trainer, student, tokens, gradients=True),
     }
 
 
@@ -75,13 +73,14 @@ def gathered(trainer: TrainerLayout, student: ModelShape, copies: float) -> floa
     return copies * trainer.compute_bytes * (student.root + min(IN_FLIGHT, student.layers) * student.layer)
 
 
-def head(trainer: TrainerLayout, student: ModelShape, gradients: bool) -> Parts:
+def head(trainer: TrainerLayout, student: ModelShape, tokens: int, gradients: bool) -> Parts:
     """Rows of logits: a chunk on the fused path; else the micro-batch's, their float32 copy and the gradient."""
     size = trainer.compute_bytes
     if not trainer.fused:
-        return {LOGITS: trainer.micro_tokens * student.vocabulary * (size + 4 + (4 if gradients else 0))}
-    states = trainer.micro_tokens * student.hidden * size * (2 if gradients else 1)
-    return {HEAD: DEVICE_ROWS * student.vocabulary * size + 2 * DEVICE_BLOCK * student.vocabulary * 4 + states}
+        return {LOGITS: tokens * student.vocabulary * (size + 4 + (4 if gradients else 0))}
+    states = tokens * student.hidden * size * (2 if gradients else 1)
+    chunk = min(trainer.head_rows, tokens) * size + 2 * trainer.head_block * 4
+    return {HEAD: chunk * student.vocabulary + states}
 
 
 def rollout(trainer: TrainerLayout, server: RolloutLayout, student: ModelShape, device_gib: float) -> Parts:
@@ -105,7 +104,7 @@ def scoring(teacher: TeacherLayout, model: ModelShape) -> Parts:
         CONTEXT: CONTEXT_GIB * GIB,
         TEACHER: size * (model.root + layers + flying),
         ACTIVATIONS: tokens * size * (3 * model.intermediate + 5 * model.hidden),
-        HEAD: TEACHER_ROWS * model.vocabulary * (size + 4 + 4),
+        HEAD: teacher.head_rows * model.vocabulary * (size + 4 + 4),
         STATES: 0.0 if teacher.colocated else teacher.state_gib * GIB,
     }
 

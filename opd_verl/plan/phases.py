@@ -27,7 +27,7 @@ class Run:
     @property
     def longest(self) -> int:
         """Tokens of a sequence."""
-        return self.trainer.prompt_tokens + self.trainer.response_tokens
+        return self.trainer.longest
 
 
 def phases(run: Run) -> dict[str, Parts]:

@@ -184,7 +184,7 @@ def seconds(run: Run) -> dict[str, float]:
 
 def test_logits_exist_on_the_plain_path_alone(models: Path) -> None:
     fused, plain = opd_run(models, "cluster=1x8"), opd_run(models, "cluster=1x8", "opd.fused=false")
-    tokens = plain.trainer.micro_tokens
+    tokens = plain.trainer.update_tokens
     assert memory.LOGITS not in phases(fused)["update"]
     assert phases(plain)["update"][memory.LOGITS] == tokens * 151936 * 10
     assert phases(fused)["update"][memory.HEAD] < 0.2 * tokens * 151936 * 10
