@@ -19,8 +19,9 @@ answers() { (exec 3<>"/dev/tcp/$head_ip/$1") 2>/dev/null; }
 [[ -z "${CUDA_VISIBLE_DEVICES:-}" ]] || unset ROCR_VISIBLE_DEVICES
 ulimit -Sn "$(ulimit -Hn)"
 
+# Agent port: any free one. The usual one is taken where another Ray runs on the node, and Ray's Jobs API then fails.
 ray=(ray start --block --disable-usage-stats --node-name="$name"
-  --num-gpus="$OPD_GPUS_PER_NODE" --num-cpus="$OPD_CPUS_PER_NODE")
+  --dashboard-agent-listen-port=0 --num-gpus="$OPD_GPUS_PER_NODE" --num-cpus="$OPD_CPUS_PER_NODE")
 if [[ "$SLURM_NODEID" == 0 ]]; then
   for port in "$OPD_RAY_PORT" "$OPD_DASHBOARD_PORT"; do
     ! answers "$port" || fail "port $port of $head_ip is in use, by another Ray?" \

@@ -24,7 +24,8 @@ def wait_for(names: Sequence[str], present: Callable[[], set[str]], seconds: flo
     """The nodes that are still missing when all have joined or the time is up."""
     deadline = time.monotonic() + seconds
     while True:
-        missing = [name for name in names if name not in (there := present())]
+        there = present()
+        missing = [name for name in names if name not in there]
         if not missing or time.monotonic() > deadline:
             return missing
         time.sleep(1)

@@ -32,7 +32,11 @@ def environment(folder: Path, nodes: str, **more: str) -> dict[str, str]:
     slurm |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "4", "SLURM_SUBMIT_DIR": str(ROOT)}
     standin = {"STANDIN_REQUEUED": str(folder / "requeued"), "STANDIN_STATE": "RUNNING"}
     ours = {"OPD_VENV": sys.prefix, "OPD_SUBMIT": f"python {STANDINS / 'submit.py'}", "HF_TOKEN": SECRET}
-    ours |= {"OPD_RAY_PORT": f"{free_port()}", "OPD_DASHBOARD_PORT": f"{free_port()}"}
+    ours |= {
+        "OPD_HEAD_IP": get_node_ip_address(),
+        "OPD_RAY_PORT": f"{free_port()}",
+        "OPD_DASHBOARD_PORT": f"{free_port()}",
+    }
     path = f"{STANDINS}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return inherited | slurm | standin | ours | {"PATH": path, "PYTHONPATH": str(ROOT)} | more
 
@@ -63,7 +67,7 @@ def test_the_job_runs_on_all_nodes_and_at_the_time_limit_it_is_stopped_and_reque
     while run.poll() is None and "submitted" not in log.read_text():
         time.sleep(0.5)
     assert "2 nodes joined" in log.read_text() and left_behind(env["SLURM_JOB_ID"]), log.read_text()
-    assert f"job in {ROOT}\nit has the secret, ROCm is unset\n" in log.read_text()
+    assert f"job in {ROOT}, secret of {len(SECRET)} characters, ROCm unset\n" in log.read_text()
     assert "['trainer.resume_mode=auto', 'trainer.save_freq=20', 'recipe=opd', 'cluster=2x8'," in log.read_text()
     run.send_signal(signal.SIGTERM)
     assert run.wait(60) == 130, log.read_text()
@@ -73,10 +77,73 @@ def test_the_job_runs_on_all_nodes_and_at_the_time_limit_it_is_stopped_and_reque
     assert SECRET not in log.read_text()
 
 
-def test_a_node_that_does_not_join_is_named_and_nothing_stays(tmp_path: Path) -> None:
-    env = environment(tmp_path, "node1,node2", STANDIN_ABSENT="node2", OPD_JOIN_S="1")
+@pytest.mark.parametrize(("seconds", "state", "status"), [("2", "RUNNING", 1), ("60", "COMPLETING", 143)])
+def test_absent_nodes_are_named_and_a_cancelled_job_stays_cancelled(
+    tmp_path: Path, seconds: str, state: str, status: int
+) -> None:
+    more = {"STANDIN_ABSENT": "node1,node2", "STANDIN_STATE": state, "OPD_JOIN_S": seconds}
+    env = environment(tmp_path, "node1,node2", **more)
     run = start(tmp_path, "cluster=2x8", env=env)
-    assert run.wait(60) == 1
+    if status == 143:
+        while run.poll() is None and "start 1" not in (tmp_path / "log").read_text():
+            time.sleep(0.2)
+        run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == status
     log = (tmp_path / "log").read_text()
-    assert "joined Ray at" in log and "missing: " in log and "node2. Look above" in log
-    assert not (tmp_path / "requeued").exists() and left_behind(env["SLURM_JOB_ID"]) == []
+    named = "0 of 2 nodes joined" in log and "missing: node1 node2. Look above" in log
+    assert named == (status == 1) and ("Slurm has the job as COMPLETING" in log) == (status == 143)
+    assert not (tmp_path / "requeued").exists()
+
+
+REFUSED = {
+    "other size": (["cluster=4x8"], {}, ["cluster=4x8", "Slurm gave 2 nodes of 8 GPUs", "--nodes=4", "cluster=2x8"]),
+    "other GPUs": (["cluster=2x4"], {}, ["cluster=2x4", "--gpus-per-node=4"]),
+    "no cluster": (["recipe=opd"], {}, ["add cluster=2x8"]),
+    "no GPUs": (["cluster=2x8"], {"SLURM_GPUS_ON_NODE": ""}, ["SLURM_GPUS_ON_NODE", "--gpus-per-node=8"]),
+    "no checkout": (["cluster=2x8"], {"SLURM_SUBMIT_DIR": "/tmp"}, ["/tmp is no checkout", "OPD_HOME"]),
+    "no environment": (["cluster=2x8"], {"OPD_VENV": "/none"}, ["OPD_VENV=/none", "has no bin/python"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_ray_starts(case: str, tmp_path: Path) -> None:
+    overrides, change, words = REFUSED[case]
+    env = environment(tmp_path, "node1,node2", **change)
+    run = start(tmp_path, *overrides, env=env)
+    assert run.wait(20) == 2
+    log = (tmp_path / "log").read_text()
+    assert all(word in log for word in words) and "Ray at" not in log, log
+
+
+@pytest.mark.parametrize("overrides", [["cluster=2x8"], ["cluster=mine"], ["trainer.nnodes=2"]])
+def test_what_fits_or_cannot_be_told_is_not_refused(overrides: list[str], tmp_path: Path) -> None:
+    env = environment(tmp_path, "node1,node2", STANDIN_ABSENT="node1,node2", OPD_JOIN_S="0")
+    assert start(tmp_path, *overrides, env=env).wait(30) == 1
+    assert "0 of 2 nodes joined" in (tmp_path / "log").read_text()
+
+
+ADDRESSES = [
+    ("127.0.1.1", "fd00::2 10.0.0.7 10.1.0.7", "10.0.0.7"),
+    ("10.0.0.9  STREAM node1", "10.1.0.7", "10.0.0.9"),
+    ("", "fd00::2", None),
+]
+
+
+@pytest.mark.parametrize(("resolved", "own", "found"), ADDRESSES)
+def test_the_heads_address_is_ipv4_and_not_its_loopback(
+    resolved: str, own: str, found: str | None, tmp_path: Path
+) -> None:
+    for name, answer in (("getent", resolved), ("hostname", own)):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+        (tmp_path / name).chmod(0o755)
+    command = ["bash", str(ROOT / "launch/slurm/head_ip.sh"), "node1"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    run = subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert (run.stdout.strip() or None) == found and run.returncode == (found is None)
+    assert found or "set OPD_HEAD_IP" in run.stderr
+
+
+def test_waiting_ends_when_the_last_node_is_there() -> None:
+    seen = iter([set[str](), {"a"}, {"a", "b"}])
+    assert wait_for(["a", "b"], lambda: next(seen), seconds=60) == []
+    assert wait_for(["a", "b"], lambda: {"b"}, seconds=0) == ["a"]

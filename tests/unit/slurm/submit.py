@@ -1,4 +1,4 @@
-"""Stands in for launch.ray_submit, whose options it takes: a job that names its nodes and waits, through Ray's Jobs API.
+"""Stands in for launch.ray_submit, whose options it takes: runs a job that waits, through Ray's Jobs API.
 
 Stops the job and exits with 130 on SIGTERM.
 """
@@ -16,7 +16,7 @@ parser.add_argument("--working-dir", choices=["none"])
 parser.add_argument("overrides", nargs="*")
 options = parser.parse_args()
 
-JOB = "echo job in $PWD; [[ $HF_TOKEN == secret-of-the-shell ]] && echo it has the secret, ROCm is ${ROCR_VISIBLE_DEVICES-unset}; sleep 1000"
+JOB = "echo job in $PWD, secret of ${#HF_TOKEN} characters, ROCm ${ROCR_VISIBLE_DEVICES-unset}; sleep 1000"
 client = JobSubmissionClient(options.address)
 job = None
 while job is None:
@@ -32,14 +32,16 @@ def stop(*_: object) -> None:
     """As launch.ray_submit does."""
     client.stop_job(job)
     while not client.get_job_status(job).is_terminal():
-        time.sleep(0.2)
+        time.sleep(0.5)
     print("the job is", client.get_job_status(job).value, flush=True)
     sys.exit(130)
 
 
 signal.signal(signal.SIGTERM, stop)
-while "it has the secret" not in (log := client.get_job_logs(job)):
-    time.sleep(0.2)
+while "secret of" not in (log := client.get_job_logs(job)):
+    if client.get_job_status(job).is_terminal():
+        sys.exit(log)
+    time.sleep(0.5)
 print(log, options.overrides, "submitted", flush=True)
 while True:
     time.sleep(1)
