@@ -7,6 +7,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ray.util.state import list_nodes
 
@@ -14,7 +15,7 @@ from ray.util.state import list_nodes
 def joined(address: str) -> set[str]:
     """Names of the nodes that Ray counts as alive; none while its dashboard does not answer."""
     try:
-        nodes = list_nodes(address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=10)
+        nodes: list[Any] = list_nodes(address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=10)
     except Exception:  # the dashboard comes up last, and fails in as many ways until then
         return set()
     return {str(node.node_name) for node in nodes}
