@@ -115,11 +115,19 @@ def test_refused_before_ray_starts(case: str, tmp_path: Path) -> None:
     assert all(word in log for word in words) and "Ray at" not in log, log
 
 
-@pytest.mark.parametrize("overrides", [["cluster=2x8"], ["cluster=mine"], ["trainer.nnodes=2"]])
-def test_what_fits_or_cannot_be_told_is_not_refused(overrides: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [["cluster=mine"], ["trainer.nnodes=2"]])
+def test_a_size_that_cannot_be_told_is_not_refused(overrides: list[str], tmp_path: Path) -> None:
     env = environment(tmp_path, "node1,node2", STANDIN_ABSENT="node1,node2", OPD_JOIN_S="0")
     assert start(tmp_path, *overrides, env=env).wait(30) == 1
     assert "0 of 2 nodes joined" in (tmp_path / "log").read_text()
+
+
+def test_a_port_of_another_ray_is_refused(tmp_path: Path) -> None:
+    env = environment(tmp_path, "node1,node2", STANDIN_ABSENT="node2", OPD_JOIN_S="60")
+    with socket.create_server(("", int(env["OPD_RAY_PORT"]))):
+        assert start(tmp_path, "cluster=2x8", env=env).wait(60) != 0
+    log = (tmp_path / "log").read_text()
+    assert f"node1: port {env['OPD_RAY_PORT']} of" in log and "set OPD_RAY_PORT" in log and "node went" in log
 
 
 ADDRESSES = [
