@@ -15,6 +15,7 @@ LOGGER=${LOGGER:-}                      # [console,wandb]
 SAVE_FREQ=${SAVE_FREQ:-20}              # steps
 TEST_FREQ=${TEST_FREQ:-20}
 OPD_PLAN=${OPD_PLAN:-1}                 # 0: start without asking the planner
+DEVICE=${DEVICE:-h100}                  # the GPU that the planner counts with
 
 here=$(dirname "$0")
 # shellcheck source=launch/python.sh
@@ -40,5 +41,5 @@ run() {
   echo "+ ${*@Q}"
   "$@"
 }
-[[ "$OPD_PLAN" == 0 ]] || run python -m opd_verl.plan "${MODEL[@]}" "${DATA[@]}" "${TRAINER[@]}" "$@"
+[[ "$OPD_PLAN" == 0 ]] || run python -m opd_verl.plan device="$DEVICE" "${MODEL[@]}" "${DATA[@]}" "${TRAINER[@]}" "$@"
 run python -m verl.trainer.main_ppo "${MODEL[@]}" "${DATA[@]}" "${TRAINER[@]}" "$@"

@@ -42,10 +42,12 @@ def asked(done: "subprocess.CompletedProcess[str]") -> list[list[str]]:
 
 
 def test_the_planner_is_asked_first_and_its_refusal_ends_the_run(venv: str, tmp_path: Path) -> None:
-    fits = run(tmp_path, "recipe=opd", "cluster=1x8", OPD_VENV=venv, TEACHER="/t", TRAIN="a.parquet")
+    fits = run(tmp_path, "recipe=opd", "cluster=1x8", OPD_VENV=venv, TEACHER="/t", TRAIN="a.parquet", DEVICE="h200")
     plan, training = asked(fits)
     assert (fits.returncode, plan[0], training[0]) == (0, "opd_verl.plan", "verl.trainer.main_ppo")
-    assert plan[1:] == training[1:] and training[-2:] == ["recipe=opd", "cluster=1x8"], "the user's come last"
+    assert plan[1:] == ["device=h200", *training[1:]] and training[-2:] == ["recipe=opd", "cluster=1x8"], (
+        "the user's come last"
+    )
     assert {"opd.teacher.path=/t", "data.train_files=a.parquet"} < set(training)
     assert not any("data.val_files" in word for word in training), "what is not given is left to verl"
     too_big = run(tmp_path, "recipe=opd", OPD_VENV=venv, STUB_PLAN="3")

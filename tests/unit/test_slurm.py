@@ -24,6 +24,17 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+def venv(folder: Path) -> str:
+    """An environment whose main_ppo says where it runs and waits; the rest is the real python."""
+    python = folder / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    says = "job in $PWD, secret of ${#HF_TOKEN} characters, ROCm ${ROCR_VISIBLE_DEVICES-unset}, overrides $*"
+    job = f'[ "$2" != verl.trainer.main_ppo ] || {{ echo "{says}"; exec sleep 1000; }}'
+    python.write_text(f'#!/bin/sh\n{job}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return str(python.parents[1])
+
+
 def environment(folder: Path, nodes: str, **more: str) -> dict[str, str]:
     """What Slurm and the submitting shell give the script on nodes of 8 GPUs and 4 cores."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "OPD_", "RAY_"))}
@@ -31,7 +42,7 @@ def environment(folder: Path, nodes: str, **more: str) -> dict[str, str]:
     slurm = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_JOB_NODELIST": nodes, "SLURM_JOB_NUM_NODES": f"{count}"}
     slurm |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "4", "SLURM_SUBMIT_DIR": str(ROOT)}
     standin = {"STANDIN_REQUEUED": str(folder / "requeued"), "STANDIN_STATE": "RUNNING"}
-    ours = {"OPD_VENV": sys.prefix, "OPD_SUBMIT": f"python {STANDINS / 'submit.py'}", "HF_TOKEN": SECRET}
+    ours = {"OPD_VENV": venv(folder), "OPD_SUBMIT": "python -m launch.ray_submit --no-check", "HF_TOKEN": SECRET}
     ours |= {
         "OPD_HEAD_IP": get_node_ip_address(),
         "OPD_RAY_PORT": f"{free_port()}",
@@ -64,14 +75,15 @@ def test_the_job_runs_on_all_nodes_and_at_the_time_limit_it_is_stopped_and_reque
     env = environment(tmp_path, "node1,node2")
     run = start(tmp_path, "recipe=opd", "cluster=2x8", "opd.teacher.path=/a b", env=env)
     log = tmp_path / "log"
-    while run.poll() is None and "submitted" not in log.read_text():
+    while run.poll() is None and "overrides -m" not in log.read_text():
         time.sleep(0.5)
     assert "2 nodes joined" in log.read_text() and left_behind(env["SLURM_JOB_ID"]), log.read_text()
-    assert f"job in {ROOT}, secret of {len(SECRET)} characters, ROCm unset\n" in log.read_text()
-    assert "['trainer.resume_mode=auto', 'trainer.save_freq=20', 'recipe=opd', 'cluster=2x8'," in log.read_text()
+    assert f"job in {ROOT}, secret of {len(SECRET)} characters, ROCm unset, overrides" in log.read_text()
+    folder = f"trainer.default_local_dir={ROOT}/runs/slurm-{env['SLURM_JOB_ID']}"
+    assert f"trainer.save_freq=20 {folder} recipe=opd cluster=2x8 opd.teacher.path=/a b\n" in log.read_text()
     run.send_signal(signal.SIGTERM)
     assert run.wait(60) == 130, log.read_text()
-    assert "the job is STOPPED" in log.read_text()
+    assert ": stopped\n" in log.read_text()
     assert (tmp_path / "requeued").read_text().split() == [env["SLURM_JOB_ID"]]
     assert left_behind(env["SLURM_JOB_ID"]) == []
     assert SECRET not in log.read_text()
