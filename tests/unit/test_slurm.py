@@ -36,11 +36,11 @@ def venv(folder: Path) -> str:
 
 
 def environment(folder: Path, nodes: str, **more: str) -> dict[str, str]:
-    """What Slurm and the submitting shell give the script on nodes of 8 GPUs and 4 cores."""
+    """What Slurm and the submitting shell give on nodes of 8 GPUs and one core (Ray starts a process for each)."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "OPD_", "RAY_"))}
     count = len(nodes.split(","))
     slurm = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_JOB_NODELIST": nodes, "SLURM_JOB_NUM_NODES": f"{count}"}
-    slurm |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "4", "SLURM_SUBMIT_DIR": str(ROOT)}
+    slurm |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
     standin = {"STANDIN_REQUEUED": str(folder / "requeued"), "STANDIN_STATE": "RUNNING"}
     ours = {"OPD_VENV": venv(folder), "OPD_SUBMIT": "python -m launch.ray_submit --no-check", "HF_TOKEN": SECRET}
     ours |= {
@@ -129,9 +129,24 @@ def test_refused_before_ray_starts(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overrides", [["cluster=mine"], ["trainer.nnodes=2"]])
 def test_a_size_that_cannot_be_told_is_not_refused(overrides: list[str], tmp_path: Path) -> None:
-    env = environment(tmp_path, "node1,node2", STANDIN_ABSENT="node1,node2", OPD_JOIN_S="0")
+    (tmp_path / "setup").write_text("echo set up with $NOT_SET by $0")
+    more = {"STANDIN_ABSENT": "node1,node2", "OPD_JOIN_S": "0", "OPD_SETUP": str(tmp_path / "setup")}
+    env = environment(tmp_path, "node1,node2", **more)
     assert start(tmp_path, *overrides, env=env).wait(30) == 1
-    assert "0 of 2 nodes joined" in (tmp_path / "log").read_text()
+    assert "set up with" in (log := (tmp_path / "log").read_text()) and "0 of 2 nodes joined" in log
+
+
+def test_the_head_is_asked_for_its_address(tmp_path: Path) -> None:
+    head = get_node_ip_address()
+    env = environment(tmp_path, "node1,node2", STANDIN_ABSENT="node2", OPD_HEAD_IP="")
+    getent = Path(env["OPD_VENV"]) / "bin" / "getent"
+    getent.write_text(
+        f"#!/bin/sh\n[ $SLURMD_NODENAME:$2 = node1:node1 ] || exit 1; echo 127.0.1.1; echo {head} STREAM node1"
+    )
+    getent.chmod(0o755)
+    with socket.create_server(("", int(env["OPD_RAY_PORT"]))):
+        assert start(tmp_path, "cluster=2x8", env=env).wait(60) != 0
+    assert f"Ray at http://{head}:" in (tmp_path / "log").read_text()
 
 
 def test_a_port_of_another_ray_is_refused(tmp_path: Path) -> None:
