@@ -1,6 +1,7 @@
 """launch/slurm/opd.sbatch on real Ray. tests/unit/slurm stands in for Slurm's srun, scontrol and squeue alone."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,6 +88,7 @@ def test_the_job_runs_on_all_nodes_and_at_the_time_limit_it_is_stopped_and_reque
     assert (tmp_path / "requeued").read_text().split() == [env["SLURM_JOB_ID"]]
     assert left_behind(env["SLURM_JOB_ID"]) == []
     assert SECRET not in log.read_text()
+    shutil.rmtree(f"/tmp/opd-{env['SLURM_JOB_ID']}-0")
 
 
 @pytest.mark.parametrize(("seconds", "state", "status"), [("2", "RUNNING", 1), ("60", "COMPLETING", 143)])
