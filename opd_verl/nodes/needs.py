@@ -46,7 +46,7 @@ class Needs:
     memory_share: float = 0.0
     """Of a device, which vLLM wants to find free."""
     ray_init: Mapping[str, Any] = field(default_factory=dict)
-    env: Mapping[str, bool] = field(default_factory=dict)
+    env: frozenset[str] = frozenset()
     """Names that the job's runtime environment sets in every process; not what to."""
 
     def wanted(self) -> Wanted:
@@ -75,7 +75,7 @@ def read_needs(config: DictConfig, opd: OpdConfig | None) -> Needs:
         wandb="wandb" in trainer.logger and wandb_online(),
         memory_share=rollout.gpu_memory_utilization,
         ray_init={key: value for key, value in ray_init.items() if key != "runtime_env" and value is not None},
-        env=dict.fromkeys((ray_init.get("runtime_env") or {}).get("env_vars") or {}, True),
+        env=frozenset((ray_init.get("runtime_env") or {}).get("env_vars") or ()),
     )
 
 
