@@ -40,7 +40,7 @@ def show(driver: Machine, reports: Sequence[NodeReport], problems: Sequence[Prob
         )
         to.print(f"    remedy: {escape(problem.remedy)}", highlight=False)
     errors = sum(problem.severity is Severity.error for problem in problems)
-    to.print(f"{len(reports)} nodes, {errors} errors, {len(problems) - errors} warnings", highlight=False)
+    to.print(f"nodes: {len(reports)}, errors: {errors}, warnings: {len(problems) - errors}", highlight=False)
 
 
 def cells(driver: Machine, report: NodeReport) -> Iterator[str]:

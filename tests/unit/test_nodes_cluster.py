@@ -79,7 +79,7 @@ def test_the_command_shows_every_node_and_ends_with_0(job: Job) -> None:
     assert sorted(row[heading.index("free devices")] for row in nodes) == ["0 of 0", "2 of 2", "2 of 2"]
     for row in nodes:
         assert row[-5:] == ["shared", "2 of 2", "1 of 1", "2 of 2", "as here"]
-    assert "3 nodes, 0 errors, 0 warnings" in done.stdout and "…" not in done.stdout
+    assert "nodes: 3, errors: 0, warnings: 0" in done.stdout and "…" not in done.stdout
     assert not (job.root / "run").exists(), "it leaves no trace"
 
 
@@ -87,7 +87,7 @@ def test_a_model_that_is_nowhere_ends_with_1_and_its_remedy(job: Job, capsys: py
     assert main(job.overrides(f"opd.teacher.path={job.root}/nope")) == 1
     out = capsys.readouterr().out
     assert f"opd.teacher.path={job.root}/nope: no such model folder" in out
-    assert "remedy: opd.teacher.path=/path/on/shared/storage" in out and "3 nodes, 1 errors" in out
+    assert "remedy: opd.teacher.path=/path/on/shared/storage" in out and "nodes: 3, errors: 1," in out
 
 
 def test_too_few_devices_end_with_1_and_the_remedy(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +96,7 @@ def test_too_few_devices_end_with_1_and_the_remedy(job: Job, capsys: pytest.Capt
     assert (
         "2 x 3 for the trainer (trainer.nnodes x trainer.n_gpus_per_node) do not fit nodes with [2, 2, 0] free" in out
     )
-    assert "remedy: lower trainer.n_gpus_per_node or opd.teacher.n_gpus_per_node" in out and "1 errors" in out
+    assert "remedy: lower trainer.n_gpus_per_node or opd.teacher.n_gpus_per_node" in out and "errors: 1," in out
 
 
 def test_a_node_that_does_not_answer_is_a_row_of_its_own(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,7 @@ def test_a_node_that_does_not_answer_is_a_row_of_its_own(job: Job, capsys: pytes
         os.kill(raylet, signal.SIGCONT)
     out = capsys.readouterr().out
     assert "no answer within 10 s" in out and "ray start --address=FIRST:6379" in out
-    assert out.count("as here") == 2 and "3 nodes, 1 errors, 0 warnings" in out
+    assert out.count("as here") == 2 and "nodes: 3, errors: 1, warnings: 0" in out
 
 
 def test_without_a_cluster_it_says_how_to_start_one(
