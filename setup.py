@@ -79,6 +79,7 @@ setup(
         "hydra-core>=1.3,<1.4",
         "math-verify",
         "matplotlib",
+        "packaging",
         "psutil",
         "rich",
         "tqdm",

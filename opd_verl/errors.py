@@ -9,3 +9,5 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: Any, problem: str, remedy: str) -> None:
         super().__init__(f"{key}={value!r}: {problem}. Remedy: {remedy}.")
         self.key = key
+        self.problem = f"{key}={value!r}: {problem}"
+        self.remedy = remedy

@@ -65,7 +65,9 @@ def tail(log: Path, lines: int = 30) -> str:
 def model_fingerprint(path: str) -> dict[str, Any]:
     """What identifies a model: the commit of a hub name, else folder and files (of large ones size and mtime only)."""
     if not Path(path).is_dir():
-        return {"path": path, "commit": _cached_commit(path)}
+        from opd_verl.hub import cached_commit
+
+        return {"path": path, "commit": cached_commit(path)}
     files = sorted(file for file in Path(path).iterdir() if file.is_file() and not file.name.startswith("."))
     return {"path": str(Path(path).resolve()), "files": {file.name: _identity(file) for file in files}}
 
@@ -73,11 +75,3 @@ def model_fingerprint(path: str) -> dict[str, Any]:
 def _identity(file: Path) -> str:
     stat = file.stat()
     return digest(file) if stat.st_size <= SMALL else f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}"
-
-
-def _cached_commit(name: str) -> str | None:
-    """The commit of a hub model in the local cache, which loading its config has filled."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(name, "config.json")
-    return Path(config).parent.name if isinstance(config, str) else None

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -15,7 +13,7 @@ from opd_verl.config import OpdConfig, context_tokens, every_teacher, teacher_ke
 from opd_verl.config_sections import Engine, TeacherConfig
 from opd_verl.errors import ConfigError
 from opd_verl.fused.head import LOGIT_KEYS
-from opd_verl.network import unreachable
+from opd_verl.hub import looks_local, why_unloadable
 from opd_verl.objectives.names import Placement
 
 STUDENT = "actor_rollout_ref.model.path"
@@ -100,13 +98,11 @@ def require_folder(key: str, path: str | None) -> None:
     """
     if path and Path(path).is_dir():
         return
-    looks_local = not path or path.startswith((".", "~", "/")) or path.count("/") != 1
     remedy = f"{key}=/path/to/model, or a hub name like owner/name"
-    if looks_local or path is None:
+    if path is None or looks_local(path):
         raise ConfigError(key, path, "no such model folder", remedy)
-    cached = isinstance(try_to_load_from_cache(path, "config.json"), str)
-    if not cached and (offline := "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else unreachable(ENDPOINT)):
-        raise ConfigError(key, path, f"no such folder, not in the local hub cache, and {offline}", remedy)
+    if problem := why_unloadable(path):
+        raise ConfigError(key, path, f"no such folder, {problem}", remedy)
 
 
 def check_same_tokenizer(student: Any, teacher: Any, key: str, path: str) -> None:

@@ -879,9 +879,11 @@ def test_a_users_plugin_registers_its_hook_before_the_hooks_are_checked(
 
 
 def test_a_hub_name_without_a_network_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
     from opd_verl.checks import models
 
-    monkeypatch.setattr(models, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens on the discard port
-    monkeypatch.setattr(models, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens on the discard port
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(ConfigError, match=r"opd\.teacher\.path='models/typo'.*cannot reach 127\.0\.0\.1"):
         models.load_config("opd.teacher.path", "models/typo", trust_remote_code=False)

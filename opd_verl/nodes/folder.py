@@ -1,0 +1,35 @@
+"""The driver's side of the folder of the checkpoints: a file in it that the nodes look for, and no trace afterwards."""
+
+from pathlib import Path
+from types import TracebackType
+
+
+class Folder:
+    """A context: the folder is made if it is not there, and is left as it was found."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path = Path(path).absolute()
+        self.name = name
+        self.problem: str | None = None
+        """Why the driver cannot write there."""
+        self.made = [one for one in (self.path, *self.path.parents) if not one.exists()]
+
+    def __enter__(self) -> "Folder":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / self.name).touch()
+        except OSError as error:
+            self.problem = f"cannot write to {self.path}: {error.strerror}"
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.path.is_dir():
+            for file in self.path.glob(f"{self.name}*"):
+                file.unlink(missing_ok=True)
+        for folder in self.made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def lacks(self, name: str) -> str | None:
+        """What is wrong if a node's file did not get here."""
+        return None if (self.path / name).is_file() else f"what it writes to {self.path} does not get here"

@@ -1,0 +1,54 @@
+"""The machine's GPUs by nvidia-smi, which shows all of them and everyone's memory, CUDA_VISIBLE_DEVICES or not."""
+
+import subprocess
+from collections.abc import Iterator, Sequence
+
+from opd_verl.nodes.records import Device
+
+GPU_FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "ecc.errors.uncorrected.volatile.total")
+PROCESS_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
+MIB = 2**20
+SECONDS = 20
+"""nvidia-smi hangs where the kernel's driver does."""
+
+
+def gpus() -> tuple[Device, ...]:
+    """Every GPU of this machine; none where there is no nvidia-smi."""
+    return parse_gpus(nvidia_smi("gpu", GPU_FIELDS), nvidia_smi("compute-apps", PROCESS_FIELDS))
+
+
+def cuda_driver() -> str | None:
+    """Version of the CUDA driver, where there is one."""
+    return next((row[0] for row in nvidia_smi("gpu", ("driver_version",))), None)
+
+
+def nvidia_smi(what: str, fields: Sequence[str]) -> list[list[str]]:
+    """Rows of `nvidia-smi --query-...`; none where it is missing, fails or hangs."""
+    command = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    return [row for row in rows if len(row) == len(fields)]
+
+
+def parse_gpus(rows: Sequence[Sequence[str]], processes: Sequence[Sequence[str]]) -> tuple[Device, ...]:
+    """From the cells of the two queries; nvidia-smi gives MiB, and `[N/A]` for what a GPU does not have."""
+    return tuple(
+        Device(int(index), name, number(total) * MIB, number(free) * MIB, number(ecc), tuple(holders(uuid, processes)))
+        for index, uuid, name, total, free, ecc in rows
+    )
+
+
+def holders(uuid: str, processes: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The processes on one GPU, as users read them."""
+    for gpu, pid, name, used in processes:
+        if gpu == uuid:
+            yield f"pid {pid} {name} {used} MiB"
+
+
+def number(cell: str) -> int:
+    """A cell's number; 0 where there is none."""
+    return int(cell) if cell.isdecimal() else 0

@@ -1,0 +1,108 @@
+"""What the job's config asks of the cluster."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from omegaconf import DictConfig, OmegaConf
+
+from opd_verl.checks.accepted import parameter_count
+from opd_verl.config import OpdConfig, every_teacher, teacher_key
+from opd_verl.config_sections import TeacherConfig
+from opd_verl.hub import cached_folder
+from opd_verl.nodes.records import Wanted
+from opd_verl.tracking import DEFAULT_SERVER, why_offline
+
+STUDENT = "actor_rollout_ref.model.path"
+BYTES = {"model": 4, "optimizer": 8, "hf_model": 4}
+"""Per parameter in a checkpoint, by verl's names: float32 weights, Adam's two moments, a Hugging Face copy."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The part of the config that nodes can fail to meet."""
+
+    n_gpus_per_node: int
+    nnodes: int
+    """Both of the trainer."""
+    device: str
+    folder: str
+    """trainer.default_local_dir."""
+    teachers: Mapping[str, TeacherConfig] = field(default_factory=dict)
+    """By name, those with devices of their own."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Folder or hub name, by key."""
+    files: tuple[str, ...] = ()
+    saves: bool = False
+    syncs: bool = False
+    """The teacher reads the student's weights from the folder of the checkpoints."""
+    checkpoint_bytes: int | None = None
+    """Of one checkpoint; None where none is written or nobody knows."""
+    wandb: bool = False
+    """wandb logs in from whatever node the trainer's process is on."""
+    memory_share: float = 0.0
+    """Of a device, which vLLM wants to find free."""
+    ray_init: Mapping[str, Any] = field(default_factory=dict)
+    env: frozenset[str] = frozenset()
+    """Names that the job's runtime environment sets in every process; not what to."""
+
+    def wanted(self) -> Wanted:
+        """What every machine is asked."""
+        return Wanted(self.folder, self.models, self.files, wandb_host())
+
+
+def read_needs(config: DictConfig, opd: OpdConfig | None) -> Needs:
+    """Of a composed config; `opd` is its parsed section, if it has one."""
+    trainer, rollout = config.trainer, config.actor_rollout_ref.rollout
+    teachers = every_teacher(opd) if opd else {}
+    models = {STUDENT: config.actor_rollout_ref.model.path}
+    models |= {f"{teacher_key(name)}.path": teacher.path for name, teacher in teachers.items()}
+    ray_init: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
+    return Needs(
+        n_gpus_per_node=trainer.n_gpus_per_node,
+        nnodes=trainer.nnodes,
+        device=trainer.device,
+        folder=trainer.default_local_dir,
+        teachers={name: teacher for name, teacher in teachers.items() if not teacher.colocate},
+        models={key: path for key, path in models.items() if path and "://" not in path},
+        files=data_files(config),
+        saves=trainer.save_freq > 0,
+        syncs=opd is not None and opd.teacher.sync_every > 0,
+        checkpoint_bytes=checkpoint_bytes(config) if trainer.save_freq > 0 else None,
+        wandb="wandb" in trainer.logger and wandb_online(),
+        memory_share=rollout.gpu_memory_utilization,
+        ray_init={key: value for key, value in ray_init.items() if key != "runtime_env" and value is not None},
+        env=frozenset((ray_init.get("runtime_env") or {}).get("env_vars") or ()),
+    )
+
+
+def data_files(config: DictConfig) -> tuple[str, ...]:
+    """The files of training and validation data, less what lies behind a URL."""
+    found: list[str] = []
+    for value in (config.data.train_files, config.data.val_files):
+        found += [value] if isinstance(value, str) else value or []
+    return tuple(dict.fromkeys(file for file in found if "://" not in file))
+
+
+def checkpoint_bytes(config: DictConfig) -> int | None:
+    """Of one checkpoint, from the headers of the student's weights where these lie here."""
+    path = config.actor_rollout_ref.model.path
+    folder = path if Path(path).is_dir() else cached_folder(path)
+    count = parameter_count(folder) if folder else None
+    contents = config.actor_rollout_ref.actor.checkpoint.save_contents
+    return None if count is None else count * sum(BYTES.get(part, 0) for part in contents)
+
+
+def wandb_online() -> bool:
+    """Whether wandb would log in, as `opd_verl.tracking` decides it for the job."""
+    mode = os.environ.get("WANDB_MODE")
+    return mode == "online" if mode else why_offline(os.environ.get("WANDB_BASE_URL", DEFAULT_SERVER)) is None
+
+
+def wandb_host() -> str:
+    """The host of wandb's server."""
+    server = os.environ.get("WANDB_BASE_URL", DEFAULT_SERVER)
+    return urlparse(server).hostname or server

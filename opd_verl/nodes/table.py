@@ -1,0 +1,78 @@
+"""The table of the nodes and the list of problems, for a terminal and for a file."""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from opd_verl.nodes.problems import Problem, Severity
+from opd_verl.nodes.records import Disk, Machine, NodeReport
+
+COLUMNS = (
+    *("node", "address", "free devices", "device memory", "host memory", "checkpoint disk", "/dev/shm", "clock"),
+    *("folder", "models", "data", "ports", "versions"),
+)
+GIB = 2**30
+UNWRAPPED = 1000
+"""Columns of a file: rich takes no more than it needs."""
+
+
+def console() -> Console:
+    """Of this process's output; lines of a file are never wrapped."""
+    return Console() if sys.stdout.isatty() else Console(width=UNWRAPPED, color_system=None)
+
+
+def show(driver: Machine, reports: Sequence[NodeReport], problems: Sequence[Problem], to: Console) -> None:
+    """The driver's versions, a row for each node, the problems with their remedies, and their number."""
+    to.print(", ".join(f"{name} {version or '-'}" for name, version in driver.versions.items()), highlight=False)
+    table = Table(*COLUMNS, box=box.ROUNDED if to.is_terminal else box.MARKDOWN)
+    for report in reports:
+        table.add_row(*map(escape, cells(driver, report)))
+    to.print(table)
+    for problem in problems:
+        style = "bold red" if problem.severity is Severity.error else "yellow"
+        to.print(
+            f"[{style}]{problem.severity}[/]: {escape(', '.join(problem.nodes))}: {escape(problem.what)}",
+            highlight=False,
+        )
+        to.print(f"    remedy: {escape(problem.remedy)}", highlight=False)
+    errors = sum(problem.severity is Severity.error for problem in problems)
+    to.print(f"nodes: {len(reports)}, errors: {errors}, warnings: {len(problems) - errors}", highlight=False)
+
+
+def cells(driver: Machine, report: NodeReport) -> Iterator[str]:
+    """One row; a node that said nothing has what Ray knows of it."""
+    node, machine = report.node, report.machine
+    yield report.label
+    yield node.address
+    yield f"{node.free_devices} of {node.devices}" + (
+        f" ({machine.devices[0].name})" if machine and machine.devices else ""
+    )
+    if machine is None:
+        yield from ["?"] * (len(COLUMNS) - 3)
+        return
+    yield amount(min(device.free for device in machine.devices), machine.devices[0].total) if machine.devices else "-"
+    yield amount(machine.memory_free, machine.memory_total)
+    yield size(machine.checkpoints)
+    yield size(machine.shm)
+    clock = report.clock
+    yield f"{1e3 * clock.ahead:+.1f} ± {1e3 * clock.uncertainty:.1f} ms" if clock else "?"
+    yield "shared" if report.unshared is None else "not shared"
+    yield f"{sum(model.problem is None for model in machine.models.values())} of {len(machine.models)}"
+    yield f"{sum(found is not None for found in machine.files.values())} of {len(machine.files)}"
+    yield f"{report.asked - len(report.unreachable)} of {report.asked}"
+    others = [name for name, version in driver.versions.items() if machine.versions.get(name) != version]
+    yield f"{', '.join(others)} differ" if others else "as here"
+
+
+def amount(free: int, total: int) -> str:
+    """Free of total, GiB."""
+    return f"{free / GIB:.1f} of {total / GIB:.1f} GiB"
+
+
+def size(disk: Disk | None) -> str:
+    """Of a file system."""
+    return amount(disk.free, disk.total) if disk else "-"
