@@ -30,7 +30,8 @@ class RayNodes:
 
     def __init__(self, logs: Path, head_devices: int = 0, environment: dict[str, str] | None = None) -> None:
         self.logs, self.head_devices = logs, head_devices
-        self.environment = {**os.environ, **(environment or {})}
+        # A token that an earlier run left in ~/.ray would make `ray start` ask every node for it.
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled", **(environment or {})}
         self.port, self.dashboard = free_port(), free_port()
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -40,7 +41,7 @@ class RayNodes:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def __enter__(self) -> Self:
-        options = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--include-dashboard=true"]
+        options = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--dashboard-agent-listen-port=0"]
         self.start("127.0.0.1", self.head_devices, options)
         self.wait_for_api()
         return self

@@ -1,4 +1,4 @@
-"""Several nodes for real: raylets with addresses of their own, jobs through the Ray Jobs API, a node killed in the middle.
+"""Several nodes for real: raylets with addresses of their own, jobs through the Jobs API, a node killed in the middle.
 
 About eight minutes on two cores, too long for CI:    bash launch/test.sh tests/e2e/test_nodes.py
 """
