@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from opd_verl.checkpoints import mend_tracker
 from opd_verl.errors import ConfigError
 from opd_verl.files import write_json
 from opd_verl.pipeline.commands import Inputs, command, environment, outputs, settings
@@ -60,7 +61,7 @@ def run_stage(config: PipelineConfig, plan: StagePlan, label: str, models: Mappi
     inputs = Inputs(student, teacher if plan.distils else None, train, config.data.val)
     where = outputs(config, plan.name, plan.stage.recipe, plan.folder.checkpoints)
     line = command(plan.stage.recipe, settings(config, plan.stage, inputs, plan.distils, where), plan.processes)
-    plan.folder.mend_tracker()
+    mend_tracker(plan.folder.checkpoints)
     done, seconds = plan.folder.latest_step(), Stopwatch(plan.folder.root / "seconds.json")
     print(f"{label}: {'begins' if not done else f'goes on after step {done}'}; log: {plan.folder.log}", flush=True)
     with seconds.running():

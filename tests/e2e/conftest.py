@@ -15,6 +15,7 @@ import torch
 from opd_verl.files import tail
 from opd_verl.hooks import MASK_HOOKS
 from opd_verl.metrics.names import CONDITIONAL
+from opd_verl.metrics_file import read_steps
 from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.models import STUDENT, TEACHER
 from opd_verl.quickstart.paths import Paths
@@ -22,7 +23,6 @@ from opd_verl.quickstart.prepare import Pupil, train
 from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT
 from opd_verl.quickstart.task import write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
-from opd_verl.trainer_child import read_steps
 
 Steps = list[dict[str, float]]
 Run = Callable[..., Steps]

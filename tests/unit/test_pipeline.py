@@ -17,6 +17,7 @@ from rich.console import Console
 from test_imports import PACKAGE
 from tiny_models import save_tiny_qwen3
 
+from opd_verl.checkpoints import mend_tracker, tracker
 from opd_verl.errors import ConfigError
 from opd_verl.pipeline import run as running
 from opd_verl.pipeline.commands import SEEDED, Inputs, command, environment, outputs, settings
@@ -235,13 +236,13 @@ def test_a_finished_stage_says_where_its_model_is(recipe: str, inner: str, tmp_p
 
 def test_a_checkpoint_that_a_kill_left_without_its_name_is_found(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "a", "opd")
-    folder.mend_tracker()
+    mend_tracker(folder.checkpoints)
     assert folder.latest_step() == 0
     for steps in (8, 10):
-        trained(folder, steps).mend_tracker()
+        mend_tracker(trained(folder, steps).checkpoints)
     assert folder.latest_step() == 10
-    folder.tracker.write_text("")
-    folder.mend_tracker()
+    tracker(folder.checkpoints).write_text("")
+    mend_tracker(folder.checkpoints)
     assert folder.latest_step() == 10
 
 

@@ -339,19 +339,19 @@ SOURCES = [
         "trainer/ppo/v1/trainer_base.py",
         ['f"global_step_{self.global_steps}"', '"actor"', '"latest_checkpointed_iteration.txt"'],
         "where a checkpoint of main_ppo lies, and which is the newest whole one",
-        "pipeline/folders.py",
+        "checkpoints.py and pipeline/folders.py",
     ),
     (
         "utils/checkpoint/checkpoint_handler.py",
         ['f"global_step_{step}"', "self.engine.save_checkpoint(", "get_checkpoint_tracker_filename("],
         "the same of the SFT trainer",
-        "pipeline/folders.py",
+        "checkpoints.py and pipeline/folders.py",
     ),
     (
         "utils/checkpoint/fsdp_checkpoint_manager.py",
         ['"huggingface"', "save_pretrained("],
         "with hf_model a checkpoint holds a Hugging Face folder",
-        "pipeline/folders.py",
+        "checkpoints.py and pipeline/folders.py",
     ),
     (
         "trainer/sft_trainer.py",
