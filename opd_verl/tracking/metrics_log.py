@@ -1,0 +1,36 @@
+"""`<trainer.default_local_dir>/metrics.jsonl`: every step once, over all attempts at a run.
+
+verl's `file` logger empties the file that it opens. So while a run goes on after step N, what was logged up to N lies
+beside it in `metrics.before.jsonl`, and at the end both become one. A kill at any point leaves files from which the
+next attempt makes the same.
+"""
+
+from pathlib import Path
+
+from opd_verl.metrics_file import merged, write_steps
+
+METRICS = "metrics.jsonl"
+BEFORE = "metrics.before.jsonl"
+OLD = "metrics.old.jsonl"
+"""Of a run in the same folder that this one does not go on from; the last one only."""
+
+
+def begin(folder: Path, resumed: int) -> None:
+    """Puts by what was logged up to step `resumed`; what came after it will be made again. 0: a new run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = merged([folder / BEFORE, folder / METRICS])
+    if found and not resumed:
+        write_steps(folder / OLD, found)
+    kept = [step for step in found if resumed and step["step"] <= resumed]
+    if kept:
+        write_steps(folder / BEFORE, kept)
+    else:
+        (folder / BEFORE).unlink(missing_ok=True)
+    (folder / METRICS).unlink(missing_ok=True)
+
+
+def end(folder: Path) -> None:
+    """Makes one file of what was put by and what was logged since."""
+    if (folder / BEFORE).exists():
+        write_steps(folder / METRICS, merged([folder / BEFORE, folder / METRICS]))
+        (folder / BEFORE).unlink()
