@@ -85,7 +85,7 @@ class SampleRollouts:
             return []
         keys = [batch.keys[one.row] for one in chosen]
         fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["prompts"])
-        prompts = [self.decode(prompt.tolist()) for prompt in fields["prompts"].unbind()]
+        prompts = [self.decode(prompt.tolist()) for prompt in fields["prompts"].unbind(0)]
         return [self.sample(scored, one, prompt, means[one.row]) for one, prompt in zip(chosen, prompts, strict=True)]
 
     def sample(self, scored: Scored, chosen: Chosen, prompt: str, mean: float) -> Sample:
@@ -104,7 +104,7 @@ class SampleRollouts:
 
     def tokens(self, scored: Scored, row: int) -> list[Token]:
         """A response's tokens with their numbers."""
-        ids = scored.responses.unbind()[row].tolist()
+        ids = scored.responses.unbind(0)[row].tolist()
         numbers = (scored.inputs.log_p_old, scored.inputs.log_q, scored.reward, scored.trained)
         columns = [column[row, : len(ids)].tolist() for column in numbers]
         return [Token(*one) for one in zip(ids, token_texts(ids, self.decode), *columns, strict=True)]

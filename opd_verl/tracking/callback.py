@@ -79,4 +79,4 @@ def hand_on(config: DictConfig, environment: dict[str, str], loggers: list[str])
     os.environ.update(environment)
     with open_dict(config):
         config.trainer.logger = loggers
-        config.ray_kwargs.ray_init.runtime_env.setdefault("env_vars", {}).update(environment)
+        OmegaConf.update(config, ENV_VARS, environment, merge=True)

@@ -40,6 +40,8 @@ def is_secret(name: str) -> bool:
 
 def leaves(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Every value as a text, with the keys that lead to it; of Hydra's own section what a job's environment gets."""
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
         here = (*path, str(key))
         if here[0] == "hydra" and here[1:] not in ((), ("job",)) and here[:3] != ("hydra", "job", "env_set"):
@@ -52,10 +54,16 @@ def leaves(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterato
 
 
 def value_at(node: DictConfig | ListConfig, key: Any) -> Any:
-    """What verl will read there; None where that is nothing yet."""
-    if node._is_none() or node._is_missing() or OmegaConf.is_missing(node, key):
+    """What is written there, or what a resolver (`${oc.env:NAME}`) makes of it; None where that is nothing yet.
+
+    What refers to another key (`${trainer.project_name}`) is left as it is: the other key is the one to name.
+    """
+    if OmegaConf.is_missing(node, key):
         return None
+    found: Any = node._get_node(key)
+    if OmegaConf.is_interpolation(node, key) and ":" not in str(found._value()).replace("oc.select:", ""):
+        return found._value()
     try:
         return node[key]
-    except OmegaConfBaseException:  # an interpolation that cannot be resolved: verl will say so
+    except OmegaConfBaseException:  # it cannot be resolved: verl will say so
         return None
