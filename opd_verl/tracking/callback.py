@@ -15,6 +15,11 @@ from opd_verl.tracking.wandb_run import keep_run_id, wandb_environment
 
 FILE_LOGGER = ("VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT")
 """With either the user says where verl's `file` logger writes; keeping what was there is theirs then."""
+AGAIN = (
+    f"{metrics_log.METRICS} will have them once. wandb keeps what it has of them when it is online; `wandb sync` of "
+    "offline files numbers the second ones on, and training/global_step is then the axis to draw over"
+)
+"""What wandb 0.31 does with steps that go backwards."""
 ENV_VARS = "ray_kwargs.ray_init.runtime_env.env_vars"
 
 
@@ -51,10 +56,13 @@ class RunTracking(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Makes room for this attempt's metrics, and keeps the id of its wandb run."""
-        if self.folder is not None:
-            metrics_log.begin(self.folder, resumed_step(config.trainer))
         if self.run_id is not None:
             keep_run_id(folder_of(config.trainer), self.run_id)
+        if self.folder is not None:
+            resumed = resumed_step(config.trainer)
+            again = metrics_log.begin(self.folder, resumed)
+            if again and "wandb" in config.trainer.logger:
+                print(f"opd_verl: steps {resumed + 1} to {again} are made again; {AGAIN}")
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Makes one file of the metrics of all attempts."""

@@ -15,8 +15,12 @@ OLD = "metrics.old.jsonl"
 """Of a run in the same folder that this one does not go on from; the last one only."""
 
 
-def begin(folder: Path, resumed: int) -> None:
-    """Puts by what was logged up to step `resumed`; what came after it will be made again. 0: a new run."""
+def begin(folder: Path, resumed: int) -> int:
+    """Puts by what was logged up to step `resumed` (0: a new run).
+
+    Returns:
+        The last step that was logged after it, and will be made again; 0: none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     found = merged([folder / BEFORE, folder / METRICS])
     if found and not resumed:
@@ -27,6 +31,7 @@ def begin(folder: Path, resumed: int) -> None:
     else:
         (folder / BEFORE).unlink(missing_ok=True)
     (folder / METRICS).unlink(missing_ok=True)
+    return max((step["step"] for step in found if resumed and step["step"] > resumed), default=0)
 
 
 def end(folder: Path) -> None:

@@ -62,6 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`main_ppo(name, recipe, steps, *overrides)` runs verl's command and returns the metrics of its steps.
 
+    They are in a file of its own, or in `trainer.default_local_dir` if that is given: then with those of the run before.
     `faults`: a new folder; the teacher's replicas then fail as `faults/sitecustomize.py` says.
     """
     root = tmp_path_factory.mktemp("runs")
@@ -70,6 +71,9 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
         log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
         environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(metrics)}
+        for folder in (one.split("=")[1] for one in extra if one.startswith("trainer.default_local_dir=")):
+            metrics = Path(folder) / "metrics.jsonl"
+            del environment["VERL_FILE_LOGGER_PATH"]
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             environment.pop(name, None)
         paths = [str(HERE), environment.get("PYTHONPATH", "")]
@@ -93,7 +97,7 @@ def sampled(main_ppo: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
     folder = tmp_path_factory.mktemp("sampled")
     steps = main_ppo(
         "sampled", "opd", 12, *SAMPLED, "trainer.save_freq=3", f"trainer.default_local_dir={folder}",
-        "trainer.logger=[console,file,wandb]",
+        "trainer.logger=[console,wandb]",
     )  # fmt: skip
     return steps, folder
 
@@ -107,14 +111,17 @@ def after_grpo(
     copy_checkpoint(sampled[1], 3, folder)
     steps = main_ppo(
         "grpo", "grpo", 5, *SMALL, "actor_rollout_ref.rollout.n=2", "actor_rollout_ref.actor.optim.lr=7e-5",
-        "trainer.resume_mode=auto", f"trainer.default_local_dir={folder}",
+        "trainer.resume_mode=auto", f"trainer.default_local_dir={folder}", "trainer.logger=[console,wandb]",
     )  # fmt: skip
-    return steps, folder
+    assert steps[:3] == sampled[0][:3], "the lines of the steps before; those of its steps 4 to 12 are made again"
+    return steps[3:], folder
 
 
 def copy_checkpoint(source: Path, step: int, to: Path) -> None:
-    """Puts one of a run's checkpoints where another run finds it with `trainer.resume_mode=auto`."""
+    """Puts a run where it was killed, with this newest checkpoint, for `trainer.resume_mode=auto` to go on from."""
     shutil.copytree(source / f"global_step_{step}", to / f"global_step_{step}")
+    for kept in ("metrics.jsonl", "wandb_run_id"):
+        shutil.copy(source / kept, to / kept)
     (to / "latest_checkpointed_iteration.txt").write_text(str(step))
 
 

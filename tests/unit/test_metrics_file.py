@@ -21,14 +21,15 @@ def test_read_steps_leaves_known_and_unfinished_lines_alone(tmp_path: Path) -> N
     assert list(read_steps(metrics, 2)) == [{"step": 3, "x": 1.5}]
 
 
-def attempt(folder: Path, resumed: int, steps: list[int], value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attempt at a run with verl's own logger, without the end that a kill takes away."""
-    metrics_log.begin(folder, resumed)
+def attempt(folder: Path, resumed: int, steps: list[int], value: float, monkeypatch: pytest.MonkeyPatch) -> int:
+    """An attempt at a run with verl's own logger, without the end that a kill takes away; what it makes again."""
+    again = metrics_log.begin(folder, resumed)
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(folder / metrics_log.METRICS))
     logger = FileLogger("project", "experiment")
     for step in steps:
         logger.log({"x": value}, step)
     logger.finish()
+    return again
 
 
 def found(folder: Path, *names: str) -> list[tuple[int, float]]:
@@ -40,9 +41,9 @@ def test_a_resumed_run_keeps_the_lines_before_and_has_no_step_twice(
     ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after step 8 with a checkpoint of step 6; killed again at once; the third attempt ends, or is killed."""
-    attempt(tmp_path, 0, [1, 2, 3, 4, 5, 6, 7, 8], 0.0, monkeypatch)
-    attempt(tmp_path, 6, [], 1.0, monkeypatch)
-    attempt(tmp_path, 6, [7, 8, 9], 2.0, monkeypatch)
+    assert attempt(tmp_path, 0, [1, 2, 3, 4, 5, 6, 7, 8], 0.0, monkeypatch) == 0
+    assert attempt(tmp_path, 6, [], 1.0, monkeypatch) == 8
+    assert attempt(tmp_path, 6, [7, 8, 9], 2.0, monkeypatch) == 0
     expected = [(step, 0.0) for step in range(1, 7)] + [(7, 2.0), (8, 2.0), (9, 2.0)]
     if not ended:
         assert found(tmp_path, metrics_log.BEFORE, metrics_log.METRICS) == expected
