@@ -21,8 +21,8 @@ def choose(names: Sequence[str], means: Sequence[float], count: int, seed: int) 
         names: of the rollouts.
         means: mean r_t of each; NaN where no token has one, and such a rollout is not shown.
     """
-    ranked = sorted((mean, name, row) for row, (mean, name) in enumerate(zip(means, names, strict=True)))
-    rows = [row for mean, _, row in sorted(ranked, key=lambda one: one[:2]) if not math.isnan(mean)]
+    known = [row for row, mean in enumerate(means) if not math.isnan(mean)]
+    rows = sorted(known, key=lambda row: (means[row], names[row]))
     ends = [Chosen(rows[0], "lowest mean r_t")] if rows else []
     ends += [Chosen(rows[-1], "highest mean r_t")] if len(rows) > 1 else []
     others = sorted(rows[1:-1], key=lambda row: names[row])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-RED, WHITE, BLUE = (214, 72, 64), (255, 255, 255), (64, 128, 214)
+RED, WHITE, BLUE = (214, 96, 64), (255, 255, 255), (64, 96, 214)
 GREY = "#d4d4d4"
 SHARE = 0.98
 """Of the shown tokens' |r_t| that the scale covers: one outlier must not turn all others white."""

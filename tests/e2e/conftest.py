@@ -62,7 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`main_ppo(name, recipe, steps, *overrides)` runs verl's command and returns the metrics of its steps.
 
-    They are in a file of its own, or in `trainer.default_local_dir` if that is given: then with those of the run before.
+    They are in a file of its own, or in `trainer.default_local_dir` if that is given: then with the steps before.
     `faults`: a new folder; the teacher's replicas then fail as `faults/sitecustomize.py` says.
     """
     root = tmp_path_factory.mktemp("runs")
