@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from opd_verl.pipeline.config import PipelineConfig
 from opd_verl.pipeline.folders import Finished
 from opd_verl.pipeline.plan import StagePlan
 from opd_verl.pipeline.rollouts import make_rollouts
+from opd_verl.tracking.wandb_run import group
 from opd_verl.trainer_child import run_child
 
 
@@ -67,9 +69,14 @@ def run_stage(config: PipelineConfig, plan: StagePlan, label: str, models: Mappi
     with seconds.running():
         run_child(
             line, plan.folder.log, plan.folder.next_attempt(), label, done, plan.stage.steps,
-            environment(plan.stage.recipe), "the same command goes on from its last checkpoint",
+            environment(plan.stage.recipe) | wandb_group(config), "the same command goes on from its last checkpoint",
         )  # fmt: skip
     return plan.folder.finish(seconds.total)
+
+
+def wandb_group(config: PipelineConfig) -> dict[str, str]:
+    """The stages of a pipeline are one group, with those of its other seeds; what the user has set stays."""
+    return {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group(Path(config.out).absolute().name))}
 
 
 class Stopwatch:

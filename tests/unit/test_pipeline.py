@@ -262,13 +262,15 @@ def test_what_is_finished_is_not_run_again_and_hands_its_model_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[list[str]] = []
+    groups: set[str] = set()
 
-    def train(line: list[str], log: Path, *args: Any) -> None:
+    def train(line: list[str], log: Path, metrics: Path, label: str, done: int, total: int, env: Any, *_: Any) -> None:
         started.append(line)
+        groups.add(env["WANDB_RUN_GROUP"])
         trained(plans[len(started) - 1].folder, 5)
 
     monkeypatch.setattr(running, "run_child", train)
-    config = PipelineConfig(out=str(tmp_path), stages={})
+    config = PipelineConfig(out=str(tmp_path / "mine-seed1"), stages={})
     first = StageConfig(recipe="grpo", student="/m", steps=5)
     plans = [
         fake_plan("one", tmp_path / "stages" / "one", first),
@@ -277,7 +279,8 @@ def test_what_is_finished_is_not_run_again_and_hands_its_model_on(
     config.data.train = config.data.val = "/d.parquet"
     found = running.run_stages(config, plans)
     assert len(started) == 2 and f"opd.teacher.path='{found['one'].model}'" in started[1]
-    assert (tmp_path / "models" / "two").resolve() == Path(found["two"].model)
+    assert groups == {"mine"}
+    assert (tmp_path / "mine-seed1" / "models" / "two").resolve() == Path(found["two"].model)
     assert running.run_stages(config, plans) == found and len(started) == 2
 
 
