@@ -110,7 +110,7 @@ def legend(scale: float) -> str:
     ends = ",".join(colour(value, 1.0) for value in (-1.0, 0.0, 1.0))
     return (
         f'<p>r_t, nats: {-scale:.3g} <span class="scale" style="background:linear-gradient(to right,{ends})"></span> '
-        f"{scale:.3g} ({SHARE:.0%} of the tokens are within; red is negative: log q below log p). "
+        f"{scale:.3g} ({SHARE:.0%} of the tokens are within; red: negative, blue: positive). "
         f'<span style="background:{GREY}">&nbsp;grey&nbsp;</span>: masked. ·: part of a character. '
         "The mouse shows a token's id, log p, log q and r_t.</p>"
     )

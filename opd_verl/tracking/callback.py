@@ -1,6 +1,8 @@
 """Prepares what a run is written down with, in the driver: verl's own loggers do the writing, on whatever node."""
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from opd_verl.tracking.wandb_run import keep_run_id, wandb_environment
 
 FILE_LOGGER = ("VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT")
 """With either the user says where verl's `file` logger writes; keeping what was there is theirs then."""
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells the driver of a submitted job what it was submitted with."""
 AGAIN = (
     f"{metrics_log.METRICS} will have them once. wandb keeps what it has of them when it is online; `wandb sync` of "
     "offline files numbers the second ones on, and training/global_step is then the axis to draw over"
@@ -85,6 +89,13 @@ def stop_at_secrets(config: DictConfig) -> None:
 def hand_on(config: DictConfig, environment: dict[str, str], loggers: list[str]) -> None:
     """To this process, to its children, and to verl's on other nodes."""
     os.environ.update(environment)
+    new = {name: value for name, value in environment.items() if name not in of_the_job(os.environ)}
     with open_dict(config):
         config.trainer.logger = loggers
-        OmegaConf.update(config, ENV_VARS, environment, merge=True)
+        OmegaConf.update(config, ENV_VARS, new, merge=True)
+
+
+def of_the_job(environ: Mapping[str, str]) -> set[str]:
+    """Variables of `ray job submit --runtime-env`: every process has them, and Ray refuses to be told them again."""
+    job = json.loads(environ.get(RAY_JOB, "{}"))
+    return set((job.get("runtime_env") or {}).get("env_vars") or {})

@@ -1,5 +1,6 @@
 """What a run is written down with: wandb's id, group and mode, metrics.jsonl, and no secret in the config."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.runtime_env.runtime_env import _merge_runtime_env
 from test_recipes import clean_env, compose_ppo
 
 from opd_verl.errors import ConfigError
@@ -107,6 +110,16 @@ def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert env_vars(started(tmp_path)) == own and not (tmp_path / RUN_ID).exists()
     in_config = [f"+{ENV_VARS}.{name}={value}-too" for name, value in own.items()]
     assert env_vars(started(tmp_path, *in_config)) == {name: f"{value}-too" for name, value in own.items()}
+
+
+def test_what_a_submitted_job_was_given_is_not_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends a run whose driver names a variable that `ray job submit` has named."""
+    job = {"runtime_env": {"env_vars": {"WANDB_RUN_GROUP": "theirs"}}}
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps(job))
+    monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
+    found = env_vars(started(tmp_path))
+    assert "WANDB_RUN_GROUP" not in found and found["WANDB_RESUME"] == "allow"
+    assert _merge_runtime_env(job["runtime_env"], {"env_vars": found}) is not None
 
 
 def test_a_rewound_run_is_left_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
