@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a virtual environment for a machine without GPU, or finds the one made before. Prints nothing but progress.
-#   bash launch/env.sh            then   .venv/bin/python -m verl.trainer.main_ppo recipe=opd cluster=cpu ...
+#   bash launch/env.sh            then   .venv/bin/python -m verl.trainer.main_ppo recipe=opd cluster=local_cpu ...
 # Stopped half-way, or after a change of setup.py, it goes on in the same environment.
 set -euo pipefail
 

@@ -1,9 +1,10 @@
-"""Makes `python -m verl.trainer.main_ppo recipe=opd cluster=cpu teacher=vllm` resolve on verl's own, unchanged mains.
+"""Makes `python -m verl.trainer.main_ppo recipe=opd cluster=1x8 teacher=vllm` resolve on verl's own, unchanged mains.
 
 Hydra accepts `recipe=opd` only where the primary config's defaults list has a `recipe` entry. A config source reads
 verl's own file and appends the empty slots; everything else of verl's config is served untouched.
 """
 
+import os
 from importlib import resources
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 
 VERL_CONFIGS = "verl.trainer.config"
 PRIMARY_CONFIGS = {
@@ -93,7 +95,19 @@ class RecipeSearchPath(SearchPathPlugin):
             search_path.append(provider="opd_verl", path=f"{RecipeSource.scheme()}://hydra_configs")
 
 
+def with_teacher(value: Any, otherwise: Any, *, _root_: Any) -> Any:
+    """`${with_teacher:4,8}` in a cluster's file: 4 where the recipe has a teacher (an `opd:` section), else 8."""
+    return value if "opd" in _root_ else otherwise
+
+
+def own_ray(value: Any) -> Any:
+    """`${own_ray:64}`: for `ray.init` where it starts Ray; null on a cluster that runs, which knows its own sizes."""
+    return None if os.environ.get("RAY_ADDRESS") else value
+
+
 def register() -> None:
-    """Registers the three plugins with Hydra."""
+    """Registers the three plugins with Hydra, and what the clusters' files compute with."""
+    OmegaConf.register_new_resolver("with_teacher", with_teacher, replace=True)
+    OmegaConf.register_new_resolver("own_ray", own_ray, replace=True)
     for plugin in (RecipeSlot, RecipeSource, RecipeSearchPath):
         Plugins.instance().register(plugin)

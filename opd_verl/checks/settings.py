@@ -1,5 +1,6 @@
 """Checks that read the config alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,35 @@ def check_colocated(config: DictConfig, opd: OpdConfig) -> None:
         raise ConfigError("opd.teachers", list(opd.teachers), problem, "colocate=false for the others")
 
 
+def check_mini_batch(config: DictConfig, opd: OpdConfig | None = None) -> None:
+    """Every rank of the trainer gets as many rollouts of a mini-batch; verl's workers assert it, after minutes."""
+    key, rollouts = "actor_rollout_ref.actor.ppo_mini_batch_size", config.actor_rollout_ref.rollout.n
+    prompts, devices = config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.n_gpus_per_node
+    ranks = config.trainer.nnodes * devices
+    if prompts * rollouts % ranks:
+        problem = f"its {prompts * rollouts} rollouts are not a multiple of the trainer's {ranks} devices"
+        fitting = ranks // math.gcd(ranks, rollouts)
+        remedy = f"{key}={max(round(prompts / fitting), 1) * fitting}, or a trainer of other size"
+        raise ConfigError(key, prompts, problem, remedy)
+
+
+def check_token_budget(config: DictConfig, opd: OpdConfig | None = None) -> None:
+    """A micro-batch must hold the longest sequence; verl asserts it when the first one comes."""
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    budgets = {
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": (actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu),
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu": (
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_max_token_len_per_gpu,
+        ),
+    }
+    for key, (read, budget) in budgets.items():
+        if read and budget < longest:
+            problem = f"a sequence may have {longest} tokens (data.max_prompt_length + data.max_response_length)"
+            raise ConfigError(key, budget, problem, f"{key}={longest}")
+
+
 def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
     """Student and teacher must be divided by one temperature, or r_t compares two different things."""
     rollout = config.actor_rollout_ref.rollout.temperature
@@ -201,10 +231,12 @@ def check_cluster(config: DictConfig, opd: OpdConfig) -> None:
     """Without accelerators verl would wait for them for ever; the other way round they would idle."""
     key, value, device = "trainer.device", config.trainer.device, get_device_name()
     if device == "cpu" and value != "cpu":
-        raise ConfigError(key, value, "this machine has no accelerator that torch can use", "cluster=cpu")
+        raise ConfigError(key, value, "this machine has no accelerator that torch can use", "cluster=local_cpu")
     if device != "cpu" and value == "cpu":
         problem = f"this torch is built for {device}"
-        raise ConfigError(key, value, problem, "VERL_PLATFORM=cpu if there is no accelerator, else drop cluster=cpu")
+        raise ConfigError(
+            key, value, problem, "VERL_PLATFORM=cpu if there is no accelerator, else drop cluster=local_cpu"
+        )
 
 
 CHECKS = (
@@ -217,6 +249,8 @@ CHECKS = (
     check_teacher,
     check_colocated,
     check_shards,
+    check_mini_batch,
+    check_token_budget,
     check_temperature,
     check_sampling,
     check_rollout_correction,

@@ -11,7 +11,7 @@ CPU_ENVIRONMENT = {
 }
 """Unless the user says otherwise: GiB of vLLM's cache, half of the machine's memory without it; no compilation, as vLLM
 compiles helpers of its sampler for 10 s even when told to stay eager; and leave for `distributed_executor_backend: uni`
-(cluster=cpu), which vLLM otherwise turns into a process more."""
+(cluster=local_cpu), which vLLM otherwise turns into a process more."""
 
 
 def cpu_selected() -> bool:

@@ -143,7 +143,7 @@ def pipeline_of(finding: Finding, paths: Paths, seed: int) -> PipelineConfig:
         data=DataConfig(str(paths.data / "train.parquet"), str(paths.data / "heldout.parquet")),
         stages=stages,
         out=str(paths.root / "pipeline"),
-        cluster="cpu",
+        cluster="local_cpu",
         seed=seed,
         save_freq=LONG_STEPS,
         overrides=[*COMMON[:3], *LENGTHS, *RATE, TWICE],

@@ -53,7 +53,7 @@ def main() -> None:
     started, console = time.monotonic(), Console()
     torch.set_num_threads(os.cpu_count() or 1)
     if extra:
-        compose_trainer([f"recipe={options.recipe}", "cluster=cpu", *extra])
+        compose_trainer([f"recipe={options.recipe}", "cluster=local_cpu", *extra])
     paths = Paths((options.out / f"seed{options.seed}").absolute(), options.recipe)
     tokenizer = prepare(paths, options.seed)
     teacher = load_model(paths.teacher)

@@ -31,7 +31,7 @@ def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
         teacher.append(f"opd.objective.k={len(AutoTokenizer.from_pretrained(paths.student))}")
     return [
         f"recipe={recipe}",
-        "cluster=cpu",
+        "cluster=local_cpu",
         *teacher,
         f"actor_rollout_ref.model.path={hydra_value(paths.student)}",
         f"data.train_files={hydra_value(paths.data / 'train.parquet')}",

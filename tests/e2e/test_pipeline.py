@@ -35,7 +35,7 @@ def command(models: Paths, out: Path, *changes: str) -> list[str]:
     """The whole pipeline, as small as it gets."""
     small, cold, evaluation = (json.dumps(one, separators=(",", ":")) for one in (SMALL, COLD_START, EVALUATION))
     return [
-        *(sys.executable, "-m", "opd_verl.pipeline", "pipeline=grpo_cold_start_opd", "cluster=cpu", f"out={out}"),
+        *(sys.executable, "-m", "opd_verl.pipeline", "pipeline=grpo_cold_start_opd", "cluster=local_cpu", f"out={out}"),
         *(f"models.student={models.student}", f"models.teacher={models.teacher}"),
         *(f"data.train={models.data / 'train.parquet'}", f"data.val={models.data / 'heldout.parquet'}"),
         *(f"overrides={small}", f"eval.overrides={evaluation}", "save_freq=2"),

@@ -231,7 +231,7 @@ def run_world(path: str, folder: Path, world: int) -> dict[str, Any]:
 
 
 def build_engine(path: str) -> Any:
-    """The engine that `recipe=opd cluster=cpu` builds, with plain SGD, so that weights show the gradient as it is."""
+    """The engine that `recipe=opd cluster=local_cpu` builds, with plain SGD: weights show the gradient as it is."""
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
     from verl.workers.engine import EngineRegistry

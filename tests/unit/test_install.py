@@ -30,14 +30,14 @@ def test_regular_install_has_code_configs_and_entry_points(installed: Path) -> N
     assert "[verl.plugins]" in entry_points and "[vllm.general_plugins]" in entry_points
     recipes = {path.name for path in (ROOT / "hydra_configs/recipe").glob("*.yaml")}
     assert {path.name for path in (installed / "hydra_configs/recipe").glob("*.yaml")} == recipes
-    assert (installed / "hydra_configs/cluster/cpu.yaml").exists()
+    assert (installed / "hydra_configs/cluster/local_cpu.yaml").exists()
     modules = {path.relative_to(ROOT) for path in (ROOT / "opd_verl").rglob("*.py")}
     assert modules == {path.relative_to(installed) for path in (installed / "opd_verl").rglob("*.py")}
 
 
 def test_recipe_switch_works_from_the_regular_install(installed: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(installed), "HYDRA_FULL_ERROR": "1"}
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "recipe=opd", "cluster=cpu", "--info", "searchpath"]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "recipe=opd", "cluster=local_cpu", "--info", "searchpath"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "opd-recipe://hydra_configs" in done.stdout, done.stderr[-2000:]
     where = "import hydra_configs, opd_verl; print(hydra_configs.__file__, opd_verl.__file__)"

@@ -28,7 +28,7 @@ from opd_verl.pipeline.folders import Finished, StageFolder
 from opd_verl.pipeline.plan import StagePlan, plan
 from opd_verl.pipeline.report import draw, markdown, show, write_report
 
-MACHINE = ("cluster=cpu", 'overrides=["data.max_prompt_length=16","data.max_response_length=64"]')
+MACHINE = ("cluster=local_cpu", 'overrides=["data.max_prompt_length=16","data.max_response_length=64"]')
 PIPELINES = sorted((PACKAGE.parent / "hydra_configs" / "pipelines" / "pipeline").glob("*.yaml"))
 
 
@@ -135,10 +135,10 @@ INPUTS = Inputs("/s t", "/t", "/train.parquet", "/val.parquet")
 
 
 def test_the_command_lines() -> None:
-    config = PipelineConfig(cluster="cpu", seed=3, overrides=["a=1"])
+    config = PipelineConfig(cluster="local_cpu", seed=3, overrides=["a=1"])
     stage = StageConfig(recipe="opd", student="x", steps=5, overrides=["a=2"])
     found = settings(config, stage, INPUTS, distils=True)
-    assert found[:2] == ["recipe=opd", "cluster=cpu"] and found[-2:] == ["a=1", "a=2"], "the user's come last"
+    assert found[:2] == ["recipe=opd", "cluster=local_cpu"] and found[-2:] == ["a=1", "a=2"], "the user's come last"
     wanted = {"actor_rollout_ref.model.path='/s t'", "opd.teacher.path='/t'", "opd.seed_rollouts=true", "data.seed=3"}
     assert wanted | {"trainer.total_training_steps=5"} < set(found)
     grpo = settings(config, replace(stage, recipe="grpo"), replace(INPUTS, teacher=None), distils=False)

@@ -25,8 +25,8 @@ from opd_verl.preflight import Preflight, preflight
 from opd_verl.teacher.start import replica_count
 
 VOCAB, CONTEXT = 96, 128
-MACHINE = ["cluster=cpu"] if cpu_selected() else []
-OTHER_MACHINE = ["trainer.device=cuda"] if cpu_selected() else ["cluster=cpu"]
+MACHINE = ["cluster=local_cpu"] if cpu_selected() else []
+OTHER_MACHINE = ["trainer.device=cuda"] if cpu_selected() else ["cluster=local_cpu"]
 STUDENT, TEACHER = "actor_rollout_ref.model.path", "opd.teacher.path"
 ACTOR, SP = "actor_rollout_ref.actor", "ulysses_sequence_parallel_size"
 LOSS_MODE = f"{ACTOR}.policy_loss.loss_mode"
@@ -335,7 +335,7 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
         "trainer.device",
         "cuda" if cpu_selected() else "cpu",
         "this ",
-        "cluster=cpu",
+        "cluster=local_cpu",
     ),
     "teacher's dtype": (
         ["opd.teacher.dtype=float16"],

@@ -107,10 +107,10 @@ def test_the_command_line_survives_a_nasty_folder(tmp_path: Path) -> None:
 
 def test_a_bad_override_is_refused_and_the_environment_kept() -> None:
     before = dict(os.environ)
-    compose_trainer(["recipe=opd_topk", "cluster=cpu", "actor_rollout_ref.actor.optim.lr=1e-4", "+new.key=1"])
+    compose_trainer(["recipe=opd_topk", "cluster=local_cpu", "actor_rollout_ref.actor.optim.lr=1e-4", "+new.key=1"])
     for bad in ("actor_rollout_ref.actor.optim.lrr=1", "no_equals_sign=[", "--stesp"):
         with pytest.raises(SystemExit, match=f"bad override in .*{bad}".replace("[", r"\[")):
-            compose_trainer(["recipe=opd_topk", "cluster=cpu", bad])
+            compose_trainer(["recipe=opd_topk", "cluster=local_cpu", bad])
     assert dict(os.environ) == before
 
 

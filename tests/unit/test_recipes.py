@@ -193,8 +193,8 @@ def test_the_command_line_beats_the_recipe_on_either_side_of_it(name: str) -> No
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_cluster_adds_to_a_recipe_in_either_order(name: str) -> None:
-    config = compose_ppo(f"recipe={name}", "cluster=cpu")
-    assert config == compose_ppo("cluster=cpu", f"recipe={name}")
+    config = compose_ppo(f"recipe={name}", "cluster=local_cpu")
+    assert config == compose_ppo("cluster=local_cpu", f"recipe={name}")
     assert (compose_ppo().trainer.device, config.trainer.device) == ("cuda", "cpu")
     assert config.trainer.experiment_name == name
     assert config.actor_rollout_ref.actor.strategy == "fsdp2"

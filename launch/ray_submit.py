@@ -1,0 +1,171 @@
+"""Submits a run to a Ray cluster through its Jobs API, shows its log, and stops it with Ctrl-C.
+
+    python -m launch.ray_submit --address http://HEAD:8265 -- recipe=opd cluster=4x8 opd.teacher.path=... \\
+        trainer.default_local_dir=/shared/runs/first
+
+What stands behind `--` are the overrides of `python -m verl.trainer.main_ppo`. The job first looks at every node
+(`python -m opd_verl.nodes`), then trains. The same command goes on from the last checkpoint of
+trainer.default_local_dir, which must be absolute and on storage that all nodes share. Exits with 0 if the job
+succeeded, 1 if it failed, 130 if it was stopped.
+
+Secrets (WANDB_API_KEY, HF_TOKEN) do not travel with a job, whose environment Ray shows to whoever asks: they belong in
+the environment that `ray start` sees on the nodes.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+SECRET = re.compile(r"_(KEY|TOKEN|SECRET|PASSWORD)$")
+NOT_SENT = [".git", ".venv", "runs", "outputs", "checkpoints", "wandb", "*.safetensors", "*.pt"]
+"""Of the working directory, beside what .gitignore names."""
+NEEDED = ("verl", "opd_verl", "vllm")
+FOLDER = "trainer.default_local_dir="
+POLL_SECONDS, STOP_SECONDS = 1.0, 60.0
+CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Our options, and the overrides behind `--`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    parser.add_argument("--address", default=address, help="of the Jobs API; also RAY_API_SERVER_ADDRESS (%(default)s)")
+    parser.add_argument("--working-dir", default=".", help="code that the nodes get; none: they have it installed (.)")
+    parser.add_argument("--submission-id", help="name of the job (recipe and time)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for all processes of the job")
+    parser.add_argument("--no-check", action="store_true", help="does not look at the nodes first")
+    parser.add_argument("--no-wait", action="store_true", help="returns once the job is submitted")
+    parser.add_argument("overrides", nargs="+", metavar="-- OVERRIDE", help="of python -m verl.trainer.main_ppo")
+    options = parser.parse_args(arguments)
+    problem = what_is_wrong(options.overrides, options.env, os.environ)
+    if problem:
+        parser.error(problem)
+    return options
+
+
+def what_is_wrong(overrides: Sequence[str], env: Sequence[str], environ: Any) -> str | None:
+    """Why the job must not be submitted. Never shows the value of a secret."""
+    secrets = {name: value for name, value in environ.items() if SECRET.search(name) and len(value) >= 8}
+    for text in (*overrides, *env):
+        for name, value in secrets.items():
+            if value in text:
+                return f"{text.partition('=')[0]} holds the value of {name}: export it on the nodes before `ray start`"
+    for item in env:
+        name, separator, _ = item.partition("=")
+        if not separator:
+            return f"--env {item}: NAME=VALUE is expected"
+        if SECRET.search(name):
+            return f"--env {name}: a job's environment is no secret; export it on the nodes before `ray start`"
+    folders = [item.removeprefix(FOLDER).strip("'\"") for item in overrides if item.startswith(FOLDER)]
+    if not folders or not Path(folders[-1]).is_absolute():
+        where = folders[-1] if folders else "not set"
+        return f"trainer.default_local_dir ({where}) must be an absolute path on storage that all nodes share"
+    return None
+
+
+def entrypoint(overrides: Sequence[str], check: bool) -> str:
+    """The job's command: is all installed, are the nodes fit, then train."""
+    found = f"import importlib.util as u; print(*[n for n in {NEEDED!r} if not u.find_spec(n)])"
+    missing = "not installed on the cluster: $missing (see the README, The main job)"
+    commands = [f'missing=$(python -c {shlex.quote(found)}); [ -z "$missing" ] || {{ echo "{missing}"; exit 1; }}']
+    if check:
+        commands.append(shlex.join(["python", "-m", "opd_verl.nodes", *overrides]))
+    return " && ".join([*commands, shlex.join(["exec", "python", "-m", "verl.trainer.main_ppo", *overrides])])
+
+
+def runtime_env(working_dir: str, env: Sequence[str]) -> dict[str, Any]:
+    """Ray's runtime environment. The plugin is named, since code that only travels along has no entry point."""
+    variables = dict(item.split("=", 1) for item in env)
+    if working_dir == "none":
+        return {"env_vars": variables}
+    variables.setdefault("VERL_USE_EXTERNAL_MODULES", "opd_verl.plugin")
+    return {"working_dir": working_dir, "excludes": NOT_SENT, "env_vars": variables}
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the Jobs API.
+
+    Raises:
+        SystemExit: nobody answers.
+    """
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SystemExit(
+            f"no Ray cluster answers at {address} ({reason}): `ray start --head` there, or --address"
+        ) from None
+
+
+async def show(client: Any, job: str, skip: int) -> int:
+    """Prints the log beyond the first `skip` characters until it ends; returns how many there are now."""
+    seen = 0
+    async for text in client.tail_job_logs(job):
+        new = text[max(skip - seen, 0) :]
+        seen += len(text)
+        print(new, end="", flush=True)
+    return max(seen, skip)
+
+
+def follow(client: Any, job: str) -> JobStatus:
+    """Shows the log until the job has ended; a connection that breaks is taken up again."""
+    shown = 0
+    while not (status := client.get_job_status(job)).is_terminal():
+        try:
+            shown = asyncio.run(show(client, job, shown))
+        except (ConnectionError, RuntimeError) as error:
+            print(f"log interrupted ({error}); the job goes on", file=sys.stderr)
+        time.sleep(POLL_SECONDS)
+    return status
+
+
+def stop(client: Any, job: str) -> JobStatus:
+    """Stops the job and waits until its processes are gone."""
+    print(f"\nstopping {job}; the same command resumes it from its last checkpoint", file=sys.stderr, flush=True)
+    client.stop_job(job)
+    until = time.monotonic() + STOP_SECONDS
+    while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+    return status
+
+
+def interrupt(*_: object) -> None:
+    """SIGTERM as Ctrl-C: what a scheduler sends before it takes the node away."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Submits, shows and, where it is told to, stops one job."""
+    options = parse(arguments)
+    client = connect(options.address)
+    recipe = next((item.partition("=")[2] for item in options.overrides if item.startswith("recipe=")), "verl")
+    job = client.submit_job(
+        entrypoint=entrypoint(options.overrides, not options.no_check),
+        submission_id=options.submission_id or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+        runtime_env=runtime_env(options.working_dir, options.env),
+    )
+    print(f"submitted {job} to {options.address}", flush=True)
+    if options.no_wait:
+        print(f"follow it: ray job logs --address {options.address} --follow {job}")
+        return 0
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        status = follow(client, job)
+    except KeyboardInterrupt:
+        status = stop(client, job)
+    print(f"{job}: {status.value.lower()}", flush=True)
+    return CODES.get(status, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""What the planner reads of a composed config: sizes and numbers, no verl."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from opd_verl.config import OpdConfig, context_tokens, every_teacher
+from opd_verl.config_sections import Engine, TeacherConfig
+from opd_verl.fused.rows import CPU_BLOCK, CPU_ROWS, DEVICE_BLOCK, DEVICE_ROWS
+from opd_verl.teacher import scorer as teacher_rows
+from opd_verl.teacher.needs import keeps_hidden, needs_hidden, student_topk, teacher_topk
+
+BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "half": 2, "auto": 2}
+
+
+@dataclass(frozen=True)
+class TrainerLayout:
+    """The student's side: devices, sharding, and the batch of a step."""
+
+    nnodes: int
+    devices_per_node: int
+    shards: int
+    """Devices that a full copy of the training state is spread over."""
+    state_bytes: int
+    """Of a parameter, of its gradient and of each of Adam's two moments, as FSDP keeps them."""
+    compute_bytes: int
+    """Of a parameter and an activation while a layer runs."""
+    checkpointing: bool
+    offload_params: bool
+    offload_optimizer: bool
+    reference: bool
+    """Whether a reference policy's weights lie beside."""
+    fused: bool
+    """LM head in chunks of rows: no logits [tokens, vocabulary]."""
+    head_rows: int
+    """Rows of a chunk's logits, and of its float32 blocks."""
+    head_block: int
+    micro_tokens: int
+    """The budget of a forward pass on a rank."""
+    rollouts: int
+    mini_rollouts: int
+    prompt_tokens: int
+    response_tokens: int
+
+    @property
+    def devices(self) -> int:
+        """Ranks of the trainer."""
+        return self.nnodes * self.devices_per_node
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a sequence."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def update_tokens(self) -> int:
+        """Tokens of a forward and backward pass: the budget, or all that a mini-batch has for a rank."""
+        return min(self.micro_tokens, -(-self.mini_rollouts // self.devices) * self.longest)
+
+    @property
+    def log_prob_tokens(self) -> int:
+        """Tokens of a forward pass over old log-probs: the budget, or all that a step has for a rank."""
+        return min(self.micro_tokens, -(-self.rollouts // self.devices) * self.longest)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps in a training step."""
+        return max(-(-self.rollouts // self.mini_rollouts), 1)
+
+
+@dataclass(frozen=True)
+class RolloutLayout:
+    """The rollout servers on the trainer's devices."""
+
+    engines: int
+    tensor_parallel: int
+    memory_share: float
+    weight_bytes: int
+    sleeps: bool
+
+
+@dataclass(frozen=True)
+class TeacherLayout:
+    """One teacher's replicas, and what a token's answer holds."""
+
+    path: str
+    replicas: int
+    shards: int
+    colocated: bool
+    served: bool
+    """By vLLM instead of our scorer."""
+    weight_bytes: int
+    batch_tokens: int
+    head_rows: int
+    state_gib: float
+    """The most that kept hidden states take; 0 where nothing reads them."""
+    context_tokens: int
+    topk: int
+    at_ids: int
+    log_prob_bytes: int
+    hidden: bool
+
+    @property
+    def devices(self) -> int:
+        """Devices of its own; 0 for a colocated one."""
+        return 0 if self.colocated else self.replicas * self.shards
+
+
+def trainer_layout(config: DictConfig, opd: OpdConfig | None, response_tokens: int | None) -> TrainerLayout:
+    """`response_tokens`: the mean to count with; None: every response has data.max_response_length."""
+    actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
+    fsdp, devices = actor.fsdp_config, trainer.nnodes * trainer.n_gpus_per_node
+    mixed = fsdp.get("mixed_precision") or {}
+    size = BYTES[mixed.get("param_dtype") or fsdp.dtype]
+    rows, block = (CPU_ROWS[size], CPU_BLOCK) if trainer.device == "cpu" else (DEVICE_ROWS, DEVICE_BLOCK)
+    return TrainerLayout(
+        nnodes=trainer.nnodes,
+        devices_per_node=trainer.n_gpus_per_node,
+        shards=fsdp.fsdp_size if 0 < fsdp.fsdp_size < devices else devices,
+        state_bytes=BYTES[fsdp.model_dtype],
+        compute_bytes=size,
+        checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
+        offload_params=fsdp.param_offload,
+        offload_optimizer=fsdp.optimizer_offload,
+        reference=actor.use_kl_loss or config.algorithm.use_kl_in_reward,
+        fused=opd is not None and opd.fused,
+        head_rows=(opd and opd.fused_rows) or rows,
+        head_block=block,
+        micro_tokens=micro_tokens(actor, config.data),
+        rollouts=config.data.train_batch_size * rollout.n,
+        mini_rollouts=actor.ppo_mini_batch_size * rollout.n,
+        prompt_tokens=config.data.max_prompt_length,
+        response_tokens=response_tokens or config.data.max_response_length,
+    )
+
+
+def micro_tokens(actor: Any, data: Any) -> int:
+    """Tokens of one forward pass on a rank: the budget, or the micro-batch's rows at their longest."""
+    if actor.use_dynamic_bsz:
+        return actor.ppo_max_token_len_per_gpu
+    return (actor.ppo_micro_batch_size_per_gpu or 1) * (data.max_prompt_length + data.max_response_length)
+
+
+def rollout_layout(config: DictConfig) -> RolloutLayout:
+    """verl's servers: one for each `tensor_model_parallel_size` devices of the trainer."""
+    rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
+    parallel = rollout.tensor_model_parallel_size
+    return RolloutLayout(
+        engines=max(trainer.nnodes * trainer.n_gpus_per_node // parallel, 1),
+        tensor_parallel=parallel,
+        memory_share=rollout.gpu_memory_utilization,
+        weight_bytes=BYTES[rollout.dtype],
+        sleeps=rollout.free_cache_engine,
+    )
+
+
+def teacher_layouts(config: DictConfig, opd: OpdConfig | None) -> Mapping[str, TeacherLayout]:
+    """Every teacher by name; none without an `opd:` section."""
+    if opd is None:
+        return {}
+    rows = teacher_rows.CPU_ROWS if config.trainer.device == "cpu" else teacher_rows.DEVICE_ROWS
+    return {name: teacher_layout(opd, teacher, rows) for name, teacher in every_teacher(opd).items()}
+
+
+def teacher_layout(opd: OpdConfig, teacher: TeacherConfig, rows: int) -> TeacherLayout:
+    """One teacher, with what the objective asks of it; `rows` of logits at a time where it does not say."""
+    keeps = keeps_hidden(opd) and teacher.engine is Engine.scorer
+    return TeacherLayout(
+        path=teacher.path or "",
+        replicas=teacher.nnodes * teacher.n_gpus_per_node // teacher.shards,
+        shards=teacher.shards,
+        colocated=teacher.colocate,
+        served=teacher.engine is Engine.vllm,
+        weight_bytes=BYTES[teacher.dtype],
+        batch_tokens=teacher.max_tokens_per_batch,
+        head_rows=teacher.chunk_rows or rows,
+        state_gib=teacher.max_state_gib if keeps else 0.0,
+        context_tokens=context_tokens(opd),
+        topk=teacher_topk(opd),
+        at_ids=student_topk(opd),
+        log_prob_bytes=BYTES[teacher.wire_dtype],
+        hidden=needs_hidden(opd),
+    )

@@ -1,0 +1,88 @@
+"""Does it fit, and if not, which key to change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from opd_verl.config import teacher_key
+from opd_verl.plan import memory
+from opd_verl.plan.devices import GIB
+from opd_verl.plan.memory import Parts
+from opd_verl.plan.phases import Run
+from opd_verl.plan.seconds import concurrent
+
+USABLE = 0.95
+"""Of a device's memory; the rest is the allocator's fragmentation."""
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One phase that does not fit."""
+
+    phase: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.phase}: {self.what}\n  -> {self.remedy}"
+
+
+def problems(run: Run, found: Mapping[str, Parts]) -> list[Problem]:
+    """All phases that need more than a device has, and a KV cache without room for one sequence."""
+    room = USABLE * run.device.memory_gib * GIB
+    over = [
+        Problem(phase, f"needs {memory.total(parts) / GIB:.1f} of {room / GIB:.1f} GiB", remedy(run, phase, parts))
+        for phase, parts in found.items()
+        if memory.total(parts) > room
+    ]
+    cache = found["rollout"][memory.CACHE]
+    if concurrent(run.trainer, run.server, run.student, cache) < 1:
+        what = f"the KV cache of {cache / GIB:.1f} GiB has no room for one sequence of {run.longest} tokens"
+        more = (
+            f"{ROLLOUT}.gpu_memory_utilization (now {run.server.memory_share}) or {ROLLOUT}.tensor_model_parallel_size"
+        )
+        over.append(Problem("rollout", what, f"raise {more}"))
+    return over
+
+
+def remedy(run: Run, phase: str, parts: Parts) -> str:
+    """The key behind the largest part that a key can change."""
+    if phase.startswith("teacher"):
+        return teacher_remedy(run, phase.removeprefix("teacher").strip(), parts)
+    if phase == "rollout":
+        return rollout_remedy(run)
+    states = sum(parts.get(name, 0.0) for name in (memory.PARAMS, memory.GRADIENTS, memory.OPTIMIZER))
+    logits, activations = parts.get(memory.LOGITS, 0.0), parts[memory.ACTIVATIONS] + parts.get(memory.HEAD, 0.0)
+    if states > max(logits, activations):
+        spread = "trainer.n_gpus_per_node" if run.trainer.nnodes == 1 else f"{ACTOR}.fsdp_config.fsdp_size"
+        return f"more devices to shard the training state over: raise {spread} (now {run.trainer.shards} share it)"
+    if run.trainer.micro_tokens > run.longest:
+        return f"{ACTOR}.ppo_max_token_len_per_gpu={max(run.trainer.micro_tokens // 2, run.longest)}"
+    if not run.trainer.checkpointing:
+        return "actor_rollout_ref.model.enable_gradient_checkpointing=true"
+    return f"shorter responses (data.max_response_length), or {ACTOR}.fsdp_config.ulysses_sequence_parallel_size"
+
+
+def rollout_remedy(run: Run) -> str:
+    """Less for the server, or less of the trainer beside it."""
+    own = memory.total(memory.resident(run.trainer, run.student)) / GIB
+    share = int(100 * (USABLE - own / run.device.memory_gib)) / 100
+    needed = run.server.weight_bytes * run.student.total / run.server.tensor_parallel / GIB
+    if share * run.device.memory_gib > 1.2 * needed + 2:
+        return f"{ROLLOUT}.gpu_memory_utilization={share}"
+    if not run.trainer.offload_optimizer:
+        fsdp = f"{ACTOR}.fsdp_config"
+        return f"{fsdp}.param_offload=true {fsdp}.optimizer_offload=true"
+    return f"raise {ROLLOUT}.tensor_model_parallel_size"
+
+
+def teacher_remedy(run: Run, name: str, parts: Parts) -> str:
+    """More shards for large weights; else a smaller batch or smaller kept states."""
+    key, (teacher, _) = teacher_key(name), run.teachers[name]
+    if parts[memory.TEACHER] > 0.5 * memory.total(parts):
+        if teacher.colocated:
+            return f"{key}.colocate=false and devices of its own ({key}.n_gpus_per_node, {key}.shards)"
+        return f"{key}.shards={2 * teacher.shards}"
+    if parts.get(memory.STATES, 0.0) > parts.get(memory.ACTIVATIONS, 0.0):
+        return f"{key}.max_state_gib={teacher.state_gib / 2:g}"
+    return f"{key}.max_tokens_per_batch={teacher.batch_tokens // 2}"

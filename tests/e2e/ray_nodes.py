@@ -1,0 +1,100 @@
+"""A Ray cluster of several nodes on this machine: a raylet each, with a loopback address of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+RAY = Path(sys.executable).parent / "ray"
+SECONDS = 90
+CPUS = 64
+"""Logical: verl's actors ask for more than this machine has."""
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class RayNodes:
+    """A head with the Jobs API, and nodes that can be added and killed. Ends all of them when it is left."""
+
+    def __init__(self, logs: Path, head_devices: int = 0, environment: dict[str, str] | None = None) -> None:
+        self.logs, self.head_devices = logs, head_devices
+        self.environment = {**os.environ, **(environment or {})}
+        self.port, self.dashboard = free_port(), free_port()
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def api(self) -> str:
+        """The address of the Jobs API."""
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def __enter__(self) -> Self:
+        options = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--include-dashboard=true"]
+        self.start("127.0.0.1", self.head_devices, options)
+        self.wait_for_api()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for address in list(self.nodes):
+            self.kill(address)
+
+    def start(self, address: str, devices: int, options: list[str]) -> None:
+        """`ray start` with an address of its own, which lives as long as its node."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        command = [str(RAY), "start", "--block", "--disable-usage-stats", f"--node-ip-address={address}", *options]
+        command += [f"--num-cpus={CPUS}", f"--num-gpus={devices}", "--object-store-memory=300000000"]
+        with (self.logs / f"node_{address}.log").open("a") as log:
+            self.nodes[address] = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
+
+    def add(self, address: str, devices: int = 1) -> None:
+        """One more node."""
+        self.start(address, devices, [f"--address=127.0.0.1:{self.port}"])
+
+    def kill(self, address: str) -> None:
+        """SIGKILL to the node's raylet and all that it started: what a power cut leaves."""
+        node = self.nodes.pop(address)
+        try:
+            victims = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            victims = []
+        for victim in victims:
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:
+                continue
+        node.wait()
+
+    def wait_for_api(self) -> None:
+        """Until the Jobs API answers."""
+        until = time.monotonic() + SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.api}/api/version", timeout=5).read()
+                return
+            except OSError:
+                assert time.monotonic() < until, f"no Ray head after {SECONDS} s: {self.logs}"
+                time.sleep(0.5)
+
+    def wait_for(self, count: int) -> None:
+        """Until so many nodes, the head among them, are alive."""
+        code = "import ray; ray.init(address='auto'); print('alive', sum(n['Alive'] for n in ray.nodes()))"
+        until, environment = time.monotonic() + SECONDS, {**self.environment, "RAY_ADDRESS": f"127.0.0.1:{self.port}"}
+        while time.monotonic() < until:
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+            if f"alive {count}" in done.stdout:
+                return
+            time.sleep(1)
+        raise AssertionError(f"not {count} nodes after {SECONDS} s: {self.logs}")
