@@ -6,6 +6,7 @@ next attempt makes the same.
 """
 
 from pathlib import Path
+from typing import Any
 
 from opd_verl.metrics_file import merged, write_steps
 
@@ -15,6 +16,11 @@ OLD = "metrics.old.jsonl"
 """Of a run in the same folder that this one does not go on from; the last one only."""
 
 
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """Every step of the run once, also while it goes on and after a kill."""
+    return merged([folder / BEFORE, folder / METRICS])
+
+
 def begin(folder: Path, resumed: int) -> int:
     """Puts by what was logged up to step `resumed` (0: a new run).
 
@@ -22,7 +28,7 @@ def begin(folder: Path, resumed: int) -> int:
         The last step that was logged after it, and will be made again; 0: none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = merged([folder / BEFORE, folder / METRICS])
+    found = logged(folder)
     if found and not resumed:
         write_steps(folder / OLD, found)
     kept = [step for step in found if resumed and step["step"] <= resumed]
@@ -37,5 +43,5 @@ def begin(folder: Path, resumed: int) -> int:
 def end(folder: Path) -> None:
     """Makes one file of what was put by and what was logged since."""
     if (folder / BEFORE).exists():
-        write_steps(folder / METRICS, merged([folder / BEFORE, folder / METRICS]))
+        write_steps(folder / METRICS, logged(folder))
         (folder / BEFORE).unlink()

@@ -23,6 +23,7 @@ from opd_verl.quickstart.prepare import Pupil, train
 from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT
 from opd_verl.quickstart.task import write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
+from opd_verl.tracking.metrics_log import logged
 
 Steps = list[dict[str, float]]
 Run = Callable[..., Steps]
@@ -69,11 +70,9 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     def run(name: str, recipe: str, steps: int, *extra: str, faults: Path | None = None) -> Steps:
         log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
+        folders = [Path(one.split("=")[1]) for one in extra if one.startswith("trainer.default_local_dir=")]
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
-        environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(metrics)}
-        for folder in (one.split("=")[1] for one in extra if one.startswith("trainer.default_local_dir=")):
-            metrics = Path(folder) / "metrics.jsonl"
-            del environment["VERL_FILE_LOGGER_PATH"]
+        environment = os.environ | ({} if folders else {"VERL_FILE_LOGGER_PATH": str(metrics)})
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             environment.pop(name, None)
         paths = [str(HERE), environment.get("PYTHONPATH", "")]
@@ -85,7 +84,7 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
         with log.open("w") as out:
             done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)
         assert done.returncode == 0, f"{' '.join(command)}\n{tail(log, 40)}"
-        return list(read_steps(metrics))
+        return metrics_of(folders[0]) if folders else list(read_steps(metrics))
 
     run.root = root  # type: ignore[attr-defined]
     return run
@@ -123,6 +122,11 @@ def copy_checkpoint(source: Path, step: int, to: Path) -> None:
     for kept in ("metrics.jsonl", "wandb_run_id"):
         shutil.copy(source / kept, to / kept)
     (to / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+
+def metrics_of(folder: Path) -> Steps:
+    """The steps that the run in this `trainer.default_local_dir` has logged, over all attempts."""
+    return logged(folder)
 
 
 def updates(checkpoint: Path) -> set[int]:

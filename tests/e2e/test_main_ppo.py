@@ -1,5 +1,6 @@
 """The real command for a few steps: verl's main_ppo, Ray, TransferQueue, FSDP2, vLLM and the teacher actors."""
 
+import json
 import re
 from pathlib import Path
 
@@ -120,6 +121,9 @@ def test_wandb_has_both_attempts_as_one_run_on_disk_without_a_network(
     name = (sampled[1] / "wandb_run_id").read_text().strip()
     files = sorted(main_ppo.root.glob("wandb/offline-run-*/*.wandb"))  # type: ignore[attr-defined]
     assert [file.stem for file in files] == [f"run-{name}"] * 2, files
+    for folder in (sampled[1], after_grpo[1]):
+        lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert lines == list(range(1, len(lines) + 1)) and not (folder / "metrics.before.jsonl").exists()
 
 
 def test_sample_rollouts_are_shown_in_a_page_and_in_wandb(
