@@ -16,6 +16,7 @@ from opd_verl.config_sections import (
     NamedTeacherConfig,
     ObjectiveConfig,
     OffPolicyConfig,
+    SamplesConfig,
     TeacherConfig,
     TokenConfig,
 )
@@ -41,6 +42,7 @@ class OpdConfig:
     tokens: TokenConfig = field(default_factory=TokenConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     rewards: list[str] = field(default_factory=lambda: ["reverse_kl"])
     """Reward hooks whose sum is r_t."""
     plugins: list[str] = field(default_factory=list)

@@ -202,3 +202,13 @@ class MixConfig:
     """Weight of the task reward's advantage."""
     estimator: str = "grpo"
     """verl's advantage estimator for the task reward."""
+
+
+@dataclass
+class SamplesConfig:
+    """Rollouts to look at: pages in `<trainer.default_local_dir>/samples`, and a table where the run logs to wandb."""
+
+    every: int = 10
+    """Steps from one page to the next; 0: none."""
+    count: int = 4
+    """Rollouts on a page: lowest and highest mean r_t, the others by lot."""

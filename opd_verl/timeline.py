@@ -1,7 +1,7 @@
 """Where a run's seconds went, step by step, with the teacher's own work beside: a picture and one number.
 
-    VERL_FILE_LOGGER_PATH=run.jsonl python -m verl.trainer.main_ppo recipe=opd trainer.logger=[console,file] ...
-    python -m opd_verl.timeline run.jsonl --out timeline.png
+    python -m verl.trainer.main_ppo recipe=opd trainer.default_local_dir=run ...
+    python -m opd_verl.timeline run/metrics.jsonl --out timeline.png
 
 verl times the parts of a step one after the other; the wait for teacher scores lies within its `old_log_prob`.
 """
@@ -142,7 +142,7 @@ def draw(steps: Sequence[StepTimes], path: Path, title: str) -> None:
 def main() -> None:
     """Prints the summary and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN.jsonl", help="what VERL_FILE_LOGGER_PATH named")
+    parser.add_argument("run", type=Path, metavar="RUN.jsonl", help="metrics.jsonl of a run")
     parser.add_argument("--out", type=Path, default=Path("timeline.png"))
     args = parser.parse_args()
     steps = read_steps(args.run)

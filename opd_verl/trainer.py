@@ -21,9 +21,10 @@ from opd_verl.credit import Rollouts, credit
 from opd_verl.engine import AT_TEACHER_TOPK, FUSED_ROWS, STUDENT_TOPK
 from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, reward_inputs, task_rewards
 from opd_verl.logs import log_to_stderr
-from opd_verl.loss import OpdLoss
+from opd_verl.loss import OPD_WEIGHTS, OpdLoss
 from opd_verl.metrics.step import TeacherTotals
 from opd_verl.off_policy import OFF_POLICY, candidates
+from opd_verl.samples.show import SampleRollouts, Scored
 from opd_verl.scores import collect_scores, merge, read, teacher_fields, teacher_topk_fields
 from opd_verl.seeded_trainer import SeededTrainer
 from opd_verl.teacher.needs import gives_entropy, needs_hidden, student_topk, teacher_topk
@@ -86,6 +87,7 @@ class OpdTrainer(SeededTrainer):
         self.actor_rollout_wg.set_loss_fn(make_loss(self.config.actor_rollout_ref.actor, self.opd))
         self.replay_buffer.poll_interval = self.opd.poll_interval_s
         model = self.config.actor_rollout_ref.model
+        self.samples = SampleRollouts(self.opd.samples, self.config, self.tokenizer)
         self.end_ids = end_ids(model.path, self.tokenizer, model.trust_remote_code)
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
@@ -153,6 +155,8 @@ class OpdTrainer(SeededTrainer):
         rollouts = Rollouts(batch.keys, uids, task_rewards(data))
         found = credit(inputs, rollouts, self.opd, self.config, seed)
         metrics.update(found.metrics)
+        reward, weights = found.fields["token_level_rewards"], found.fields.get(OPD_WEIGHTS)
+        self.samples.show(Scored(batch, data["responses"], inputs, reward, weights), self.global_steps, self.logger)
         fields = {name: response_to_nested(value, data["response_mask"]) for name, value in found.fields.items()}
         return self.put(batch, fields | joint_fields(data, self.opd.objective.support, self.opd.objective.k, metrics))
 

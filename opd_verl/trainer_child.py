@@ -1,20 +1,19 @@
 """A training of verl's as a child process that dies with us: its noise in a file, its steps on a progress bar."""
 
 import ctypes
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from opd_verl.files import tail
+from opd_verl.metrics_file import read_steps
 
 POLL_SECONDS = 0.5
 SECONDS_BETWEEN_LINES = 20.0
@@ -85,13 +84,3 @@ def follow(child: "subprocess.Popen[bytes]", metrics: Path, label: str, done: in
                 bar.set_postfix(seconds=int(time.monotonic() - started), refresh=False)
                 bar.update(0)
             time.sleep(POLL_SECONDS)
-
-
-def read_steps(metrics: Path, known: int = 0) -> Iterator[dict[str, Any]]:
-    """Steps beyond the first `known` lines of verl's `file` logger; a line still being written is left alone."""
-    if not metrics.exists():
-        return
-    for line in metrics.read_text().splitlines(keepends=True)[known:]:
-        if line.endswith("\n"):
-            record = json.loads(line)
-            yield {"step": record["step"], **record["data"]}

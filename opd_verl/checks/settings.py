@@ -100,6 +100,14 @@ def check_sync(config: DictConfig, opd: OpdConfig) -> None:
         raise ConfigError(key, every, "LoRA adapters are not merged into a snapshot", f"{key}=0")
 
 
+def check_samples(config: DictConfig, opd: OpdConfig) -> None:
+    """0 steps means no samples; no rollouts on a page mean nothing."""
+    for key, value, least in (("every", opd.samples.every, 0), ("count", opd.samples.count, 1)):
+        if value < least:
+            problem = "must not be negative" if least == 0 else "must be positive"
+            raise ConfigError(f"opd.samples.{key}", value, problem, "opd.samples.every=0 for no samples")
+
+
 def check_teacher(config: DictConfig, opd: OpdConfig) -> None:
     """What the teachers' actors would refuse, minutes later: a dtype, and sizes that are not positive."""
     for section, teacher in every_teacher(opd).items():
@@ -237,6 +245,7 @@ CHECKS = (
     check_rewards,
     check_privileged_context,
     check_sync,
+    check_samples,
     check_teacher,
     check_colocated,
     check_shards,

@@ -17,6 +17,7 @@ VOLATILE = (
     "trainer.experiment_name",
     "trainer.default_local_dir",
     "trainer.max_actor_ckpt_to_keep",
+    "opd.samples",
     "ray_kwargs",
     "transfer_queue",
 )

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_verl.files import write_json, write_text
+from opd_verl.checkpoints import STEP, latest_step
+from opd_verl.files import write_json
+from opd_verl.metrics_file import merged
 from opd_verl.pipeline.commands import is_sft
-from opd_verl.trainer_child import read_steps
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,11 @@ class StageFolder:
 
     def latest_step(self) -> int:
         """The step of the newest whole checkpoint; 0: none."""
-        return int(self.tracker.read_text()) if self.tracker.exists() else 0
-
-    @property
-    def tracker(self) -> Path:
-        """The file in which verl names its newest checkpoint."""
-        return self.checkpoints / "latest_checkpointed_iteration.txt"
-
-    def mend_tracker(self) -> None:
-        """A kill while verl's main_ppo names a checkpoint leaves the file empty; the checkpoint was whole before."""
-        if self.tracker.exists() and not self.tracker.read_text().strip():
-            steps = [int(found.name.removeprefix("global_step_")) for found in self.checkpoints.glob("global_step_*")]
-            write_text(self.tracker, str(max(steps)))
+        return latest_step(self.checkpoints)
 
     def model(self, step: int) -> Path:
         """The Hugging Face folder of a checkpoint."""
-        return self.checkpoints / f"global_step_{step}" / ("" if is_sft(self.recipe) else "actor") / "huggingface"
+        return self.checkpoints / f"{STEP}{step}" / ("" if is_sft(self.recipe) else "actor") / "huggingface"
 
     def finished(self) -> Finished | None:
         """The result, if there is one."""
@@ -91,5 +81,4 @@ class StageFolder:
 
     def steps(self) -> list[dict[str, Any]]:
         """The metrics of every step, the last attempt's where several made one."""
-        found = {step["step"]: step for file in self.attempts for step in read_steps(file)}
-        return [found[number] for number in sorted(found)]
+        return merged(self.attempts)

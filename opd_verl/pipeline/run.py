@@ -2,11 +2,13 @@
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from opd_verl.checkpoints import mend_tracker
 from opd_verl.errors import ConfigError
 from opd_verl.files import write_json
 from opd_verl.pipeline.commands import Inputs, command, environment, outputs, settings
@@ -14,6 +16,7 @@ from opd_verl.pipeline.config import PipelineConfig
 from opd_verl.pipeline.folders import Finished
 from opd_verl.pipeline.plan import StagePlan
 from opd_verl.pipeline.rollouts import make_rollouts
+from opd_verl.tracking.wandb_run import group
 from opd_verl.trainer_child import run_child
 
 
@@ -60,15 +63,20 @@ def run_stage(config: PipelineConfig, plan: StagePlan, label: str, models: Mappi
     inputs = Inputs(student, teacher if plan.distils else None, train, config.data.val)
     where = outputs(config, plan.name, plan.stage.recipe, plan.folder.checkpoints)
     line = command(plan.stage.recipe, settings(config, plan.stage, inputs, plan.distils, where), plan.processes)
-    plan.folder.mend_tracker()
+    mend_tracker(plan.folder.checkpoints)
     done, seconds = plan.folder.latest_step(), Stopwatch(plan.folder.root / "seconds.json")
     print(f"{label}: {'begins' if not done else f'goes on after step {done}'}; log: {plan.folder.log}", flush=True)
     with seconds.running():
         run_child(
             line, plan.folder.log, plan.folder.next_attempt(), label, done, plan.stage.steps,
-            environment(plan.stage.recipe), "the same command goes on from its last checkpoint",
+            environment(plan.stage.recipe) | wandb_group(config), "the same command goes on from its last checkpoint",
         )  # fmt: skip
     return plan.folder.finish(seconds.total)
+
+
+def wandb_group(config: PipelineConfig) -> dict[str, str]:
+    """The stages of a pipeline are one group, with those of its other seeds; what the user has set stays."""
+    return {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group(Path(config.out).absolute().name))}
 
 
 class Stopwatch:

@@ -9,9 +9,10 @@ from transformers import AutoTokenizer
 
 from opd_verl.files import tail
 from opd_verl.hydra_values import hydra_value
+from opd_verl.metrics_file import read_steps
 from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
 from opd_verl.quickstart.paths import Paths
-from opd_verl.trainer_child import read_steps, run_child
+from opd_verl.trainer_child import run_child
 
 STEPS = 60
 PROMPT_LIMIT = 64

@@ -15,6 +15,7 @@ import torch
 from opd_verl.files import tail
 from opd_verl.hooks import MASK_HOOKS
 from opd_verl.metrics.names import CONDITIONAL
+from opd_verl.metrics_file import read_steps
 from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.models import STUDENT, TEACHER
 from opd_verl.quickstart.paths import Paths
@@ -22,7 +23,7 @@ from opd_verl.quickstart.prepare import Pupil, train
 from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT
 from opd_verl.quickstart.task import write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
-from opd_verl.trainer_child import read_steps
+from opd_verl.tracking.metrics_log import logged
 
 Steps = list[dict[str, float]]
 Run = Callable[..., Steps]
@@ -62,14 +63,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`main_ppo(name, recipe, steps, *overrides)` runs verl's command and returns the metrics of its steps.
 
+    They are in a file of its own, or in `trainer.default_local_dir` if that is given: then with the steps before.
     `faults`: a new folder; the teacher's replicas then fail as `faults/sitecustomize.py` says.
     """
     root = tmp_path_factory.mktemp("runs")
 
     def run(name: str, recipe: str, steps: int, *extra: str, faults: Path | None = None) -> Steps:
         log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
+        folders = [Path(one.split("=")[1]) for one in extra if one.startswith("trainer.default_local_dir=")]
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
-        environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(metrics)}
+        environment = os.environ | ({} if folders else {"VERL_FILE_LOGGER_PATH": str(metrics)})
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             environment.pop(name, None)
         paths = [str(HERE), environment.get("PYTHONPATH", "")]
@@ -81,7 +84,7 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
         with log.open("w") as out:
             done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)
         assert done.returncode == 0, f"{' '.join(command)}\n{tail(log, 40)}"
-        return list(read_steps(metrics))
+        return metrics_of(folders[0]) if folders else list(read_steps(metrics))
 
     run.root = root  # type: ignore[attr-defined]
     return run
@@ -93,7 +96,7 @@ def sampled(main_ppo: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
     folder = tmp_path_factory.mktemp("sampled")
     steps = main_ppo(
         "sampled", "opd", 12, *SAMPLED, "trainer.save_freq=3", f"trainer.default_local_dir={folder}",
-        "trainer.logger=[console,file,wandb]",
+        "trainer.logger=[console,wandb]",
     )  # fmt: skip
     return steps, folder
 
@@ -107,15 +110,23 @@ def after_grpo(
     copy_checkpoint(sampled[1], 3, folder)
     steps = main_ppo(
         "grpo", "grpo", 5, *SMALL, "actor_rollout_ref.rollout.n=2", "actor_rollout_ref.actor.optim.lr=7e-5",
-        "trainer.resume_mode=auto", f"trainer.default_local_dir={folder}",
+        "trainer.resume_mode=auto", f"trainer.default_local_dir={folder}", "trainer.logger=[console,wandb]",
     )  # fmt: skip
-    return steps, folder
+    assert steps[:3] == sampled[0][:3], "the lines of the steps before; those of its steps 4 to 12 are made again"
+    return steps[3:], folder
 
 
 def copy_checkpoint(source: Path, step: int, to: Path) -> None:
-    """Puts one of a run's checkpoints where another run finds it with `trainer.resume_mode=auto`."""
+    """Puts a run where it was killed, with this newest checkpoint, for `trainer.resume_mode=auto` to go on from."""
     shutil.copytree(source / f"global_step_{step}", to / f"global_step_{step}")
+    for kept in ("metrics.jsonl", "wandb_run_id"):
+        shutil.copy(source / kept, to / kept)
     (to / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+
+def metrics_of(folder: Path) -> Steps:
+    """The steps that the run in this `trainer.default_local_dir` has logged, over all attempts."""
+    return logged(folder)
 
 
 def updates(checkpoint: Path) -> set[int]:

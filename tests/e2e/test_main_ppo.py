@@ -1,5 +1,7 @@
 """The real command for a few steps: verl's main_ppo, Ray, TransferQueue, FSDP2, vLLM and the teacher actors."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,8 @@ def troubled(sampled: tuple[Steps, Path], main_ppo: Run, tmp_path_factory: pytes
         "trainer.save_freq=-1", "opd.teacher.n_gpus_per_node=2", "opd.teacher.timeout_s=25", faults=faults,
     )  # fmt: skip
     assert len(list(faults.iterdir())) == len(FAULTS) + 1, "all happened; one of them to both replicas"
-    return steps
+    assert steps[:3] == sampled[0][:3], "the lines of the steps before"
+    return steps[3:]
 
 
 def test_a_resumed_run_with_a_failing_teacher_gives_the_numbers_of_an_undisturbed_one(
@@ -111,6 +114,28 @@ def test_grpo_goes_on_from_a_checkpoint_of_opd_by_the_recipe_alone(
     assert updates(folder / "global_step_5") == {5 * 4}, "4 updates in every step, OPD's three and GRPO's two"
 
 
-def test_wandb_writes_offline_without_a_network(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
-    runs = list(main_ppo.root.glob("wandb/offline-run-*/*.wandb"))  # type: ignore[attr-defined]
-    assert runs, list(main_ppo.root.iterdir())  # type: ignore[attr-defined]
+def test_wandb_has_both_attempts_as_one_run_on_disk_without_a_network(
+    sampled: tuple[Steps, Path], after_grpo: tuple[Steps, Path], main_ppo: Run
+) -> None:
+    """Two recipes, so that verl's own classes are under the same callback; the group and the kind: test_tracking.py."""
+    name = (sampled[1] / "wandb_run_id").read_text().strip()
+    files = sorted(main_ppo.root.glob("wandb/offline-run-*/*.wandb"))  # type: ignore[attr-defined]
+    assert [file.stem for file in files] == [f"run-{name}"] * 2, files
+    for folder in (sampled[1], after_grpo[1]):
+        lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert lines == list(range(1, len(lines) + 1)) and not (folder / "metrics.before.jsonl").exists()
+
+
+def test_sample_rollouts_are_shown_in_a_page_and_in_wandb(
+    sampled: tuple[Steps, Path], after_grpo: tuple[Steps, Path], main_ppo: Run
+) -> None:
+    """Their numbers are those of the step: the lowest r_t of a token cannot be below the step's."""
+    (page,) = (sampled[1] / "samples").iterdir()
+    text = page.read_text()
+    rewards = [float(found) for found in re.findall(r"r_t (-?[0-9.]+)", text.split("<table>")[1])]
+    assert page.name == "step_000010.html" and text.count("<tr>") == 1 + 4 and len(rewards) > 4
+    assert min(rewards) >= sampled[0][9]["opd/reward_min"] - 1e-4
+    assert text.count("lowest mean r_t") == text.count("highest mean r_t") == 1
+    tables = list(main_ppo.root.glob("wandb/*/files/media/table/opd/samples*.json"))  # type: ignore[attr-defined]
+    cells = list(main_ppo.root.glob("wandb/*/files/media/html/**/*.html"))  # type: ignore[attr-defined]
+    assert len(tables) == 1 and len(cells) == 4 and not (after_grpo[1] / "samples").exists()

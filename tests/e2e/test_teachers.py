@@ -42,7 +42,8 @@ def test_two_teachers_routed_by_the_data_source_go_on_from_a_checkpoint_of_grpo(
         "routed", "opd", 7, *SAMPLED, ONE_TEACHER_LESS, both, data, "trainer.resume_mode=auto",
         f"trainer.default_local_dir={folder}",
     )  # fmt: skip
-    assert [step["step"] for step in steps] == [6, 7]
+    assert [step["step"] for step in steps] == list(range(1, 8)), "with the lines of the two runs before"
+    steps = steps[5:]
     assert updates(folder / "global_step_7") == {7 * 4}, "Adam's moments go with the weights, whatever the recipe"
     assert all(step["actor/lr"] == pytest.approx(after_grpo[0][0]["actor/lr"]) for step in steps)
     assert all(step["opd/teacher_missing_share"] == 0.0 for step in steps), "every token is scored"

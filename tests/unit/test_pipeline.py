@@ -17,6 +17,7 @@ from rich.console import Console
 from test_imports import PACKAGE
 from tiny_models import save_tiny_qwen3
 
+from opd_verl.checkpoints import mend_tracker, tracker
 from opd_verl.errors import ConfigError
 from opd_verl.pipeline import run as running
 from opd_verl.pipeline.commands import SEEDED, Inputs, command, environment, outputs, settings
@@ -235,13 +236,13 @@ def test_a_finished_stage_says_where_its_model_is(recipe: str, inner: str, tmp_p
 
 def test_a_checkpoint_that_a_kill_left_without_its_name_is_found(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "a", "opd")
-    folder.mend_tracker()
+    mend_tracker(folder.checkpoints)
     assert folder.latest_step() == 0
     for steps in (8, 10):
-        trained(folder, steps).mend_tracker()
+        mend_tracker(trained(folder, steps).checkpoints)
     assert folder.latest_step() == 10
-    folder.tracker.write_text("")
-    folder.mend_tracker()
+    tracker(folder.checkpoints).write_text("")
+    mend_tracker(folder.checkpoints)
     assert folder.latest_step() == 10
 
 
@@ -261,13 +262,15 @@ def test_what_is_finished_is_not_run_again_and_hands_its_model_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[list[str]] = []
+    groups: set[str] = set()
 
-    def train(line: list[str], log: Path, *args: Any) -> None:
+    def train(line: list[str], log: Path, metrics: Path, label: str, done: int, total: int, env: Any, *_: Any) -> None:
         started.append(line)
+        groups.add(env["WANDB_RUN_GROUP"])
         trained(plans[len(started) - 1].folder, 5)
 
     monkeypatch.setattr(running, "run_child", train)
-    config = PipelineConfig(out=str(tmp_path), stages={})
+    config = PipelineConfig(out=str(tmp_path / "mine-seed1"), stages={})
     first = StageConfig(recipe="grpo", student="/m", steps=5)
     plans = [
         fake_plan("one", tmp_path / "stages" / "one", first),
@@ -276,7 +279,8 @@ def test_what_is_finished_is_not_run_again_and_hands_its_model_on(
     config.data.train = config.data.val = "/d.parquet"
     found = running.run_stages(config, plans)
     assert len(started) == 2 and f"opd.teacher.path='{found['one'].model}'" in started[1]
-    assert (tmp_path / "models" / "two").resolve() == Path(found["two"].model)
+    assert groups == {"mine"}
+    assert (tmp_path / "mine-seed1" / "models" / "two").resolve() == Path(found["two"].model)
     assert running.run_stages(config, plans) == found and len(started) == 2
 
 

@@ -1,6 +1,5 @@
 """A training as a child process: its steps, its end, and its death with its parent."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,18 +10,7 @@ from typing import Any
 
 import pytest
 
-from opd_verl.trainer_child import read_steps, run_child
-
-
-def test_read_steps_leaves_known_and_unfinished_lines_alone(tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    assert list(read_steps(metrics, 0)) == []
-    lines = [json.dumps({"step": i, "data": {"x": i / 2}}) + "\n" for i in (1, 2, 3)]
-    metrics.write_text("".join(lines[:2]) + lines[2][:9])
-    assert list(read_steps(metrics, 0)) == [{"step": 1, "x": 0.5}, {"step": 2, "x": 1.0}]
-    assert list(read_steps(metrics, 1)) == [{"step": 2, "x": 1.0}]
-    metrics.write_text("".join(lines))
-    assert list(read_steps(metrics, 2)) == [{"step": 3, "x": 1.5}]
+from opd_verl.trainer_child import run_child
 
 
 def test_a_failed_training_ends_with_its_log(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ import verl
 import vllm
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.hydra import Hydra
+from hydra.core.utils import run_job
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 from verl.plugin.platform import get_platform
 from verl.trainer.ppo import core_algos
@@ -339,19 +341,19 @@ SOURCES = [
         "trainer/ppo/v1/trainer_base.py",
         ['f"global_step_{self.global_steps}"', '"actor"', '"latest_checkpointed_iteration.txt"'],
         "where a checkpoint of main_ppo lies, and which is the newest whole one",
-        "pipeline/folders.py",
+        "checkpoints.py and pipeline/folders.py",
     ),
     (
         "utils/checkpoint/checkpoint_handler.py",
         ['f"global_step_{step}"', "self.engine.save_checkpoint(", "get_checkpoint_tracker_filename("],
         "the same of the SFT trainer",
-        "pipeline/folders.py",
+        "checkpoints.py and pipeline/folders.py",
     ),
     (
         "utils/checkpoint/fsdp_checkpoint_manager.py",
         ['"huggingface"', "save_pretrained("],
         "with hf_model a checkpoint holds a Hugging Face folder",
-        "pipeline/folders.py",
+        "checkpoints.py and pipeline/folders.py",
     ),
     (
         "trainer/sft_trainer.py",
@@ -361,9 +363,43 @@ SOURCES = [
     ),
     (
         "utils/tracking.py",
-        ["VERL_FILE_LOGGER_PATH"],
-        "the `file` logger writes where the environment says",
-        "pipeline/child.py and quickstart/distil.py",
+        ['os.getenv("VERL_FILE_LOGGER_PATH"', 'os.getenv("VERL_FILE_LOGGER_ROOT"', 'open(self.filepath, "wb"'],
+        "the `file` logger writes where the environment says, and empties the file first",
+        "trainer_child.py and tracking/",
+    ),
+    (
+        "utils/tracking.py",
+        ["wandb.init(project=project_name, name=experiment_name, entity=entity, config=config, settings=settings)"],
+        "id, group and job type of the wandb run are left to the environment",
+        "tracking/wandb_run.py",
+    ),
+    (
+        "utils/tracking.py",
+        [
+            'self.logger["wandb"] = wandb',
+            "if backend is None or default_backend in backend:",
+            ".log(data=data, step=step)",
+        ],
+        "a run's loggers by name; one alone can be logged to",
+        "samples/show.py",
+    ),
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ["self.logger = Tracking(", "batch = self.step(metrics, self.timing_raw)", "self.logger.log(data=metrics"],
+        "the loggers are there before the first step, and get its metrics after it, under the same step number",
+        "samples/show.py",
+    ),
+    (
+        "trainer/ppo/v1/trainer_base.py",
+        ['resume_mode == "disable"', 'resume_mode == "auto"', "find_latest_ckpt_path(", 'resume_mode == "resume_path"'],
+        "which checkpoint a run goes on from",
+        "tracking/resume.py",
+    ),
+    (
+        "trainer/main_ppo.py",
+        ['ray_init_kwargs.get("runtime_env", {})', "OmegaConf.merge(default_runtime_env, runtime_env_kwargs)"],
+        "the config's env_vars reach the TaskRunner, whatever its node",
+        "tracking/callback.py",
     ),
     (
         "experimental/agent_loop/agent_loop.py",
@@ -692,6 +728,22 @@ def test_hydras_config_source_for_packages() -> None:
     pin(parameters(source.load_config) == ["config_path"], "ConfigSource.load_config", "hydra_plugin.py")
     read = inspect.getsource(ImportlibResourcesConfigSource._read_config)
     pin("f.read(512)" in read, "`# @package` counts in the first 512 characters", "hydra_plugin.py")
+
+
+def test_hydra_copies_and_saves_the_config_between_the_starts_of_run_and_job() -> None:
+    run, job = inspect.getsource(Hydra.run), inspect.getsource(run_job)
+    pin(
+        in_order(run, "callbacks.on_run_start(config=cfg", "run_job("),
+        "on_run_start comes first",
+        "tracking/callback.py",
+    )
+    order = (
+        "task_cfg = copy.deepcopy(config)",
+        "_save_config(task_cfg",
+        "callbacks.on_job_start(",
+        "callbacks.on_job_end(",
+    )
+    pin(in_order(job, *order), f"run_job no longer goes {order}", "tracking/callback.py")
 
 
 def test_hydra_warns_of_a_callbacks_exception_and_lets_systemexit_through() -> None:

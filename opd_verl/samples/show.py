@@ -1,0 +1,122 @@
+"""The trainer's side: a step's rollouts to a page in `samples/`, and to wandb where the run logs there."""
+
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import transfer_queue as tq
+from omegaconf import DictConfig
+from torch import Tensor
+
+from opd_verl.config_sections import SamplesConfig
+from opd_verl.files import write_text
+from opd_verl.inputs import RewardInputs
+from opd_verl.samples.choose import Chosen, choose
+from opd_verl.samples.html import Sample, Token, page, response_page, scale_of
+from opd_verl.samples.tokens import token_texts
+
+logger = logging.getLogger(__name__)
+COLUMNS = ("rollout", "chosen", "prompt", "response", "tokens", "mean_r_t", "score", "correct")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A step's rollouts with what each token is worth."""
+
+    batch: Any
+    """Their keys and tags."""
+    responses: Any
+    """Token ids, nested [B, R]."""
+    inputs: RewardInputs
+    reward: Tensor
+    """r_t [B, R]."""
+    weights: Tensor | None
+    """`opd_weights` [B, R]; None: every token of the mask counts."""
+
+    @property
+    def trained(self) -> Tensor:
+        """Which tokens have a part in the loss, bool [B, R]."""
+        mask = self.inputs.mask.bool()
+        return mask if self.weights is None else mask & (self.weights > 0)
+
+    def mean_rewards(self) -> list[float]:
+        """Mean r_t of each rollout over its unmasked tokens; NaN where there is none, and for verl's padding rows."""
+        mask = self.inputs.mask
+        means = ((self.reward * mask).sum(-1) / mask.sum(-1)).tolist()
+        padding = [tag.get("is_padding", False) for tag in self.batch.tags]
+        return [float("nan") if is_padding else mean for mean, is_padding in zip(means, padding, strict=True)]
+
+
+class SampleRollouts:
+    """Shows `opd.samples.count` rollouts after every `opd.samples.every` steps."""
+
+    def __init__(self, samples: SamplesConfig, config: DictConfig, tokenizer: Any) -> None:
+        self.samples, self.failed = samples, False
+        self.decode = partial(tokenizer.decode, skip_special_tokens=False)
+        self.folder = Path(config.trainer.default_local_dir) / "samples"
+        self.seed = config.actor_rollout_ref.rollout.seed
+
+    def show(self, scored: Scored, step: int, tracking: Any) -> None:
+        """Writes the page, and logs the table to verl's loggers, if it is time to.
+
+        A failure (a full disk) is warned about once and ends nothing.
+        """
+        if not self.samples.every or step % self.samples.every:
+            return
+        try:
+            found = self.collect(scored, step)
+            write_text(self.folder / f"step_{step:06d}.html", page(step, found))
+            if "wandb" in tracking.logger:
+                tracking.log({"opd/samples": table(found)}, step, backend=["wandb"])
+        except Exception:  # a training is worth more than a look at it
+            if not self.failed:
+                logger.warning("no samples of step %d (said once): training goes on", step, exc_info=True)
+            self.failed = True
+
+    def collect(self, scored: Scored, step: int) -> list[Sample]:
+        """The chosen rollouts, decoded."""
+        batch, means = scored.batch, scored.mean_rewards()
+        chosen = choose(batch.keys, means, self.samples.count, zlib.crc32(f"samples/{self.seed}/{step}".encode()))
+        if not chosen:
+            return []
+        keys = [batch.keys[one.row] for one in chosen]
+        fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["prompts"])
+        prompts = [self.decode(prompt.tolist()) for prompt in fields["prompts"].unbind(0)]
+        return [self.sample(scored, one, prompt, means[one.row]) for one, prompt in zip(chosen, prompts, strict=True)]
+
+    def sample(self, scored: Scored, chosen: Chosen, prompt: str, mean: float) -> Sample:
+        """One of them."""
+        row, inputs = chosen.row, scored.inputs
+        off_policy = inputs.off_policy is not None and bool(inputs.off_policy[row])
+        return Sample(
+            name=scored.batch.keys[row],
+            why=chosen.why + (", the data set's response" if off_policy else ""),
+            prompt=prompt,
+            tokens=self.tokens(scored, row),
+            mean_reward=mean,
+            score=inputs.task_score[row].item(),
+            correct=None if inputs.correct is None else bool(inputs.correct[row]),
+        )
+
+    def tokens(self, scored: Scored, row: int) -> list[Token]:
+        """A response's tokens with their numbers."""
+        ids = scored.responses.unbind(0)[row].tolist()
+        numbers = (scored.inputs.log_p_old, scored.inputs.log_q, scored.reward, scored.trained)
+        columns = [column[row, : len(ids)].tolist() for column in numbers]
+        return [Token(*one) for one in zip(ids, token_texts(ids, self.decode), *columns, strict=True)]
+
+
+def table(samples: Sequence[Sample]) -> Any:
+    """The same as a wandb.Table, each response a page of its own."""
+    import wandb
+
+    scale = scale_of(samples)
+    found = wandb.Table(columns=list(COLUMNS))
+    for one in samples:
+        html = wandb.Html(response_page(one, scale))
+        found.add_data(one.name, one.why, one.prompt, html, len(one.tokens), one.mean_reward, one.score, one.correct)
+    return found

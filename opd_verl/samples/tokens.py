@@ -1,0 +1,27 @@
+"""The text of each token of a response, also where a character is spread over several tokens."""
+
+from collections.abc import Callable, Sequence
+
+INCOMPLETE = "\ufffd"
+LONGEST = 4
+"""Bytes of a UTF-8 character, so the most tokens that it is spread over; a longer run is broken bytes."""
+
+
+def token_texts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """One text per token, which together are the decoded response.
+
+    A character's text stands at its last token and the tokens before it have none; bytes that never become a character
+    end as U+FFFD. Every token is decoded behind the one before it, since alone some tokenizers drop its leading space.
+    (`tokenizers.DecodeStream` does the same, but for fast tokenizers alone, and it raises on some byte sequences.)
+    """
+    every, texts = list(ids), []
+    start = shown = 0  # ids[start:shown] is the context that has its text already
+    before = ""
+    for end in range(1, len(every) + 1):
+        text = decode(every[start:end])
+        open_character = text.endswith(INCOMPLETE) and end - shown < LONGEST and end < len(every)
+        texts.append("" if open_character else text[len(before) :])
+        if not open_character:
+            start, shown = shown, end
+            before = decode(every[start:shown])
+    return texts
