@@ -31,7 +31,8 @@ NOT_SENT = [".git", ".venv", "runs", "outputs", "checkpoints", "wandb", "*.safet
 """Of the working directory, beside what .gitignore names."""
 NEEDED = ("verl", "opd_verl", "vllm")
 FOLDER = "trainer.default_local_dir="
-POLL_SECONDS, STOP_SECONDS = 1.0, 60.0
+POLL_SECONDS, STOP_SECONDS, AGENT_SECONDS = 1.0, 60.0, 60.0
+NO_AGENT = "No available agent"
 CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
 
@@ -101,10 +102,29 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SystemExit(
-            f"no Ray cluster answers at {address} ({reason}): `ray start --head` there, or --address"
-        ) from None
+        remedy = "`ray start --head` there, or --address"
+        raise SystemExit(f"no Ray cluster answers at {address} ({first_line(error)}): {remedy}") from None
+
+
+def submit(client: Any, **job: Any) -> str:
+    """The job's name. A head that has just started has no agent for some seconds; that is waited for.
+
+    Raises:
+        SystemExit: the cluster refuses the job.
+    """
+    until = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(**job)
+        except (RuntimeError, ValueError, ConnectionError) as error:
+            if NO_AGENT not in str(error) or time.monotonic() > until:
+                raise SystemExit(f"the cluster refuses the job: {first_line(error)}") from None
+            time.sleep(POLL_SECONDS)
+
+
+def first_line(error: Exception) -> str:
+    """What an error begins with."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 async def show(client: Any, job: str, skip: int) -> int:
@@ -124,7 +144,7 @@ def follow(client: Any, job: str) -> JobStatus:
         try:
             shown = asyncio.run(show(client, job, shown))
         except (ConnectionError, RuntimeError) as error:
-            print(f"log interrupted ({error}); the job goes on", file=sys.stderr)
+            print(f"log interrupted ({first_line(error)}); the job goes on", file=sys.stderr)
         time.sleep(POLL_SECONDS)
     return status
 
@@ -132,10 +152,14 @@ def follow(client: Any, job: str) -> JobStatus:
 def stop(client: Any, job: str) -> JobStatus:
     """Stops the job and waits until its processes are gone."""
     print(f"\nstopping {job}; the same command resumes it from its last checkpoint", file=sys.stderr, flush=True)
-    client.stop_job(job)
-    until = time.monotonic() + STOP_SECONDS
-    while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < until:
-        time.sleep(POLL_SECONDS)
+    try:
+        client.stop_job(job)
+        until = time.monotonic() + STOP_SECONDS
+        while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+    except (ConnectionError, RuntimeError) as error:  # the cluster is gone, and the job with it
+        print(f"no answer from the cluster ({first_line(error)})", file=sys.stderr)
+        return JobStatus.STOPPED
     return status
 
 
@@ -149,7 +173,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     client = connect(options.address)
     recipe = next((item.partition("=")[2] for item in options.overrides if item.startswith("recipe=")), "verl")
-    job = client.submit_job(
+    job = submit(
+        client,
         entrypoint=entrypoint(options.overrides, not options.no_check),
         submission_id=options.submission_id or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
         runtime_env=runtime_env(options.working_dir, options.env),

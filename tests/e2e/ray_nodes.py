@@ -41,7 +41,7 @@ class RayNodes:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def __enter__(self) -> Self:
-        options = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--dashboard-agent-listen-port=0"]
+        options = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
         self.start("127.0.0.1", self.head_devices, options)
         self.wait_for_api()
         return self
@@ -56,7 +56,13 @@ class RayNodes:
         """`ray start` with an address of its own, which lives as long as its node."""
         self.logs.mkdir(parents=True, exist_ok=True)
         command = [str(RAY), "start", "--block", "--disable-usage-stats", f"--node-ip-address={address}", *options]
-        command += [f"--num-cpus={CPUS}", f"--num-gpus={devices}", "--object-store-memory=300000000"]
+        # A node's agent must not meet another node's: the Jobs API would wait for it for ever.
+        command += [
+            "--dashboard-agent-listen-port=0",
+            f"--num-cpus={CPUS}",
+            f"--num-gpus={devices}",
+            "--object-store-memory=300000000",
+        ]
         with (self.logs / f"node_{address}.log").open("a") as log:
             self.nodes[address] = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
 

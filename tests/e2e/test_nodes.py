@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SAMPLED, Steps, dump, metrics_of
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, SAVE, KILLED_AFTER = 6, 2, 3
 STUDENTS, TEACHER, SPARE = ("127.0.0.2", "127.0.0.3"), "127.0.0.4", "127.0.0.5"
 COMPARED = ("actor/loss", "actor/grad_norm", "opd/reverse_kl", "opd/reward_mean", "critic/score/mean")
-SAME: dict[str, float] = {"rel": 1e-3, "abs": 1e-7}
+SAME: Any = {"rel": 1e-3, "abs": 1e-7}
 """As in test_main_ppo.py: float32 sums in another order, through several updates of Adam."""
 SECONDS = 900
 
