@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from ray_nodes import RayNodes
 
 from opd_verl.files import tail
 from opd_verl.hooks import MASK_HOOKS
@@ -28,6 +30,7 @@ from opd_verl.tracking.metrics_log import logged
 Steps = list[dict[str, float]]
 Run = Callable[..., Steps]
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 SECONDS = 600
 SMALL = (
     "data.train_batch_size=64",
@@ -64,14 +67,18 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`main_ppo(name, recipe, steps, *overrides)` runs verl's command and returns the metrics of its steps.
 
     They are in a file of its own, or in `trainer.default_local_dir` if that is given: then with the steps before.
-    `faults`: a new folder; the teacher's replicas then fail as `faults/sitecustomize.py` says.
+    `faults`: a new folder; the teacher's replicas then fail as `faults/sitecustomize.py` says. `submit`: options of
+    `launch.ray_submit`, which then hands the run to a Ray head of its own.
     """
     root = tmp_path_factory.mktemp("runs")
 
-    def run(name: str, recipe: str, steps: int, *extra: str, faults: Path | None = None) -> Steps:
+    def run(
+        name: str, recipe: str, steps: int, *extra: str, faults: Path | None = None, submit: Sequence[str] | None = None
+    ) -> Steps:
         log, metrics = root / f"{name}.log", root / f"{name}.jsonl"
         folders = [Path(one.split("=")[1]) for one in extra if one.startswith("trainer.default_local_dir=")]
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(models, recipe, steps, seed=0), *extra]
+        arguments = [*overrides(models, recipe, steps, seed=0), *extra]
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
         environment = os.environ | ({} if folders else {"VERL_FILE_LOGGER_PATH": str(metrics)})
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             environment.pop(name, None)
@@ -81,8 +88,13 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
             paths.append(str(HERE / "faults"))
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": os.devnull}
-        with log.open("w") as out:
-            done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=root, timeout=SECONDS)
+        with log.open("w") as out, ExitStack() as stack:
+            where = root
+            if submit is not None:
+                head = stack.enter_context(RayNodes(root / f"{name}_head", head_devices=4, environment=environment))
+                own = ["--address", head.api, *submit, "--"]
+                command, where = [sys.executable, "-m", "launch.ray_submit", *own, *arguments], ROOT
+            done = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=where, timeout=SECONDS)
         assert done.returncode == 0, f"{' '.join(command)}\n{tail(log, 40)}"
         return metrics_of(folders[0]) if folders else list(read_steps(metrics))
 
@@ -92,11 +104,14 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def sampled(main_ppo: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Steps, Path]:
-    """Twelve steps of recipe=opd with a checkpoint after every third, and where the checkpoints lie."""
+    """Twelve steps of recipe=opd with a checkpoint after every third, and where the checkpoints lie.
+
+    Submitted through the Ray Jobs API, like the run after it.
+    """
     folder = tmp_path_factory.mktemp("sampled")
     steps = main_ppo(
         "sampled", "opd", 12, *SAMPLED, "trainer.save_freq=3", f"trainer.default_local_dir={folder}",
-        "trainer.logger=[console,wandb]",
+        "trainer.logger=[console,wandb]", submit=["--working-dir", "."],
     )  # fmt: skip
     return steps, folder
 
@@ -111,6 +126,7 @@ def after_grpo(
     steps = main_ppo(
         "grpo", "grpo", 5, *SMALL, "actor_rollout_ref.rollout.n=2", "actor_rollout_ref.actor.optim.lr=7e-5",
         "trainer.resume_mode=auto", f"trainer.default_local_dir={folder}", "trainer.logger=[console,wandb]",
+        submit=["--working-dir", "none", "--no-check"],
     )  # fmt: skip
     assert steps[:3] == sampled[0][:3], "the lines of the steps before; those of its steps 4 to 12 are made again"
     return steps[3:], folder
