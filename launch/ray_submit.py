@@ -15,18 +15,19 @@ the environment that `ray start` sees on the nodes.
 import argparse
 import asyncio
 import os
-import re
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-SECRET = re.compile(r"_(KEY|TOKEN|SECRET|PASSWORD)$")
+from opd_verl.tracking.secret_values import SHORTEST, is_secret
+
 NOT_SENT = [".git", ".venv", "runs", "outputs", "checkpoints", "wandb", "*.safetensors", "*.pt"]
 """Of the working directory, beside what .gitignore names."""
 NEEDED = ("verl", "opd_verl", "vllm")
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def what_is_wrong(overrides: Sequence[str], env: Sequence[str], environ: Any) -> str | None:
     """Why the job must not be submitted. Never shows the value of a secret."""
-    secrets = {name: value for name, value in environ.items() if SECRET.search(name) and len(value) >= 8}
+    secrets = {name: value for name, value in environ.items() if is_secret(name) and len(value) >= SHORTEST}
     for text in (*overrides, *env):
         for name, value in secrets.items():
             if value in text:
@@ -65,7 +66,7 @@ def what_is_wrong(overrides: Sequence[str], env: Sequence[str], environ: Any) ->
         name, separator, _ = item.partition("=")
         if not separator:
             return f"--env {item}: NAME=VALUE is expected"
-        if SECRET.search(name):
+        if is_secret(name):
             return f"--env {name}: a job's environment is no secret; export it on the nodes before `ray start`"
     folders = [item.removeprefix(FOLDER).strip("'\"") for item in overrides if item.startswith(FOLDER)]
     if not folders or not Path(folders[-1]).is_absolute():
@@ -127,22 +128,27 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-async def show(client: Any, job: str, skip: int) -> int:
-    """Prints the log beyond the first `skip` characters until it ends; returns how many there are now."""
-    seen = 0
-    async for text in client.tail_job_logs(job):
-        new = text[max(skip - seen, 0) :]
-        seen += len(text)
-        print(new, end="", flush=True)
-    return max(seen, skip)
+@dataclass
+class Log:
+    """A job's log, which Ray sends from its beginning each time; `shown` characters of it are printed."""
+
+    shown: int = 0
+
+    async def show(self, client: Any, job: str) -> None:
+        """Prints the rest until it ends."""
+        seen = 0
+        async for text in client.tail_job_logs(job):
+            print(text[max(self.shown - seen, 0) :], end="", flush=True)
+            seen += len(text)
+            self.shown = max(self.shown, seen)
 
 
 def follow(client: Any, job: str) -> JobStatus:
     """Shows the log until the job has ended; a connection that breaks is taken up again."""
-    shown = 0
+    log = Log()
     while not (status := client.get_job_status(job)).is_terminal():
         try:
-            shown = asyncio.run(show(client, job, shown))
+            asyncio.run(log.show(client, job))
         except (ConnectionError, RuntimeError) as error:
             print(f"log interrupted ({first_line(error)}); the job goes on", file=sys.stderr)
         time.sleep(POLL_SECONDS)

@@ -14,7 +14,7 @@ import psutil
 from opd_verl.nodes.contents import file_size, model_files
 from opd_verl.nodes.gpus import cuda_driver, gpus
 from opd_verl.nodes.records import Disk, Machine, Wanted
-from opd_verl.tracking import has_netrc_entry
+from opd_verl.tracking.offline import has_netrc_entry
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "verl": ("verl",),

@@ -14,7 +14,7 @@ from opd_verl.config import OpdConfig, every_teacher, teacher_key
 from opd_verl.config_sections import TeacherConfig
 from opd_verl.hub import cached_folder
 from opd_verl.nodes.records import Wanted
-from opd_verl.tracking import DEFAULT_SERVER, why_offline
+from opd_verl.tracking.offline import DEFAULT_SERVER, why_offline
 
 STUDENT = "actor_rollout_ref.model.path"
 BYTES = {"model": 4, "optimizer": 8, "hf_model": 4}
@@ -99,7 +99,7 @@ def checkpoint_bytes(config: DictConfig) -> int | None:
 def wandb_online() -> bool:
     """Whether wandb would log in, as `opd_verl.tracking` decides it for the job."""
     mode = os.environ.get("WANDB_MODE")
-    return mode == "online" if mode else why_offline(os.environ.get("WANDB_BASE_URL", DEFAULT_SERVER)) is None
+    return mode == "online" if mode else why_offline(os.environ) is None
 
 
 def wandb_host() -> str:

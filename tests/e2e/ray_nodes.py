@@ -14,6 +14,7 @@ import psutil
 
 RAY = Path(sys.executable).parent / "ray"
 SECONDS = 90
+STARTED = "Ray runtime started"
 CPUS = 64
 """Logical: verl's actors ask for more than this machine has."""
 
@@ -67,8 +68,12 @@ class RayNodes:
             self.nodes[address] = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
 
     def add(self, address: str, devices: int = 1) -> None:
-        """One more node."""
+        """One more node; returns when it has joined: two that start at once on a machine take each other's ports."""
         self.start(address, devices, [f"--address=127.0.0.1:{self.port}"])
+        log, until = self.logs / f"node_{address}.log", time.monotonic() + SECONDS
+        while STARTED not in log.read_text():
+            assert self.nodes[address].poll() is None and time.monotonic() < until, log.read_text()[-2000:]
+            time.sleep(0.5)
 
     def kill(self, address: str) -> None:
         """SIGKILL to the node's raylet and all that it started: what a power cut leaves."""
