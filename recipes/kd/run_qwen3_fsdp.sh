@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Knowledge distillation on one node with GPUs: the teacher answers every prompt once, then the student learns from it.
+# Knowledge distillation on one node of 8 GPUs: the teacher answers every prompt once, then the student learns from it.
 #   TRAIN=... VAL=... RECIPE=gkd bash recipes/kd/run_qwen3_fsdp.sh [override=value ...]
 set -xeuo pipefail
 
@@ -9,12 +9,9 @@ TRAIN=${TRAIN:?parquet files with the prompts, in the format of verl}
 export VAL=${VAL:?parquet files with the test problems}
 RECIPE=${RECIPE:-kd}                    # or gkd
 ROLLOUTS=${ROLLOUTS:-rollouts.parquet}  # the teacher's responses; sampled here unless they are there
-TRAIN_GPUS=${TRAIN_GPUS:-6}
-TEACHER_GPUS=${TEACHER_GPUS:-2}
+CLUSTER=${CLUSTER:-1x8}
+GPUS=${GPUS:-8}
 
 python3 -m opd_verl.data rollouts "$TRAIN" --model "$TEACHER" --n 1 --max-tokens 3072 --out "$ROLLOUTS" \
-    --tensor-parallel-size "$((TRAIN_GPUS + TEACHER_GPUS))"
-TRAIN=$ROLLOUTS bash "$(dirname "$0")/../../launch/one_node.sh" recipe="$RECIPE" \
-    opd.teacher.n_gpus_per_node="$TEACHER_GPUS" \
-    trainer.n_gpus_per_node="$TRAIN_GPUS" \
-    "$@"
+    --tensor-parallel-size "$GPUS"
+TRAIN=$ROLLOUTS bash "$(dirname "$0")/../../launch/one_node.sh" recipe="$RECIPE" cluster="$CLUSTER" "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On-policy distillation on one node with GPUs: the last TEACHER_GPUS score, the others train and sample.
+# On-policy distillation on one node of 8 GPUs; CLUSTER=1x1 for one GPU.
 #   TEACHER=Qwen/Qwen3-8B STUDENT=Qwen/Qwen3-1.7B TRAIN=... VAL=... bash recipes/opd/run_qwen3_fsdp.sh [override=value ...]
 set -euo pipefail
 
@@ -8,10 +8,6 @@ export STUDENT=${STUDENT:-Qwen/Qwen3-1.7B}
 export TRAIN=${TRAIN:?parquet files with the prompts, in the format of verl}
 export VAL=${VAL:?parquet files with the test problems}
 RECIPE=${RECIPE:-opd}                   # or opd_topk, opd_full, eopd, opd_grpo
-TRAIN_GPUS=${TRAIN_GPUS:-6}
-TEACHER_GPUS=${TEACHER_GPUS:-2}
+CLUSTER=${CLUSTER:-1x8}
 
-bash "$(dirname "$0")/../../launch/one_node.sh" recipe="$RECIPE" \
-    opd.teacher.n_gpus_per_node="$TEACHER_GPUS" \
-    trainer.n_gpus_per_node="$TRAIN_GPUS" \
-    "$@"
+bash "$(dirname "$0")/../../launch/one_node.sh" recipe="$RECIPE" cluster="$CLUSTER" "$@"

@@ -216,11 +216,14 @@ def naive_loss(model: Qwen3ForCausalLM, rows: list[Row], case: Case) -> tuple[Te
     return (own + divergence) / eligible + rest / tokens, divergence / eligible
 
 
-def run_world(path: str, folder: Path, world: int) -> dict[str, Any]:
-    """Starts `world` ranks, waits for them, and reads what rank 0 wrote."""
+def run_world(path: str, folder: Path, world: int, shards: int = -1) -> dict[str, Any]:
+    """Starts `world` ranks, waits for them, and reads what rank 0 wrote.
+
+    `shards`: verl's fsdp_size, copies of the model in groups of so many ranks; these run the first of LAYOUTS alone.
+    """
     env = os.environ | {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, path, str(folder)]
-    ranks = [subprocess.Popen([*command, str(rank), str(world)], env=env) for rank in range(world)]
+    ranks = [subprocess.Popen([*command, str(rank), str(world), str(shards)], env=env) for rank in range(world)]
     try:
         codes = [rank.wait(timeout=240) for rank in ranks]
     finally:
@@ -230,7 +233,7 @@ def run_world(path: str, folder: Path, world: int) -> dict[str, Any]:
     return torch.load(folder / f"world{world}.pt")
 
 
-def build_engine(path: str) -> Any:
+def build_engine(path: str, shards: int = -1) -> Any:
     """The engine that `recipe=opd cluster=local_cpu` builds, with plain SGD: weights show the gradient as it is."""
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
@@ -250,6 +253,7 @@ def build_engine(path: str) -> Any:
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2",
+            fsdp_size=shards,
             model_dtype="fp32",
             dtype="float32",
             mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
@@ -352,13 +356,14 @@ def label(name: str, fused: bool, layout: str) -> str:
     return f"{name}-{'fused' if fused else 'plain'}-{layout}"
 
 
-def main(path: str, folder: str, rank: int, world: int) -> None:
+def main(path: str, folder: str, rank: int, world: int, shards: int) -> None:
     """One rank: every case, then the report of rank 0."""
     from opd_verl.fused.head import LMHead
 
     rendezvous = f"file://{folder}/rendezvous{world}"
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    engine = build_engine(path)
+    engine = build_engine(path, shards)
+    layouts = LAYOUTS if shards < 0 else dict([next(iter(LAYOUTS.items()))])
     found: dict[str, Any] = {
         label(f"infer{temperature}", fused, layout): infer(engine, temperature, layout, fused)
         for temperature in (1.0, 0.7)
@@ -367,7 +372,7 @@ def main(path: str, folder: str, rank: int, world: int) -> None:
     }
     engine.teacher_head = LMHead(teacher_weight(), None, scale=1.0, softcap=None, temperature=1.0)
     for name, fused in paths():
-        for layout, settings in LAYOUTS.items():
+        for layout, settings in layouts.items():
             found[label(name, fused, layout)] = train(engine, CASES[name], fused, **settings)
     if rank == 0:
         torch.save(found, f"{folder}/world{world}.pt")
@@ -376,4 +381,4 @@ def main(path: str, folder: str, rank: int, world: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

@@ -25,6 +25,8 @@ from transformers import Qwen3ForCausalLM
 
 TRAIN_CASES = [(name, fused, layout) for name, fused in paths() for layout in LAYOUTS]
 BASE = "micro1"
+HYBRID = 4
+"""Ranks of the world that holds two copies of the model, each over two ranks (cluster=4x8 in small)."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]
     """What every case gave, by number of ranks."""
     folder: Path = tmp_path_factory.mktemp("engine")
     path = save_tiny_qwen3(folder / "model", HEAD_ROWS, TOKENIZER_IDS)
-    return {world: run_world(path, folder, world) for world in (1, 2)}
+    return {1: run_world(path, folder, 1), 2: run_world(path, folder, 2), HYBRID: run_world(path, folder, HYBRID, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,15 @@ def test_update_equals_naive_gradient(
     for weight, grad in expected["grads"].items():
         assert relative(found["grads"][weight], grad) < 3e-5, weight
     assert not found["grads"]["lm_head.weight"][TOKENIZER_IDS:].any(), "ids that no side can emit were trained"
+
+
+@pytest.mark.parametrize(("name", "fused"), paths())
+def test_copies_of_the_model_on_several_nodes_train_as_one(worlds: dict[int, Any], name: str, fused: bool) -> None:
+    found, base = (worlds[world][label(name, fused, BASE)] for world in (HYBRID, 1))
+    assert found["loss"] == pytest.approx(base["loss"], rel=1e-5, abs=1e-6)
+    assert found["grad_norm"] == pytest.approx(base["grad_norm"], rel=1e-5)
+    for weight, value in base["weights"].items():
+        assert relative(found["weights"][weight], value.double()) < 1e-6, weight
 
 
 @pytest.mark.parametrize(("name", "fused", "layout"), [case for case in TRAIN_CASES if case[2] != "half_masked"])
