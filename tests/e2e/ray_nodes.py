@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -31,8 +32,11 @@ class RayNodes:
 
     def __init__(self, logs: Path, head_devices: int = 0, environment: dict[str, str] | None = None) -> None:
         self.logs, self.head_devices = logs, head_devices
+        self.folder = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)
         # A token that an earlier run left in ~/.ray would make `ray start` ask every node for it.
         self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled", **(environment or {})}
+        # Else every `ray.init` on the machine would join this cluster. A short path: sockets lie there.
+        self.environment["RAY_TMPDIR"] = self.folder.name
         self.port, self.dashboard = free_port(), free_port()
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -52,6 +56,7 @@ class RayNodes:
     ) -> None:
         for address in list(self.nodes):
             self.kill(address)
+        self.folder.cleanup()
 
     def start(self, address: str, devices: int, options: list[str]) -> None:
         """`ray start` with an address of its own, which lives as long as its node."""
