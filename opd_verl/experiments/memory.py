@@ -30,7 +30,7 @@ from opd_verl.quickstart.task import write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
 from opd_verl.trainer_child import die_with_parent
 
-ROLES = {"trainer": r"ray::\w*WorkerDict", "rollout server": r"ray::vLLMHttpServer", "teacher": r"ray::TeacherActor"}
+ROLES = {"trainer": r"ray::\w*WorkerDict", "rollout server": r"VLLM::", "teacher": r"ray::TeacherActor"}
 """What Ray calls the process of each role."""
 SIZES = {
     "small": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 512},

@@ -132,3 +132,11 @@ def test_a_budget_below_one_sequence_is_refused() -> None:
     config = composed("opd", "1x1", "data.max_response_length=8192")
     with pytest.raises(ConfigError, match="ppo_max_token_len_per_gpu=9216"):
         check_token_budget(config)
+
+
+def test_a_job_on_a_running_cluster_does_not_tell_ray_its_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    own = composed("opd", "local_cpu").ray_kwargs.ray_init
+    assert (own.address, own.num_cpus, own.num_gpus) == ("local", 64, 4)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert (own.address, own.num_cpus, own.num_gpus) == (None, None, None)
