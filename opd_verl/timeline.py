@@ -7,12 +7,13 @@ verl times the parts of a step one after the other; the wait for teacher scores 
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+from opd_verl import metrics_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +72,8 @@ def step_times(number: int, metrics: dict[str, float]) -> StepTimes:
 
 def read_steps(path: Path) -> list[StepTimes]:
     """The training steps of verl's file logger, in order. Raises ValueError where there is none."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    found = [step_times(line["step"], line["data"]) for line in lines if "timing_s/step" in line["data"]]
+    steps = metrics_file.read_steps(path)
+    found = [step_times(step["step"], step) for step in steps if "timing_s/step" in step]
     if not found:
         raise ValueError(f"{path} holds no training step (no timing_s/step)")
     return found
