@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from opd_verl.composing import compose_trainer
 from opd_verl.config import OpdConfig, every_teacher, import_plugins, parse_opd
+from opd_verl.config_sections import Engine
 from opd_verl.errors import ConfigError
 from opd_verl.hydra_values import hydra_value
 from opd_verl.plan import layout, memory, report
@@ -27,6 +28,8 @@ from opd_verl.plan.verdict import problems
 
 MODELS = {"student": "actor_rollout_ref.model.path", "teacher": "opd.teacher.path"}
 """Short names of two keys."""
+ENGINES = {engine.value for engine in Engine}
+"""`teacher=vllm` and `teacher=scorer` are the job's own: what runs the teacher."""
 OWN = {"device": "h100", "response_tokens": ""}
 """The planner's own options and what they are where nobody sets them."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -39,7 +42,7 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         name, _, value = argument.partition("=")
         if name in OWN:
             own[name] = value
-        elif name in MODELS:
+        elif name in MODELS and value not in ENGINES:
             overrides.append(f"{MODELS[name]}={hydra_value(value)}")
         else:
             overrides.append(argument)

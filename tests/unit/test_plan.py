@@ -279,6 +279,13 @@ def test_a_teacher_layout_knows_its_devices() -> None:
     assert (own.devices, dataclasses.replace(own, colocated=True).devices) == (6, 0)
 
 
+def test_a_teacher_is_a_model_or_what_runs_it() -> None:
+    own, overrides = split(["recipe=opd", "teacher=vllm", "teacher=/models/big", "student=a/b", "device=h200"])
+    path = "opd.teacher.path='/models/big'"
+    assert overrides == ["recipe=opd", "teacher=vllm", path, "actor_rollout_ref.model.path='a/b'"]
+    assert own["device"] == "h200"
+
+
 def test_options_of_its_own_are_checked() -> None:
     assert checked({"device": "H100", "response_tokens": "7"}) == ("h100", 7)
     with pytest.raises(ConfigError, match="known are h100"):
