@@ -78,7 +78,7 @@ def what_is_wrong(overrides: Sequence[str], env: Sequence[str], environ: Any) ->
 def entrypoint(overrides: Sequence[str], check: bool) -> str:
     """The job's command: is all installed, are the nodes fit, then train."""
     found = f"import importlib.util as u; print(*[n for n in {NEEDED!r} if not u.find_spec(n)])"
-    missing = "not installed on the cluster: $missing (see the README, The main job)"
+    missing = "$(command -v python) of the cluster lacks: $missing; activate opd_verl's environment before ray start"
     commands = [f'missing=$(python -c {shlex.quote(found)}); [ -z "$missing" ] || {{ echo "{missing}"; exit 1; }}']
     if check:
         commands.append(shlex.join(["python", "-m", "opd_verl.nodes", *overrides]))

@@ -80,8 +80,8 @@ def main_ppo(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Run:
         arguments = [*overrides(models, recipe, steps, seed=0), *extra]
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
         environment = os.environ | ({} if folders else {"VERL_FILE_LOGGER_PATH": str(metrics)})
-        for name in ("WANDB_MODE", "WANDB_API_KEY"):
-            environment.pop(name, None)
+        for variable in ("WANDB_MODE", "WANDB_API_KEY"):
+            environment.pop(variable, None)
         paths = [str(HERE), environment.get("PYTHONPATH", "")]
         if faults is not None:
             environment["OPD_FAULTS"] = str(faults)

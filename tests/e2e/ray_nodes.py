@@ -33,8 +33,9 @@ class RayNodes:
     def __init__(self, logs: Path, head_devices: int = 0, environment: dict[str, str] | None = None) -> None:
         self.logs, self.head_devices = logs, head_devices
         self.folder = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)
+        path = f"{RAY.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as where the environment is active
         # A token that an earlier run left in ~/.ray would make `ray start` ask every node for it.
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled", **(environment or {})}
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled", **(environment or {}), "PATH": path}
         # Else every `ray.init` on the machine would join this cluster. A short path: sockets lie there.
         self.environment["RAY_TMPDIR"] = self.folder.name
         self.port, self.dashboard = free_port(), free_port()
