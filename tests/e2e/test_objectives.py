@@ -1,8 +1,8 @@
-"""Every other recipe, and the live student as teacher, on the real command."""
+"""Several objectives at once, and the live student as teacher, on the real command."""
 
 from pathlib import Path
 
-from conftest import CONDITIONAL_NAMES, SAMPLED, SMALL, Run, change, dump, new_metrics
+from conftest import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
 
 from opd_verl.metrics.names import METRICS
 from opd_verl.quickstart.paths import Paths
@@ -10,37 +10,21 @@ from opd_verl.quickstart.paths import Paths
 GRADED = Path(__file__).with_name("graded_reward.py")
 
 
-def test_eopd(main_ppo: Run) -> None:
-    """A tau that splits this short-trained teacher's tokens: both of EOPD's terms fall. The mean of one step's sampled
-    r_t is known to 10%: hence 8 updates per step, and means over 4 steps.
-    """
-    tau = ("opd.forward_kl.tau=0.3", "opd.tokens.truncated=mask", "opd.tokens.masks=[depth_window]")
-    steps = main_ppo(
-        "eopd",
-        "eopd",
-        11,
-        *SAMPLED,
-        *tau,
-        "opd.tokens.first_position=1",
-        "data.train_batch_size=128",
-        "trainer.save_freq=-1",
-    )
-    assert -change(steps, "opd/reverse_kl", over=4) > 0.02 and -change(steps, "actor/opd/forward_kl", over=4) > 0.02
-    assert all(0.0 < step["opd/gated_share"] < 1.0 for step in steps)
-    assert all(0.9 < step["opd/kept_share"] < 1.0 for step in steps), "all but every rollout's first token"
-    assert set(new_metrics(steps)) <= set(METRICS) | CONDITIONAL_NAMES
-
-
 def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> None:
-    """GRPO's advantage through the clipped surrogate, and an exact divergence on the union of both top-k beside it."""
+    """GRPO's advantage through the clipped surrogate; beside it an exact divergence on the union of both top-k, and
+    EOPD's gated forward KL (whose own recipe: test_eopd.py).
+    """
     steps = main_ppo(
         "mixed", "opd_grpo", 10, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.optim.lr=6e-4",
         "opd.objective.support=union", "opd.objective.k=16",
         "opd.objective.tail=bucket", "opd.tokens.weights=[correctness]", "opd.tokens.correct=0.5",
+        "opd.forward_kl.placement=gated", "opd.forward_kl.tau=0.3",
         f"reward.custom_reward_function.path={GRADED}", "trainer.save_freq=-1",
     )  # fmt: skip
     assert -change(steps, "actor/opd/divergence") > 0.1 and -change(steps, "opd/reverse_kl") > 0.1
+    assert -change(steps, "actor/opd/forward_kl") > 0.1
+    assert all(0.0 < step["opd/gated_share"] < 1.0 for step in steps)
     assert all(step["opd/support_size"] > 16 for step in steps), "the union of two top 16"
     print("actor/pg_loss:", dump(steps, "actor/pg_loss"))  # 0 in a step where no group's rewards differ
     assert sum(step["actor/pg_loss"] != 0.0 for step in steps) > len(steps) // 2
