@@ -60,6 +60,7 @@ class RunTracking(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Makes room for this attempt's metrics, and keeps the id of its wandb run."""
+        folder_of(config.trainer).mkdir(parents=True, exist_ok=True)  # wandb would write elsewhere
         if self.run_id is not None:
             keep_run_id(folder_of(config.trainer), self.run_id)
         if self.folder is not None:

@@ -20,13 +20,15 @@ OTHER_RESUMES = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 
 def wandb_environment(config: DictConfig, environ: Mapping[str, str]) -> dict[str, str]:
     """What the process that logs must find in its environment; what the user has set stays."""
-    found = {"WANDB_RUN_GROUP": group(config.trainer.experiment_name)}
+    folder = folder_of(config.trainer)
+    # A submitted job's working directory goes with the job, and with it what wandb had no network for.
+    found = {"WANDB_RUN_GROUP": group(config.trainer.experiment_name), "WANDB_DIR": str(folder)}
     recipe = OmegaConf.select(config, "hydra.runtime.choices.recipe")
     if recipe:
         found["WANDB_JOB_TYPE"] = recipe
     if not any(name in environ for name in OTHER_RESUMES):
         found |= {"WANDB_RUN_ID": run_id(config.trainer), "WANDB_RESUME": "allow"}
-    found |= {"WANDB_MODE": environ["WANDB_MODE"]} if "WANDB_MODE" in environ else offline_mode(environ)
+    found |= {"WANDB_MODE": environ["WANDB_MODE"]} if "WANDB_MODE" in environ else offline_mode(environ, folder)
     return found | {name: environ[name] for name in found if name in environ}
 
 
@@ -52,10 +54,11 @@ def keep_run_id(folder: Path, name: str) -> None:
     (folder / RUN_ID).write_text(f"{name}\n")
 
 
-def offline_mode(environ: Mapping[str, str]) -> dict[str, str]:
-    """`WANDB_MODE=offline` where wandb could not log in."""
+def offline_mode(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """`WANDB_MODE=offline` where wandb could not log in; it writes to `folder`."""
     problem = why_offline(environ)
     if not problem:
         return {}
-    print(f"opd_verl: wandb runs offline ({problem}); send it later with `wandb sync wandb/offline-run-*`")
+    where = environ.get("WANDB_DIR", folder)
+    print(f"opd_verl: wandb runs offline ({problem}); send it later with `wandb sync {where}/wandb/offline-run-*`")
     return {"WANDB_MODE": "offline"}

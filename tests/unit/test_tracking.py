@@ -21,7 +21,7 @@ from opd_verl.tracking.secret_values import refuse_secrets
 from opd_verl.tracking.wandb_run import RUN_ID, group
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
-OURS = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_MODE", *FILE_LOGGER)
+OURS = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_MODE", "WANDB_DIR", *FILE_LOGGER)
 ENV_VARS = "ray_kwargs.ray_init.runtime_env.env_vars"
 
 
@@ -63,6 +63,7 @@ def test_a_run_is_told_where_it_logs(recipe: str, tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{8}", found.pop("WANDB_RUN_ID")) and found == {
         "WANDB_RESUME": "allow",
         "WANDB_RUN_GROUP": "mine",
+        "WANDB_DIR": str(tmp_path),
         "WANDB_JOB_TYPE": recipe,
         "WANDB_MODE": "offline",
         "VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl"),
