@@ -3,9 +3,12 @@
 bash launch/test.sh tests/e2e/test_eopd.py
 """
 
+import pytest
 from conftest import CONDITIONAL_NAMES, SAMPLED, Run, change, new_metrics
 
 from opd_verl.metrics.names import METRICS
+
+pytestmark = pytest.mark.by_hand
 
 
 def test_eopd(main_ppo: Run) -> None:

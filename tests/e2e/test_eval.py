@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 from matplotlib import image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from opd_verl.quickstart.distil import hydra_value
 from opd_verl.quickstart.paths import Paths
+
+pytestmark = pytest.mark.by_hand
 
 SECONDS = 300
 PROBLEMS, SHARDS = 48, 12

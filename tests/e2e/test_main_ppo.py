@@ -42,6 +42,7 @@ def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, P
     assert max(step["training/rollout_probs_diff_max"] for step in sampled[0]) < 1e-3
 
 
+@pytest.mark.by_hand
 def test_full_vocabulary_with_a_privileged_context(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
     """The teacher's hidden states travel to the actor, which forms both sides' distributions from them. In the first
     step the rollouts are those of `sampled`, and a teacher that has read the answer finds them otherwise likely. That

@@ -18,6 +18,8 @@ from opd_verl.files import tail
 from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.paths import Paths
 
+pytestmark = pytest.mark.by_hand
+
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE, KILLED_AFTER = 6, 2, 3
 STUDENTS, TEACHER, SPARE = ("127.0.0.2", "127.0.0.3"), "127.0.0.4", "127.0.0.5"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from conftest import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
 
 from opd_verl.metrics.names import METRICS
@@ -31,6 +32,7 @@ def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> Non
     assert set(new_metrics(steps)) <= set(METRICS) | CONDITIONAL_NAMES
 
 
+@pytest.mark.by_hand
 def test_the_live_student_as_teacher_moves_with_the_student(main_ppo: Run, models: Paths, tmp_path: Path) -> None:
     """A task reward moves the student. The teacher that takes its weights stays at r_t = 0; an empty context changes
     nothing of what it sees.
