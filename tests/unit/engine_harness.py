@@ -367,7 +367,7 @@ def main(path: str, folder: str, rank: int, world: int, shards: int) -> None:
     found: dict[str, Any] = {
         label(f"infer{temperature}", fused, layout): infer(engine, temperature, layout, fused)
         for temperature in (1.0, 0.7)
-        for layout in INFER_LAYOUTS
+        for layout in (INFER_LAYOUTS if shards < 0 else ())
         for fused in (True, False)
     }
     engine.teacher_head = LMHead(teacher_weight(), None, scale=1.0, softcap=None, temperature=1.0)

@@ -116,7 +116,8 @@ def keys_of(cls: Any, path: str = "") -> set[str]:
 def test_the_recipes_are_there() -> None:
     opd = {"eopd", "gkd", "kd", "opd", "opd_full", "opd_grpo", "opd_topk", "opsd"}
     assert set(RECIPES) == opd | {"grpo", "grpo_capacity"} and set(OPD_RECIPES) == opd
-    assert [path.stem for path in SFT_FILES] == ["cpu", "cold_start"]
+    clusters = {path.stem for path in (CONFIGS / "cluster").glob("*.yaml")}
+    assert {path.stem for path in SFT_FILES} == clusters | {"cold_start"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -143,7 +144,7 @@ def test_recipes_of_the_sft_trainer_compose_into_its_config(path: Path) -> None:
     assert f"{path.parent.name}={path.stem}" in overrides
     config = compose_sft(*overrides)
     assert config.trainer.project_name == "opd_verl" and config.engine.strategy == "fsdp2"
-    assert config.trainer.device == ("cpu" if path.stem == "cpu" else "cuda")
+    assert config.trainer.device == ("cpu" if path.stem == "local_cpu" else "cuda")
 
 
 def test_cold_start_is_rethinkings() -> None:
