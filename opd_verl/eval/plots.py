@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opd_verl.eval.entropies import BIN_WIDTH, BINS, HIGH
 from opd_verl.eval.rows import Row
 from opd_verl.files import whole
+from opd_verl.metrics.uncertainty import BIN_WIDTH, BINS, HIGH_ENTROPY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def _entropy_panel(axes: "Axes", rows: Sequence[Row]) -> None:
     for row in rows:
         assert row.entropy is not None
         shares = np.array(row.entropy.counts) / row.entropy.tokens
-        axes.stairs(shares, edges, label=f"{row.model}: {row.entropy.high_share:.1%} at >= {HIGH:g} nats")
-    axes.axvline(HIGH, color="tab:gray", linestyle=":")
+        axes.stairs(shares, edges, label=f"{row.model}: {row.entropy.high_share:.1%} at >= {HIGH_ENTROPY:g} nats")
+    axes.axvline(HIGH_ENTROPY, color="tab:gray", linestyle=":")
     axes.set(xlabel="entropy of a token, nats (last bin: and more)", ylabel="share of tokens", yscale="log")
     axes.legend()
