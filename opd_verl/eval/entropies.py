@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_verl.metrics.uncertainty import BIN_WIDTH, BINS, HIGH_ENTROPY
+from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, HIGH_ENTROPY
 
 
 @dataclass(frozen=True)

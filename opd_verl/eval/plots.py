@@ -8,7 +8,7 @@ import numpy as np
 
 from opd_verl.eval.rows import Row
 from opd_verl.files import whole
-from opd_verl.metrics.uncertainty import BIN_WIDTH, BINS, HIGH_ENTROPY
+from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, HIGH_ENTROPY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

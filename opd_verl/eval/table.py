@@ -12,7 +12,7 @@ from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.estimators import Interval
 from opd_verl.eval.plan import Plan
 from opd_verl.eval.rows import Row
-from opd_verl.metrics.uncertainty import BIN_WIDTH, HIGH_ENTROPY
+from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
 
 NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
 """Settings that are told elsewhere in the table, or change nothing."""

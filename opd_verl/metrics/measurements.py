@@ -9,8 +9,9 @@ from torch import Tensor
 
 from opd_verl.metrics import entropy_shape, uncertainty
 from opd_verl.metrics.overlap import Overlap
-from opd_verl.metrics.quadrants import LOW_ENTROPY, q3_split, quadrant_shares
+from opd_verl.metrics.quadrants import q3_split, quadrant_shares
 from opd_verl.metrics.ratio import Ratio, of_rollouts, of_tokens, token_means
+from opd_verl.metrics.thresholds import LOW_ENTROPY
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,8 @@ Shapes: B rollouts, R response tokens. r_t and entropies in nats, detached. All 
 from torch import Tensor
 
 from opd_verl.metrics.ratio import Ratio, of_tokens, undefined
+from opd_verl.metrics.thresholds import LOW_ENTROPY
 from opd_verl.selection import in_q3
-
-LOW_ENTROPY = 0.3
-"""Student entropy below which a token counts as committed, nats (a top-1 probability of about 0.85)."""
 
 
 def quadrant(reward: Tensor, student_entropy: Tensor, low_entropy: float = LOW_ENTROPY) -> Tensor:

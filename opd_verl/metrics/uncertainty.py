@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from opd_verl.metrics.ratio import Ratio, of_tokens
-
-HIGH_ENTROPY = 1.0
-"""Nats; EOPD 3.1 counts the tokens at or above."""
-FORK_ENTROPY = 0.8
-"""Teacher entropy from which EOPD's figure 5 measures the forward KL, and its gate's tau, nats."""
-TAUS = (0.4, 0.6, 0.8, 1.0, 1.2)
-BIN_WIDTH, BINS = 0.1, 50
-"""Bins of the histogram in nats; one more holds all tokens behind the last."""
+from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, FORK_ENTROPY, HIGH_ENTROPY, TAUS
 
 
 def high_share(entropy: Tensor, mask: Tensor, threshold: float = HIGH_ENTROPY) -> Ratio:

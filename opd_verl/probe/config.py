@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opd_verl.errors import ConfigError
-from opd_verl.metrics.quadrants import LOW_ENTROPY
+from opd_verl.metrics.thresholds import LOW_ENTROPY
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from opd_verl.metrics.uncertainty import BIN_WIDTH
+from opd_verl.metrics.thresholds import BIN_WIDTH
 from opd_verl.probe.compatibility import Finding
 from opd_verl.probe.measure import Measured
 from opd_verl.probe.record import Continuation, Mass, Verdict

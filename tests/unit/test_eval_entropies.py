@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from opd_verl.eval.entropies import chosen, summarise
-from opd_verl.metrics.uncertainty import BINS
+from opd_verl.metrics.thresholds import BINS
 
 
 def test_the_summary_by_hand() -> None:

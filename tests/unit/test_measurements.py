@@ -17,7 +17,8 @@ from opd_verl.metrics.measurements import Observed, measurements
 from opd_verl.metrics.overlap import Overlap, measure_overlap
 from opd_verl.metrics.quadrants import dest_corr, q3_split, quadrant
 from opd_verl.metrics.ratio import Ratio, of_rollouts, of_tokens, token_means, undefined
-from opd_verl.metrics.uncertainty import BINS, cumulative_mass, forward_kl_at_forks, histogram
+from opd_verl.metrics.thresholds import BINS
+from opd_verl.metrics.uncertainty import cumulative_mass, forward_kl_at_forks, histogram
 from opd_verl.objectives.support import SupportTensors
 
 K = 3
