@@ -15,6 +15,7 @@ from opd_verl.errors import ConfigError
 from opd_verl.fused.head import LOGIT_KEYS
 from opd_verl.hub import looks_local, why_unloadable
 from opd_verl.objectives.names import Placement
+from opd_verl.teacher.needs import looks_at_all
 
 STUDENT = "actor_rollout_ref.model.path"
 
@@ -40,6 +41,8 @@ def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
         for name, teacher in every_teacher(opd).items()
     ]
     check_k("opd.objective.k", opd.objective.k, len(tokenizer))
+    if looks_at_all(opd):
+        check_k("opd.diagnostics.k", opd.diagnostics.k, len(tokenizer))
     if opd.forward_kl.placement is not Placement.none:
         check_k("opd.forward_kl.k", opd.forward_kl.k, len(tokenizer))
     if opd.fused:
