@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from opd_verl.checks import models
 from opd_verl.composing import compose_trainer
-from opd_verl.config import OpdConfig, every_teacher, parse_opd
+from opd_verl.config import OpdConfig, every_teacher, parse_opd, teacher_key
 from opd_verl.config_sections import Engine
 from opd_verl.errors import ConfigError
 from opd_verl.hydra_values import hydra_value
@@ -86,7 +86,7 @@ def teacher_configs(opd: OpdConfig | None) -> dict[str, PretrainedConfig]:
     """The config of every teacher's model, by its path; none without an `opd:` section."""
     teachers = every_teacher(opd) if opd else {}
     return {
-        one.path: models.load_config(f"opd.teacher {name}".strip(), one.path, one.trust_remote_code)
+        one.path: models.load_config(f"{teacher_key(name)}.path", one.path, one.trust_remote_code)
         for name, one in teachers.items()
     }
 
