@@ -26,6 +26,7 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from opd_verl.errors import first_line
 from opd_verl.tracking.secret_values import SHORTEST, is_secret
 
 NOT_SENT = [".git", ".venv", "runs", "outputs", "checkpoints", "wandb", "*.safetensors", "*.pt"]
@@ -121,11 +122,6 @@ def submit(client: Any, **job: Any) -> str:
             if NO_AGENT not in str(error) or time.monotonic() > until:
                 raise SystemExit(f"the cluster refuses the job: {first_line(error)}") from None
             time.sleep(POLL_SECONDS)
-
-
-def first_line(error: Exception) -> str:
-    """What an error begins with."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @dataclass
