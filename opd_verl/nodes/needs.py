@@ -13,6 +13,7 @@ from opd_verl.checks.models import STUDENT
 from opd_verl.config import OpdConfig, every_teacher, teacher_key
 from opd_verl.config_sections import TeacherConfig
 from opd_verl.hub import cached_folder
+from opd_verl.hydra_values import strings
 from opd_verl.nodes.records import Wanted
 from opd_verl.tracking.offline import server_host, why_offline
 
@@ -80,9 +81,7 @@ def read_needs(config: DictConfig, opd: OpdConfig | None) -> Needs:
 
 def data_files(config: DictConfig) -> tuple[str, ...]:
     """The files of training and validation data, less what lies behind a URL."""
-    found: list[str] = []
-    for value in (config.data.train_files, config.data.val_files):
-        found += [value] if isinstance(value, str) else value or []
+    found = [*strings(config.data.train_files), *strings(config.data.val_files)]
     return tuple(dict.fromkeys(file for file in found if "://" not in file))
 
 
