@@ -37,6 +37,12 @@ def test_every_token_is_scored_and_every_metric_documented(sampled: tuple[Steps,
     assert set(METRICS) <= new_metrics(sampled[0]) <= set(METRICS) | CONDITIONAL_NAMES
 
 
+def test_the_diagnostics_look_at_both_top_k_in_every_tenth_step(sampled: tuple[Steps, Path]) -> None:
+    looked = [step for step in sampled[0] if "opd/overlap_ratio" in step]
+    assert [step["training/global_step"] for step in looked] == [10]
+    assert looked[0]["opd/overlap_student_mass"] > 0.9 and -0.5 < looked[0]["opd/overlap_advantage"] < 0.0
+
+
 def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, Path]) -> None:
     """The models' vocabulary is padded; were the padding rows counted on one side, log-probs would differ."""
     assert max(step["training/rollout_probs_diff_max"] for step in sampled[0]) < 1e-3

@@ -100,6 +100,34 @@ def test_collect_scores_what_was_never_submitted_in_the_order_asked(actor: Teach
         assert torch.equal(score.topk_ids.long(), top.indices)
 
 
+def test_in_a_step_that_the_diagnostics_look_at_it_keeps_more(model_path: str) -> None:
+    plain = replace(SETTINGS, topk=0, keep_hidden=False, look_every=3, look_topk=2)
+    actor = TeacherActor(model_path, plain)
+    questions = [(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)]
+    for step in (2, 4):
+        with pytest.raises(ValueError, match="top-2 asked of a teacher that keeps top-0"):
+            actor.collect(questions, step, topk=2)
+    actor.submit([item(r) for r in REQUESTS], step=3)
+    scores = [decode(data)[2] for data in actor.collect(questions, 3, topk=2)]
+    assert_right(scores, AT_IDS)
+    for asked, score in zip(REQUESTS, scores, strict=True):
+        assert score.topk_ids is not None
+        assert torch.equal(score.topk_ids.long(), reference(tiny_qwen3(VOCAB), asked, LIMIT).topk(2).indices)
+    assert actor.stats()["tokens_scored"] == sum(len(r.response_ids) for r in REQUESTS), "scored once"
+    with pytest.raises(ValueError, match="top-3 asked of a teacher that keeps top-2"):
+        actor.collect(questions, 3, topk=3)
+    ask(actor, [request("later_0", 4, 6)], step=4)
+    assert [job.future.result().hidden.numel() for job in actor.store.done.values()] == [0], "and only then"
+
+
+def test_a_rollout_that_was_scored_without_the_look_is_scored_again_for_it(model_path: str) -> None:
+    actor = TeacherActor(model_path, replace(SETTINGS, topk=0, keep_hidden=False, look_every=3, look_topk=2))
+    actor.submit([item(REQUESTS[-1])], step=2)
+    wait_for(lambda: actor.stats()["queue_length"] == 0)
+    assert ask(actor, REQUESTS[-1:], step=3, topk=2)[0].topk_ids is not None
+    assert actor.stats()["tokens_scored"] == 2 * len(REQUESTS[-1].response_ids)
+
+
 def test_only_what_is_asked_is_shipped(actor: TeacherActor) -> None:
     score = ask(actor, REQUESTS[-1:], 1, entropy=False)[0]
     assert (score.entropy, score.topk_ids, score.topk_log_q, score.at_ids_log_q) == (None, None, None, None)
