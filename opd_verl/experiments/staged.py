@@ -89,6 +89,18 @@ def f6(paths: Paths) -> dict[str, StageConfig]:
     }
 
 
+def f7_gain(paths: Paths) -> dict[str, StageConfig]:
+    """A teacher that knows more."""
+    return {"opd": train_stage("student", STEPS)}
+
+
+def f7_regress(paths: Paths) -> dict[str, StageConfig]:
+    """A teacher that is worse, with every token and with the top-20% entropy positions alone."""
+    masked = train_stage("student", STEPS)
+    masked.overrides = ["opd.tokens.masks=[top_student_entropy]"]
+    return {"opd": train_stage("student", STEPS), "opd_masked": masked}
+
+
 def f8(paths: Paths) -> dict[str, StageConfig]:
     """OPD on prompts that both teachers solve, and on those that neither does."""
     folder = subsets(paths)
@@ -111,6 +123,8 @@ class Finding:
 FINDINGS = {
     "F2": Finding(plain, f2),
     "F6": Finding(mismatched, f6),
+    "F7-gain": Finding(plain, f7_gain),
+    "F7-regress": Finding(reversed_pair, f7_regress),
     "F8": Finding(half_able, f8),
     "F10": Finding(reversed_pair, f10),
 }

@@ -48,10 +48,8 @@ class JobStore:
             known.step = max(known.step, step)
             return known
         if known is not None:
-            self._drop(
-                known,
-                f"{request.key} was replaced by a request with the same key and other tokens, or one that asks for more",
-            )
+            reason = "a request with the same key and other tokens, or one that asks for more"
+            self._drop(known, f"{request.key} was replaced by {reason}")
         job = self.queued[request.key] = Job(request, checksum, step, group, closer)
         return job
 

@@ -1,0 +1,78 @@
+"""F7 (METHODS 4): the probe's verdict before a run against its outcome, on a pair built to gain and one built to regress.
+
+    python -m opd_verl.experiments.forecast --seeds 0 1 2 --out runs/staged
+
+The trainings are `opd_verl.experiments.staged`'s F7-gain and F7-regress, the second also with the top-20% entropy mask
+(Capacity 5.3). What is there already is not run again.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from opd_verl.eval.table import markdown_table
+from opd_verl.experiments.findings import cell
+from opd_verl.experiments.measure import Measurement
+from opd_verl.experiments.staged import FINDINGS, run
+from opd_verl.probe.config import ProbeConfig
+from opd_verl.probe.result import PairResult
+from opd_verl.probe.run import probe
+from opd_verl.probe.verdict import span
+from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
+from opd_verl.quickstart.paths import Paths
+from opd_verl.quickstart.prepare import prepare
+
+PAIRS = ("F7-gain", "F7-regress")
+HEADS = ("pair", "verdict before (sure)", "Dest:Corr", "headroom", "accuracy before", "after OPD", "after masked OPD")
+
+
+def forecast(pair: str, out: Path, seed: int) -> PairResult:
+    """Prepares the pair and probes it, before anything is trained."""
+    paths = Paths((out / f"{pair}-seed{seed}").absolute())
+    prepare(paths, seed, FINDINGS[pair].pair(paths, seed))
+    config = ProbeConfig(
+        student=str(paths.student),
+        teacher={"teacher": str(paths.teacher)},
+        prompts=str(paths.data / "train.parquet"),
+        out=str(paths.root / "probe"),
+        max_tokens=RESPONSE_LIMIT,
+        seed=seed,
+    )
+    return probe(config)[0]
+
+
+def row(pair: str, seed: int, before: PairResult, outcome: dict[str, Measurement]) -> list[str]:
+    """One pair and seed: what was said and what came."""
+    assert before.measured is not None
+    verdict, values = before.verdict, before.measured.estimates
+    sure = "" if verdict.sure is None else f" ({verdict.sure:.0%})"
+    after = [f"{outcome[name].accuracy:.3f}" if name in outcome else "" for name in ("before", "opd", "opd_masked")]
+    return [f"{pair}, seed {seed}", verdict.verdict + sure, span(values["dest_corr"]), span(values["headroom"]), *after]
+
+
+def summary(outcomes: Sequence[dict[str, Measurement]]) -> list[str]:
+    """Mean and spread over the seeds of the accuracies."""
+    found = [[one[name].accuracy for one in outcomes if name in one] for name in ("before", "opd", "opd_masked")]
+    return ["mean", "", "", "", *(cell(values) if values else "" for values in found)]
+
+
+def main() -> None:
+    """Runs both pairs for every seed and prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/staged"))
+    options = parser.parse_args()
+    rows = []
+    for pair in PAIRS:
+        outcomes = []
+        for seed in options.seeds:
+            before = forecast(pair, options.out, seed)
+            outcomes.append(run(pair, options.out, seed))
+            rows.append(row(pair, seed, before, outcomes[-1]))
+            print(markdown_table(HEADS, [rows[-1]]), flush=True)
+        rows.append(summary(outcomes))
+    print(markdown_table(HEADS, rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
