@@ -1,4 +1,4 @@
-"""How series look in every picture: colours, lines and markers that colour-blind readers tell apart, and their names."""
+"""How series look in every picture: colours, lines and markers that colour-blind readers tell apart, and names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

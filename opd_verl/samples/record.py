@@ -83,11 +83,11 @@ def from_json(content: dict[str, Any]) -> Sample:
 
 
 def _token(content: dict[str, Any]) -> Token:
-    numbers = (_number(content[name]) for name in ("log_p", "log_q", "reward"))
+    log_p, log_q, reward = (_number(content[name]) for name in ("log_p", "log_q", "reward"))
     known = {name: content.get(name) for name in ("student_entropy", "teacher_entropy", "quadrant")}
     top = content.get("top")
     pairs = None if top is None else [(text, log_q) for text, log_q in top]
-    return Token(content["id"], content["text"], *numbers, content["trained"], **known, top=pairs)
+    return Token(content["id"], content["text"], log_p, log_q, reward, content["trained"], **known, top=pairs)
 
 
 def _number(value: float | None) -> float:
