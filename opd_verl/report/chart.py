@@ -48,6 +48,8 @@ class Chart:
     text: str
     """What it shows and how to read it."""
     draw: Callable[[Figure, Theme], None]
+    values: str = ""
+    """The chart in words, for readers who cannot see it."""
     width: float = 3.5
     height: float = 2.2
     """Inches."""
@@ -84,7 +86,7 @@ def inline(text: str, chart: Chart) -> str:
         body = body.replace(colour, variable)
     view = re.search(r'viewBox="([^"]+)"', body)
     assert view, "matplotlib writes a viewBox"
-    label = escape(f"{chart.title}. {chart.text}")
+    label = escape(". ".join(filter(None, (chart.title, chart.text, chart.values))))
     head = f'<svg viewBox="{view[1]}" role="img" aria-label="{label}"><title>{escape(chart.title)}</title>'
     return head + body[body.index(">") + 1 :].replace("xlink:href", "href").strip()
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from opd_verl.plot_style import End, label_ends, series
 from opd_verl.report.chart import Chart, Theme
-from opd_verl.report.runs import Points, Run, metrics_of, points, with_gaps
+from opd_verl.report.runs import Points, Run, last, metrics_of, points, with_gaps
 
 MARKED = 15
 """Points of a line that get a marker, at most, beside those that stand alone."""
@@ -50,7 +50,7 @@ CURVES = (
         "opd/student_entropy",
         "Entropy: student, teacher",
         "nats",
-        "Student with markers, teacher dotted (T). A student far below its teacher has lost diversity.",
+        "Student with markers, teacher dotted. A student far below its teacher has lost diversity.",
         beside="opd/teacher_entropy",
     ),
     Curve("opd/entropy_gap", "Entropy gap", "nats", "|teacher - student| at the same position. Falls towards 0.", 0.0),
@@ -103,7 +103,13 @@ def validation(metric: str) -> Curve | None:
 def chart(curve: Curve, runs: Sequence[Run]) -> Chart:
     """All runs' lines of one metric."""
     name = re.sub(r"\W+", "_", curve.metric.removeprefix("opd/"))
-    return Chart(name, curve.title, curve.reading, partial(draw, curve, runs))
+    return Chart(name, curve.title, curve.reading, partial(draw, curve, runs), last_values(curve, runs))
+
+
+def last_values(curve: Curve, runs: Sequence[Run]) -> str:
+    """Where each line ends, in words."""
+    found = ((run, last(run, curve.metric)) for run in runs)
+    return "; ".join(f"{run.title}: {end[1]:.4g} {curve.unit} at step {end[0]}" for run, end in found if end)
 
 
 def draw(curve: Curve, runs: Sequence[Run], figure: Figure, theme: Theme) -> None:

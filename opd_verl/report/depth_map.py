@@ -17,9 +17,9 @@ from opd_verl.report.runs import Run, depth_metrics, every_pair, points
 
 SCALE = LinearSegmentedColormap.from_list("orange-white-blue", ["#a04000", "#d55e00", "#f7f7f7", "#0072b2", "#004a75"])
 INTRO = (
-    "Mean r_t of the tokens in one stretch of the response. In a heat map each cell is a step: orange below 0, white at 0, "
-    "blue above; an empty cell has no tokens, the last step's values stand on the right. Orange that stays in the deep "
-    "rows: teacher and student still part there, and the teacher's judgement of long prefixes may be poor."
+    "Mean r_t of the tokens in one stretch of the response. In a heat map each cell is a step: orange below 0, white "
+    "at 0, blue above; an empty cell has no tokens, the last step's values stand on the right. Orange that stays in "
+    "the deep rows: teacher and student still part there, and the teacher's judgement of long prefixes may be poor."
 )
 
 
@@ -28,12 +28,12 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     maps = [run for run in runs if any(points(run, metric) for metric in depth_metrics(run).values())]
     limit = largest(maps)
     found = [
-        Chart(f"depth_{run.letter.lower()}", run.title, map_text(run), partial(draw_map, run, limit), 5.2, 2.8)
+        Chart(f"depth_{run.letter.lower()}", run.title, map_text(run), partial(draw_map, run, limit), "", 3.9, 2.4)
         for run in maps
     ]
     pairs = [(run, pair) for run, pair in every_pair(runs) if pair.depth]
     if pairs:
-        found.append(Chart("depth_probe", "Probe", line_text(pairs), partial(draw_lines, pairs), 5.2, 2.8))
+        found.append(Chart("depth_probe", "Probe", line_text(pairs), partial(draw_lines, pairs), "", 3.9, 2.4))
     return found
 
 

@@ -32,7 +32,7 @@ def entropy_charts(runs: Sequence[Run]) -> list[Chart]:
         if counts := entropy_counts(rows):
             found.append((f"entropies_{run.letter.lower()}_{slug(benchmark)}", f"{run.letter} {benchmark}", counts))
     return [
-        Chart(name, title, entropy_text(counts), partial(draw_entropies, counts), 5.2, 3.0)
+        Chart(name, title, entropy_text(counts), partial(draw_entropies, counts), "", 3.9, 2.6)
         for name, title, counts in found
     ]
 
@@ -60,7 +60,7 @@ def pass_charts(runs: Sequence[Run]) -> list[Chart]:
     found = []
     for run, benchmark, rows in evaluated(runs):
         name = f"pass_at_k_{run.letter.lower()}_{slug(benchmark)}"
-        found.append(Chart(name, f"{run.letter} {benchmark}", pass_text(rows), partial(draw_pass, rows), 3.9, 2.6))
+        found.append(Chart(name, f"{run.letter} {benchmark}", pass_text(rows), partial(draw_pass, rows), "", 3.5, 2.3))
     return found
 
 

@@ -43,11 +43,11 @@ def number(value: float) -> str:
 
 
 def estimate(found: Estimate | None) -> str:
-    """`0.43 [0.4, 0.46]`."""
+    """`0.43 [0.4, 0.46]`, the interval smaller."""
     if found is None:
         return ""
-    interval = f" [{number(found.low)}, {number(found.high)}]"
-    return number(found.value) + ("" if math.isnan(found.low + found.high) else interval)
+    interval = "" if math.isnan(found.low + found.high) else f" <small>[{found.low:.3g}, {found.high:.3g}]</small>"
+    return ("-" if math.isnan(found.value) else f"{found.value:.3g}") + interval
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> str:
@@ -82,21 +82,20 @@ def swatch(run: Run) -> str:
 
 
 def runs_table(runs: Sequence[Run]) -> str:
-    """A row for each run: recipe, steps, and the last value of each key metric that a run has."""
+    """A row for each run: what its folder has, recipe, steps, and the last value of each key metric that a run has."""
     logged = metrics_of(runs)
     wanted = KEY_METRICS | {name: f"{match[1]}, {match[3]}" for name in logged if (match := VALIDATION.fullmatch(name))}
     chosen = {name: title for name, title in wanted.items() if name in logged}
     rows = [
         [
-            f"{badge(run)} {escape(run.name)}",
+            f"{badge(run)} {escape(run.name)}<br><small>{escape(parts_text(run))}</small>",
             escape(run.recipe) or "-",
             steps_text(run),
-            escape(parts_text(run)),
             *(last_text(run, name) for name in chosen),
         ]
         for run in runs
     ]
-    headings = ["run", "recipe", "steps", "has", *(escape(title) for title in chosen.values())]
+    headings = ["run", "recipe", "steps", *(escape(title) for title in chosen.values())]
     return table(headings, rows, "Runs and their last values")
 
 

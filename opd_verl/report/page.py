@@ -94,7 +94,7 @@ def part(name: str) -> str:
 
 def section_html(section: Section, runs: Sequence[Run], drawn: dict[str, str]) -> str:
     """Heading, introduction, charts side by side, the rest."""
-    key = overview.key(runs) if section.name == "curves" and len(runs) > 1 else ""
+    key = overview.key([run for run in runs if run.steps]) if section.name == "curves" else ""
     figures = "\n".join(figure_html(chart, drawn[chart.name]) for chart in section.charts)
     grid = f'<div class="charts" style="--width:{widest(section.charts)}px">{figures}</div>' if figures else ""
     return (

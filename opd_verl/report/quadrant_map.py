@@ -18,10 +18,10 @@ PLACES = {1: (0, 1), 2: (1, 1), 3: (0, 0), 4: (1, 0)}
 """Column and row of each quadrant: committed left, r_t > 0 above."""
 NAMES = {1: "Q1 confirmed", 2: "Q2 useful distillation", 3: "Q3 forced correction", 4: "Q4 discouraged fork"}
 LARGEST = 0.62
-"""Side of a square that stands for all tokens, in cells."""
+"""Side of a box that stands for all tokens, in cells."""
 INTRO = (
-    "Filled square: share of the tokens; outline: share of the force (mass times mean |r_t|). An outline larger than "
-    "its square: few tokens, strong push. The bar splits Q3: pulled off a confident token in a correct rollout "
+    "Filled box: share of the tokens; outline: share of the force (mass times mean |r_t|). An outline larger than "
+    "its box: few tokens, strong push. The bar splits Q3: pulled off a confident token in a correct rollout "
     "(destructive, hatched) or in a wrong one (corrective)."
 )
 
@@ -65,7 +65,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
             known = {name: one.value for name, one in pair.measurements.items()}
             title = f"{run.letter} probe: {pair.name}"
             found.append((f"quadrants_{run.letter.lower()}_probe_{number}", title, quadrants(partial(measured, known))))
-    return [Chart(name, title, in_words(one), partial(draw, one), 3.5, 3.3) for name, title, one in found if one]
+    return [Chart(name, title, "", partial(draw, one), in_words(one), 3.5, 3.2) for name, title, one in found if one]
 
 
 def in_words(found: Quadrants) -> str:
@@ -102,15 +102,15 @@ def draw(found: Quadrants, figure: Figure, theme: Theme) -> None:
 
 
 def draw_cells(axes: Axes, found: Quadrants, theme: Theme) -> None:
-    """Squares on one scale, and their numbers."""
+    """Boxes on one scale, and their numbers."""
     for number, (column, row) in PLACES.items():
         colour, hatch = (BLUE, None) if row else (ORANGE, "////")
         share = found.force[number] / found.total if found.total else 0.0
-        square(axes, column + 0.5, row + 0.6, found.mass[number], facecolor=colour, alpha=0.8, hatch=hatch)
-        square(axes, column + 0.5, row + 0.6, share, fill=False, edgecolor=theme.ink, linewidth=1.3)
+        box(axes, column + 0.5, row + 0.6, found.mass[number], facecolor=colour, alpha=0.8, hatch=hatch)
+        box(axes, column + 0.5, row + 0.6, share, fill=False, edgecolor=theme.ink, linewidth=1.3)
         text = f"{found.mass[number]:.1%} of tokens\n{found.force[number]:.3g} nats, {share:.0%} of force"
-        axes.text(column + 0.5, row + 0.98, NAMES[number], ha="center", va="top", fontweight="bold", fontsize=7)
-        axes.text(column + 0.5, row + 0.03, text, ha="center", va="bottom", fontsize=7)
+        axes.text(column + 0.5, row + 0.98, NAMES[number], ha="center", va="top", fontweight="bold", fontsize=7.5)
+        axes.text(column + 0.5, row + 0.03, text, ha="center", va="bottom", fontsize=7.2)
     axes.set(xlim=(0, 2), ylim=(0, 2), xticks=[0.5, 1.5], yticks=[0.5, 1.5], ylabel="sign of r_t")
     axes.set_xticks([0.5, 1.5], labels=["committed, H < 0.3", "forking, H ≥ 0.3 nats"])
     axes.set_yticks([0.5, 1.5], labels=["-", "+"], fontsize=11)
@@ -120,7 +120,7 @@ def draw_cells(axes: Axes, found: Quadrants, theme: Theme) -> None:
     axes.axvline(1, color=theme.grid)
 
 
-def square(axes: Axes, x: float, y: float, share: float, **look: Any) -> None:
+def box(axes: Axes, x: float, y: float, share: float, **look: Any) -> None:
     """Its area is the share."""
     side = LARGEST * math.sqrt(max(share, 0.0))
     axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, **look))

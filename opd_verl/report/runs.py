@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 from opd_verl.eval.rows import Row
@@ -72,7 +72,7 @@ def points(run: Run, metric: str) -> Points:
 def with_gaps(known: Points) -> Points:
     """NaN where a value is missing: a metric that comes every n-th step has none at the others, and is no gap."""
     distances = [after - before for (before, _), (after, _) in pairwise(known)]
-    usual = median(distances) if distances else 0.0
+    usual = median_low(distances) if distances else 0.0
     found: Points = []
     for number, value in known:
         if found and number - found[-1][0] > FAR * usual:

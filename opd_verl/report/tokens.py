@@ -15,8 +15,8 @@ DIGITS = 4
 FILTERS = {"all": "all", "negative": "r_t < 0"} | {str(which): f"Q{which}" for which in NAMES}
 INTRO = (
     "Choose a rollout, then point at a token, tap it, or walk with the arrow keys. Orange and underlined: the teacher "
-    "finds the token less likely than the student did, training pushes it down; blue: more likely, it is pushed up. The "
-    "buttons of the second row leave only some tokens in full colour."
+    "finds the token less likely than the student did, training pushes it down; blue: more likely, it is pushed up. "
+    "The buttons of the second row leave only some tokens in full colour."
 )
 HINT = "Point at a token, tap it, or press Tab and walk with the arrow keys: its numbers stand here."
 
@@ -31,24 +31,26 @@ def token_view(runs: Sequence[Run]) -> str:
     filters = "".join(f'<button type="button" data-only="{value}">{text}</button>' for value, text in FILTERS.items())
     names = json.dumps({**NAMES, 0: "r_t is exactly 0"})
     return (
-        f'<div class="view" data-names="{escape(names)}"><div class="buttons" role="group" aria-label="Rollouts">'
-        f"{''.join(choices(found))}</div>\n"
+        f'<div class="view" data-names="{escape(names)}"><div role="group" aria-label="Rollouts">'
+        f"{choices(found)}</div>\n"
         f'<div class="buttons" role="group" aria-label="Tokens in full colour">{filters}</div>{scale_key(scale)}\n'
         f'<div class="split"><div>{rollouts}</div>'
         f'<aside class="panel" aria-live="polite"><p>{HINT}</p></aside></div></div>'
     )
 
 
-def choices(rollouts: Sequence[tuple[Run, Shown]]) -> list[str]:
-    """A button for each rollout, in groups of one run and one step."""
-    buttons, group = [], None
+def choices(rollouts: Sequence[tuple[Run, Shown]]) -> str:
+    """A button for each rollout: a line for each run, in groups of one step."""
+    lines: dict[str, list[str]] = {}
+    group = None
     for at, (run, shown) in enumerate(rollouts):
+        line = lines.setdefault(run.letter, [badge(run)])
         if group != (run.letter, shown.step):
             group = (run.letter, shown.step)
-            buttons.append(f'<span class="group">{badge(run)} {step_text(shown)}</span>')
+            line.append(f'<span class="group">{step_text(shown)}</span>')
         mark = {True: " ✓", False: " ✗", None: ""}[shown.sample.correct]
-        buttons.append(f'<button type="button" data-show="rollout-{at}">{escape(shown.sample.why)}{mark}</button>')
-    return buttons
+        line.append(f'<button type="button" data-show="rollout-{at}">{escape(shown.sample.why)}{mark}</button>')
+    return "".join(f'<div class="buttons">{"".join(line)}</div>' for line in lines.values())
 
 
 def step_text(shown: Shown) -> str:

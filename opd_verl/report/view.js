@@ -54,7 +54,11 @@ function prepare(rollout, panel, names) {
   };
   const at = event => places.get(event.target.closest(".text > span"));
   box.addEventListener("focusin", event => { if (at(event) !== undefined) move(at(event)); });
-  box.addEventListener("click", event => { if (at(event) !== undefined) spans[at(event)].focus(); });
+  box.addEventListener("click", event => {
+    if (at(event) === undefined) return;
+    move(at(event));
+    spans[current].focus();
+  });
   box.addEventListener("mouseover", event => { if (at(event) !== undefined) show(at(event)); });
   box.addEventListener("mouseleave", () => { if (spans[current].classList.contains("current")) show(current); });
   box.addEventListener("keydown", event => {

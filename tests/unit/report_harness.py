@@ -13,11 +13,12 @@ from typing import Any
 from opd_verl.metrics_file import write_steps
 
 BUCKETS = ("0-511", "512-1023", "1024-2047", "2048-4095")
-WORDS = (
+TEXT = (
     "We need to find the number of integers such that the sum of the digits is divisible by 7 . \n Let n = 10 a + b , "
-    "so a + b must be 7 or 14 . \n Hmm , wait : for a + b = 14 the pairs are ( 5 , 9 ) , ( 6 , 8 ) , ( 7 , 7 ) . Therefore "
-    "the answer is \\boxed{ 12 } ."
-).split(" ")
+    "so a + b must be 7 or 14 . \n Hmm , wait : for a + b = 14 the pairs are ( 5 , 9 ) , ( 6 , 8 ) , ( 7 , 7 ) . "
+    "Therefore the answer is \\boxed{ 12 } ."
+)
+WORDS = TEXT.split(" ")
 EVIL = '</script><script>alert("1")</script><img src=x onerror=alert(2)>&'
 
 
