@@ -63,7 +63,7 @@ def png(chart: Chart, path: Path) -> None:
         name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if labelled and not any(axes.get_legend() for axes in figure.axes):
-        figure.legend(labelled.values(), labelled, loc="outside lower center", frameon=False, ncols=2)
+        figure.legend(labelled.values(), labelled, loc="outside lower center", frameon=False, ncols=2, fontsize=8)
     with whole(path) as partial:
         figure.savefig(partial, dpi=DPI, format="png", facecolor="white")
 

@@ -76,7 +76,7 @@ def draw_map(run: Run, limit: float, figure: Figure, theme: Theme) -> None:
     axes.set(xlabel="step", ylabel="token position")
     axes.invert_yaxis()
     axes.grid(visible=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     for at, value in enumerate(grid[:, -1]):
         text = "none" if math.isnan(value) else f"{value:.3f}"
         axes.annotate(

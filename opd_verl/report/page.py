@@ -37,7 +37,12 @@ class Section:
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Those for which a run has the data."""
     found = (
-        Section("overview", "Overview", "Last known value of each metric.", body=overview_body(runs)),
+        Section(
+            "overview",
+            "Overview",
+            "What the probe expects, and where the runs stand: the last known value of each metric.",
+            body=overview_body(runs),
+        ),
         Section("curves", "Training", curves.INTRO, curves.curves(runs)),
         Section("quadrants", "Quadrants", quadrant_map.INTRO, quadrant_map.charts(runs)),
         Section("depth", "Depth", depth_map.INTRO, depth_map.charts(runs)),
