@@ -26,7 +26,8 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from opd_verl.tracking.secret_values import SHORTEST, is_secret
+from opd_verl.errors import first_line
+from opd_verl.tracking.secret_values import is_secret, secrets_of
 
 NOT_SENT = [".git", ".venv", "runs", "outputs", "checkpoints", "wandb", "*.safetensors", "*.pt"]
 """Of the working directory, beside what .gitignore names."""
@@ -57,7 +58,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def what_is_wrong(overrides: Sequence[str], env: Sequence[str], environ: Any) -> str | None:
     """Why the job must not be submitted. Never shows the value of a secret."""
-    secrets = {name: value for name, value in environ.items() if is_secret(name) and len(value) >= SHORTEST}
+    secrets = secrets_of(environ)
     for text in (*overrides, *env):
         for name, value in secrets.items():
             if value in text:
@@ -121,11 +122,6 @@ def submit(client: Any, **job: Any) -> str:
             if NO_AGENT not in str(error) or time.monotonic() > until:
                 raise SystemExit(f"the cluster refuses the job: {first_line(error)}") from None
             time.sleep(POLL_SECONDS)
-
-
-def first_line(error: Exception) -> str:
-    """What an error begins with."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @dataclass

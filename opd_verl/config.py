@@ -11,6 +11,7 @@ from opd_verl.config_sections import (
     AdvantageConfig,
     Combine,
     ContextConfig,
+    DiagnosticsConfig,
     ForwardKLConfig,
     MixConfig,
     NamedTeacherConfig,
@@ -42,6 +43,7 @@ class OpdConfig:
     tokens: TokenConfig = field(default_factory=TokenConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     rewards: list[str] = field(default_factory=lambda: ["reverse_kl"])
     """Reward hooks whose sum is r_t."""

@@ -205,6 +205,21 @@ class MixConfig:
 
 
 @dataclass
+class DiagnosticsConfig:
+    """What is measured in every step besides what training reads (`opd_verl.metrics.live`)."""
+
+    enabled: bool = True
+    """Entropy shape, quadrants, reward by depth, and the signs of a run that goes wrong."""
+    every: int = 10
+    """Steps from one look at both top-k to the next, for overlap and forward KL; 0: none. An objective that reads both
+    top-k has them in every step."""
+    k: int = 16
+    """Ids of a top-k that only this look reads."""
+    depth_buckets: int = 8
+    """Ranges of positions that the reward is averaged over."""
+
+
+@dataclass
 class SamplesConfig:
     """Rollouts to look at: pages in `<trainer.default_local_dir>/samples`, and a table where the run logs to wandb."""
 

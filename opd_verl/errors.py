@@ -1,4 +1,4 @@
-"""The one error that users see for a bad setting."""
+"""The one error that users see for a bad setting, and what a library's error says in one line."""
 
 from typing import Any
 
@@ -11,3 +11,8 @@ class ConfigError(ValueError):
         self.key = key
         self.problem = f"{key}={value!r}: {problem}"
         self.remedy = remedy
+
+
+def first_line(error: BaseException, most: int | None = None) -> str:
+    """What an error's message begins with, at most so many characters; the error's name where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]

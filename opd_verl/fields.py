@@ -8,8 +8,10 @@ from torch import Tensor
 
 from opd_verl.config_sections import TokenConfig
 from opd_verl.inputs import RewardInputs
+from opd_verl.metrics.measurements import Observed
+from opd_verl.metrics.overlap import Overlap, measure_overlap
 from opd_verl.objectives.names import JOINT_SUPPORTS, Support, Truncation
-from opd_verl.objectives.support import SupportTensors, build_support, overlap_ratio
+from opd_verl.objectives.support import SupportTensors, build_support
 from opd_verl.off_policy import OFF_POLICY
 from opd_verl.packing import jagged, row_lengths
 from opd_verl.terms import JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, SupportFields
@@ -79,19 +81,38 @@ def topk_block(data: Any, names: SupportFields) -> SupportTensors | None:
     )
 
 
-def joint_fields(data: Any, support: Support, k: int, metrics: dict[str, Any]) -> dict[str, Tensor]:
-    """The support's own fields where it is made of both sides' top-k, else none; logs how much the two overlap."""
+def first_ids(block: SupportTensors, k: int) -> SupportTensors:
+    """The k most likely ids of a block."""
+    return SupportTensors(block.ids[:, :k], block.log_q[:, :k], block.log_p_old[:, :k])
+
+
+def observed(data: Any, inputs: RewardInputs) -> Observed:
+    """A step's rollouts for the measurements; the overlap where both sides' top-k is there, at the smaller k."""
     student, teacher = topk_block(data, STUDENT_FIELDS), topk_block(data, TEACHER_FIELDS)
-    if student is None or teacher is None:
-        return {}
-    teacher = SupportTensors(teacher.ids[:, :k], teacher.log_q[:, :k], teacher.log_p_old[:, :k])
-    mask = data["response_mask"].values().float()
-    tokens = mask.sum().clamp(min=1)
-    width = teacher.ids.shape[-1]  # below the student's where only the forward KL reads the teacher's
-    metrics["opd/overlap_ratio"] = ((overlap_ratio(student.ids[:, :width], teacher.ids) * mask).sum() / tokens).item()
+    overlap = None
+    if student is not None and teacher is not None:
+        k, lengths = min(student.ids.shape[1], teacher.ids.shape[1]), row_lengths(data["response_mask"])
+        found = measure_overlap(first_ids(student, k), first_ids(teacher, k))
+        overlap = Overlap(*(jagged(value, lengths).to_padded_tensor(0.0) for value in vars(found).values()))
+    return Observed(
+        log_p=inputs.log_p_old,
+        log_q=inputs.log_q,
+        student_entropy=inputs.student_entropy,
+        teacher_entropy=inputs.teacher_entropy,
+        mask=inputs.mask,
+        correct=inputs.correct,
+        overlap=overlap,
+    )
+
+
+def joint_fields(data: Any, support: Support, k: int, metrics: dict[str, Any]) -> dict[str, Tensor]:
+    """The support's own fields where it is made of both sides' top-k, else none; logs its mean size."""
     if support not in JOINT_SUPPORTS:
         return {}
-    found = build_support(support, student, teacher)
+    blocks = (topk_block(data, names) for names in (STUDENT_FIELDS, TEACHER_FIELDS))
+    found = build_support(support, *(None if block is None else first_ids(block, k) for block in blocks))
+    mask = data["response_mask"].values().float()
+    tokens = mask.sum().clamp(min=1)
     metrics["opd/support_size"] = ((found.member.sum(-1) * mask).sum() / tokens).item()
     lengths = row_lengths(data["response_mask"])
     flat = {

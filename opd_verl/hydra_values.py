@@ -1,6 +1,7 @@
-"""Strings as values of Hydra overrides."""
+"""Strings as values of Hydra overrides, and keys that hold one string or several."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -11,3 +12,8 @@ def hydra_value(value: str | Path) -> str:
     """
     doubled = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", str(value))
     return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def strings(value: str | Iterable[str] | None) -> list[str]:
+    """What a key holds that takes one string, a list of them, or nothing."""
+    return [value] if isinstance(value, str) else list(value or ())

@@ -18,16 +18,18 @@ from opd_verl.compose import make_terms
 from opd_verl.config import OpdConfig, every_teacher, import_plugins, parse_opd, routed_by
 from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS, chat_template, teacher_prompt
 from opd_verl.credit import Rollouts, credit
+from opd_verl.diagnostics import Diagnostics
 from opd_verl.engine import AT_TEACHER_TOPK, FUSED_ROWS, STUDENT_TOPK
-from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, reward_inputs, task_rewards
+from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, observed, reward_inputs, task_rewards
 from opd_verl.logs import log_to_stderr
 from opd_verl.loss import OPD_WEIGHTS, OpdLoss
+from opd_verl.metrics.live import own_rollouts
 from opd_verl.metrics.step import TeacherTotals
 from opd_verl.off_policy import OFF_POLICY, candidates
 from opd_verl.samples.show import SampleRollouts, Scored
 from opd_verl.scores import collect_scores, merge, read, teacher_fields, teacher_topk_fields
 from opd_verl.seeded_trainer import SeededTrainer
-from opd_verl.teacher.needs import gives_entropy, needs_hidden, student_topk, teacher_topk
+from opd_verl.teacher.needs import gives_entropy, looks, needs_hidden, student_topk, teacher_topk
 from opd_verl.teacher.placement import check_placement, free_devices
 from opd_verl.teacher.several import RoutedTeachers, Teacher, routes
 from opd_verl.teacher.snapshot import TeacherSync, pointer_file
@@ -87,6 +89,7 @@ class OpdTrainer(SeededTrainer):
         self.actor_rollout_wg.set_loss_fn(make_loss(self.config.actor_rollout_ref.actor, self.opd))
         self.replay_buffer.poll_interval = self.opd.poll_interval_s
         model = self.config.actor_rollout_ref.model
+        self.diagnostics = Diagnostics(self.opd, self.config, self.global_steps)
         self.samples = SampleRollouts(self.opd.samples, self.config, self.tokenizer)
         self.end_ids = end_ids(model.path, self.tokenizer, model.trust_remote_code)
 
@@ -121,12 +124,13 @@ class OpdTrainer(SeededTrainer):
             teacher_prompt(messages, context, render, render(messages), self.opd.context.max_tokens)
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        topk, at_student_topk, hidden = teacher_topk(self.opd), student_topk(self.opd) > 0, needs_hidden(self.opd)
-        scores = None
+        look = self.opd.diagnostics.k if looks(self.opd, self.global_steps) else 0
+        topk, own_topk, hidden = teacher_topk(self.opd) or look, student_topk(self.opd) or look, needs_hidden(self.opd)
+        at_student_topk, scores = own_topk > 0, None
         if topk:  # before the log-prob pass, which reads the student at the teacher's ids
             scores = self.collect(batch, topk=topk, hidden=hidden)
             self.put(batch, teacher_topk_fields(batch, scores))
-        batch.extra_info |= {STUDENT_TOPK: student_topk(self.opd), AT_TEACHER_TOPK: topk > 0}
+        batch.extra_info |= {STUDENT_TOPK: own_topk, AT_TEACHER_TOPK: topk > 0}
         batch.extra_info[FUSED_ROWS] = (self.opd.fused_rows or 0) if self.opd.fused else -1
         batch = super()._compute_old_log_prob(batch, metrics)
         # A reference policy's log-prob pass must not overwrite the student's ids.
@@ -155,6 +159,8 @@ class OpdTrainer(SeededTrainer):
         rollouts = Rollouts(batch.keys, uids, task_rewards(data))
         found = credit(inputs, rollouts, self.opd, self.config, seed)
         metrics.update(found.metrics)
+        if self.opd.diagnostics.enabled:
+            metrics.update(self.diagnostics.update(own_rollouts(observed(data, inputs), inputs.off_policy), metrics))
         reward, weights = found.fields["token_level_rewards"], found.fields.get(OPD_WEIGHTS)
         self.samples.show(Scored(batch, data["responses"], inputs, reward, weights), self.global_steps, self.logger)
         fields = {name: response_to_nested(value, data["response_mask"]) for name, value in found.fields.items()}

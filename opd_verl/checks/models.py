@@ -11,12 +11,15 @@ from opd_verl.checks import accepted
 from opd_verl.checks.template import check_options, check_template, template_options
 from opd_verl.config import OpdConfig, context_tokens, every_teacher, teacher_key
 from opd_verl.config_sections import Engine, TeacherConfig
-from opd_verl.errors import ConfigError
+from opd_verl.errors import ConfigError, first_line
 from opd_verl.fused.head import LOGIT_KEYS
 from opd_verl.hub import looks_local, why_unloadable
 from opd_verl.objectives.names import Placement
+from opd_verl.teacher.needs import looks_at_all
 
 STUDENT = "actor_rollout_ref.model.path"
+TERMINAL = 120
+"""Characters of a library's message: one line of a terminal."""
 
 
 def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
@@ -40,6 +43,8 @@ def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
         for name, teacher in every_teacher(opd).items()
     ]
     check_k("opd.objective.k", opd.objective.k, len(tokenizer))
+    if looks_at_all(opd):
+        check_k("opd.diagnostics.k", opd.diagnostics.k, len(tokenizer))
     if opd.forward_kl.placement is not Placement.none:
         check_k("opd.forward_kl.k", opd.forward_kl.k, len(tokenizer))
     if opd.fused:
@@ -73,7 +78,7 @@ def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfi
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        problem = f"no model config there ({first_line(error)})"
+        problem = f"no model config there ({first_line(error, TERMINAL)})"
         raise ConfigError(key, path, problem, "give a model folder or hub name") from error
     return config.get_text_config()
 
@@ -85,7 +90,7 @@ def load_tokenizer(key: str, path: str, trust_remote_code: bool) -> PreTrainedTo
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ConfigError(key, path, f"no tokenizer there ({first_line(error)})", remedy) from error
+        raise ConfigError(key, path, f"no tokenizer there ({first_line(error, TERMINAL)})", remedy) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ConfigError(key, path, "no tokenizer there", remedy)
     return tokenizer
@@ -151,11 +156,6 @@ def check_plain_head(path: str, config: PretrainedConfig) -> None:
         if getattr(config, name, None) not in (None, 1, 1.0):
             problem = f"its config.{name}={getattr(config, name)} changes the logits behind the fused LM head"
             raise ConfigError(STUDENT, path, problem, "opd.fused=false")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message, cut to one line of a terminal."""
-    return str(error).strip().splitlines()[0][:120]
 
 
 CHECKS = (check_models,)

@@ -33,6 +33,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "tokens.tail_tokens": (1, math.inf),
     "advantage.gamma": (0.0, 1.0),
     "advantage.shaping_alpha": (0.0, math.inf),
+    "diagnostics.every": (0, math.inf),
+    "diagnostics.k": (1, math.inf),
+    "diagnostics.depth_buckets": (1, math.inf),
     "mix.opd": (0.0, math.inf),
     "mix.task": (0.0, math.inf),
 }

@@ -15,6 +15,7 @@ from opd_verl.contexts import CONTEXT_HOOKS
 from opd_verl.engine import MODEL_TYPE
 from opd_verl.errors import ConfigError
 from opd_verl.hooks import REWARD_HOOKS
+from opd_verl.hydra_values import strings
 from opd_verl.teacher.scorer import DTYPES
 from opd_verl.teacher.settings import WIRE_DTYPES
 
@@ -210,8 +211,7 @@ def check_rollout_correction(config: DictConfig, opd: OpdConfig) -> None:
 def check_data(config: DictConfig, opd: OpdConfig | None = None) -> None:
     """The data files must be there."""
     for key in ("data.train_files", "data.val_files"):
-        files = OmegaConf.select(config, key)
-        for file in [files] if isinstance(files, str) else files or [None]:
+        for file in strings(OmegaConf.select(config, key)) or [None]:
             if not file or ("://" not in file and not Path(file).expanduser().exists()):
                 raise ConfigError(key, file, "no such file", f"{key}=/path/to/prompts.parquet")
             if file.endswith(".parquet") and "://" not in file:

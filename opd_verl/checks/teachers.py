@@ -11,6 +11,7 @@ from pyarrow.types import is_nested
 from opd_verl.config import OpdConfig, routed_by, teacher_key
 from opd_verl.config_sections import Combine
 from opd_verl.errors import ConfigError
+from opd_verl.hydra_values import strings
 from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
 
 READ_TEACHER_ENTROPY = ("top_teacher_entropy", "top_either_entropy")
@@ -63,8 +64,7 @@ def check_routes(config: DictConfig, opd: OpdConfig) -> None:
 
 def parquet_files(config: DictConfig) -> Iterator[Path]:
     """Training files that lie on this machine."""
-    files = config.data.train_files
-    for file in [files] if isinstance(files, str) else files or []:
+    for file in strings(config.data.train_files):
         path = Path(str(file)).expanduser()
         if path.suffix == ".parquet" and path.is_file():
             yield path

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from opd_verl.data.rows import BadRow, Row
 from opd_verl.data.sets import KnownSet
-from opd_verl.errors import ConfigError
+from opd_verl.errors import ConfigError, first_line
 
 Record = tuple[int, Row | BadRow]
 """The number of a line (jsonl) or row, from 1, and what it holds."""
@@ -40,7 +40,7 @@ def read_hub(known: KnownSet, split: str) -> Iterator[Record]:
     try:
         rows: Iterable[Any] = load_dataset(known.repo, known.config, split=known.splits[split])
     except OSError as error:  # no network, no such set: datasets' own errors are of this kind
-        problem = f"the hub did not give it ({str(error).strip().splitlines()[0]})"
+        problem = f"the hub did not give it ({first_line(error)})"
         remedy = "download a file of the set elsewhere and name it by --source"
         raise ConfigError("set", known.repo, problem, remedy) from error
     return enumerate(map(dict, rows), start=1)

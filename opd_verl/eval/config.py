@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from opd_verl.errors import ConfigError
 from opd_verl.eval.estimators import powers_of_two
+from opd_verl.hydra_settings import read_settings
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 
 
@@ -86,14 +86,4 @@ class EvalConfig:
 
 def read_config(config: DictConfig) -> EvalConfig:
     """Hydra's config as an EvalConfig. Raises ConfigError for a value of the wrong type or an unknown key."""
-    schema = OmegaConf.structured(EvalConfig)
-    for section in (schema.reward, schema.engine):  # frozen classes, which OmegaConf would not write to either
-        OmegaConf.set_readonly(section, False)
-    try:
-        found = OmegaConf.to_object(OmegaConf.merge(schema, config))
-    except OmegaConfBaseException as error:
-        key = error.full_key or str(error.key)
-        problem = str(error).splitlines()[0]
-        raise ConfigError(key, OmegaConf.select(config, key), problem, "see hydra_configs/eval/eval.yaml") from error
-    assert isinstance(found, EvalConfig)
-    return found
+    return read_settings(EvalConfig, config, "hydra_configs/eval/eval.yaml")

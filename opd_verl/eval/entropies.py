@@ -9,10 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-HIGH = 1.0
-"""Nats; EOPD 3.1 counts the tokens at or above."""
-BIN_WIDTH, BINS = 0.1, 50
-"""Bins of the histogram in nats; one more holds all tokens behind the last."""
+from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, HIGH_ENTROPY
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class EntropySummary:
     mean: float
     """Nats per token."""
     high_share: float
-    """Share of tokens with at least `HIGH` nats, 0 to 1."""
+    """Share of tokens with at least `HIGH_ENTROPY` nats, 0 to 1."""
     counts: list[int]
     """[BINS + 1] tokens per bin of `BIN_WIDTH` nats, from 0."""
 
@@ -37,7 +34,7 @@ def summarise(entropies: Sequence[NDArray[np.float32]]) -> EntropySummary:
         responses=len(entropies),
         tokens=len(pooled),
         mean=float(pooled.mean()),
-        high_share=float((pooled >= HIGH).mean()),
+        high_share=float((pooled >= HIGH_ENTROPY).mean()),
         counts=np.bincount(bins, minlength=BINS + 1).tolist(),
     )
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opd_verl.eval.entropies import BIN_WIDTH, BINS, HIGH
 from opd_verl.eval.rows import Row
 from opd_verl.files import whole
+from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, HIGH_ENTROPY
 from opd_verl.plot_style import End, label_ends, series, short
 
 if TYPE_CHECKING:
@@ -72,12 +72,12 @@ def entropy_counts(rows: Sequence[Row]) -> dict[str, Sequence[int]]:
 def entropy_panel(axes: "Axes", counts: Mapping[str, Sequence[int]]) -> None:
     """Shares of the tokens of each model per bin of entropy; the threshold of a high one is dotted."""
     edges = np.arange(BINS + 2) * BIN_WIDTH
-    first_high = round(HIGH / BIN_WIDTH)
+    first_high = round(HIGH_ENTROPY / BIN_WIDTH)
     for index, (name, tokens) in enumerate(counts.items()):
         shares = np.array(tokens) / max(sum(tokens), 1)
-        label, look = f"{short(name)}: {shares[first_high:].sum():.1%} at ≥ {HIGH:g} nats", series(index)
+        label, look = f"{short(name)}: {shares[first_high:].sum():.1%} at ≥ {HIGH_ENTROPY:g} nats", series(index)
         axes.stairs(shares, edges, label=label, color=look["color"], linestyle=look["linestyle"], linewidth=1.4)
-    axes.axvline(HIGH, color="tab:gray", linestyle=":", linewidth=1.0)
+    axes.axvline(HIGH_ENTROPY, color="tab:gray", linestyle=":", linewidth=1.0)
     axes.set(xlabel="entropy of a token, nats (last bin: and more)", ylabel="share of tokens", yscale="log")
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.legend(frameon=False)

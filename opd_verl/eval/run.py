@@ -15,11 +15,11 @@ from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary, chosen, summarise
 from opd_verl.eval.plan import Plan, make_plan
 from opd_verl.eval.plots import draw_entropies, draw_pass_at_k
-from opd_verl.eval.read_entropies import SCHEMA, Reading, entropies, read_entropies
 from opd_verl.eval.rows import AVERAGE, Row, make_row, problem_values, with_gap_recovery
 from opd_verl.eval.table import to_json, to_markdown
 from opd_verl.files import write_json, write_text
 from opd_verl.sampling.generate import generate_in_child
+from opd_verl.sampling.read import SCHEMA, Reading, read_model
 from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
 
 
@@ -49,8 +49,8 @@ def token_entropies(plan: Plan, config: EvalConfig) -> dict[tuple[str, str], Ent
             if owner == name
         }
         trust, log = config.engine.trust_remote_code, folder / name / "entropy.log"
-        read_entropies(model.path, model.fingerprint, list(readings.values()), trust, log)
-        summaries |= {(name, benchmark): summarise(entropies(one)) for benchmark, one in readings.items()}
+        read_model(model.path, model.fingerprint, list(readings.values()), trust, log)
+        summaries |= {(name, benchmark): summarise(one.column("entropy")) for benchmark, one in readings.items()}
     return summaries
 
 

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from opd_verl.eval.config import EvalConfig
-from opd_verl.eval.entropies import BIN_WIDTH, HIGH, EntropySummary
+from opd_verl.eval.entropies import EntropySummary
 from opd_verl.eval.estimators import Interval
 from opd_verl.eval.plan import Plan
 from opd_verl.eval.rows import Row
+from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
 
 NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
 """Settings that are told elsewhere in the table, or change nothing."""
@@ -43,7 +44,7 @@ def columns(n: int, ks: Sequence[int]) -> Columns:
         "distinct answers": lambda row: f"{row.distinct:.3f}",
         "answer entropy": lambda row: f"{row.answer_entropy:.3f}",
         "token entropy": lambda row: f"{row.entropy.mean:.3f}" if row.entropy else "",
-        f"tokens >= {HIGH} nats": lambda row: _share(row.entropy.high_share) if row.entropy else "",
+        f"tokens >= {HIGH_ENTROPY} nats": lambda row: _share(row.entropy.high_share) if row.entropy else "",
         "gap recovery": lambda row: _share(row.gap_recovery),
     }
 

@@ -13,7 +13,7 @@ from ray._private import services, state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import opd_verl
-from opd_verl.errors import ConfigError
+from opd_verl.errors import ConfigError, first_line
 from opd_verl.network import unreachable
 from opd_verl.nodes.probe import NodeProbe
 from opd_verl.nodes.records import Node
@@ -37,7 +37,7 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         ray.init(there, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:  # another Python or Ray than the cluster's is the latter
-        raise ConfigError("RAY_ADDRESS", there, str(error).strip().splitlines()[0], START) from error
+        raise ConfigError("RAY_ADDRESS", there, first_line(error), START) from error
     try:
         yield
     finally:

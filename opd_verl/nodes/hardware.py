@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from opd_verl.errors import ConfigError
 from opd_verl.nodes.needs import Needs
 from opd_verl.nodes.problems import CLUSTER, Problem, error, warning
-from opd_verl.nodes.records import Device, Machine, NodeReport, answering
+from opd_verl.nodes.records import GIB, Device, Machine, NodeReport, answering
 from opd_verl.teacher.placement import check_placement, placeable
 
 CPUS_PER_DEVICE = 3
 """verl reserves them beside each device (RayResourcePool.max_colocate_count)."""
-HELD = 2**30
+HELD = GIB
 """Bytes of a device's memory in use above which somebody holds it; the driver itself takes some hundred MiB."""
-GIB = 2**30
 
 
 def pools(needs: Needs) -> list[tuple[int, int]]:

@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
 
 from opd_verl.checks.accepted import parameter_count
+from opd_verl.checks.models import STUDENT
 from opd_verl.config import OpdConfig, every_teacher, teacher_key
 from opd_verl.config_sections import TeacherConfig
 from opd_verl.hub import cached_folder
+from opd_verl.hydra_values import strings
 from opd_verl.nodes.records import Wanted
-from opd_verl.tracking.offline import DEFAULT_SERVER, why_offline
+from opd_verl.tracking.offline import server_host, why_offline
 
-STUDENT = "actor_rollout_ref.model.path"
 BYTES = {"model": 4, "optimizer": 8, "hf_model": 4}
 """Per parameter in a checkpoint, by verl's names: float32 weights, Adam's two moments, a Hugging Face copy."""
 
@@ -51,7 +51,7 @@ class Needs:
 
     def wanted(self) -> Wanted:
         """What every machine is asked."""
-        return Wanted(self.folder, self.models, self.files, wandb_host())
+        return Wanted(self.folder, self.models, self.files, server_host(os.environ))
 
 
 def read_needs(config: DictConfig, opd: OpdConfig | None) -> Needs:
@@ -81,9 +81,7 @@ def read_needs(config: DictConfig, opd: OpdConfig | None) -> Needs:
 
 def data_files(config: DictConfig) -> tuple[str, ...]:
     """The files of training and validation data, less what lies behind a URL."""
-    found: list[str] = []
-    for value in (config.data.train_files, config.data.val_files):
-        found += [value] if isinstance(value, str) else value or []
+    found = [*strings(config.data.train_files), *strings(config.data.val_files)]
     return tuple(dict.fromkeys(file for file in found if "://" not in file))
 
 
@@ -100,9 +98,3 @@ def wandb_online() -> bool:
     """Whether wandb would log in, as `opd_verl.tracking` decides it for the job."""
     mode = os.environ.get("WANDB_MODE")
     return mode == "online" if mode else why_offline(os.environ) is None
-
-
-def wandb_host() -> str:
-    """The host of wandb's server."""
-    server = os.environ.get("WANDB_BASE_URL", DEFAULT_SERVER)
-    return urlparse(server).hostname or server

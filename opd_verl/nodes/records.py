@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+GIB = 2**30
+"""Sizes are in bytes."""
+
 
 @dataclass(frozen=True)
 class Device:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from opd_verl.checks.accepted import gib
 from opd_verl.nodes.needs import Needs
 from opd_verl.nodes.problems import DRIVER, Problem, error, warning
-from opd_verl.nodes.records import Machine, ModelFiles, NodeReport, answering
+from opd_verl.nodes.records import GIB, Machine, ModelFiles, NodeReport, answering
 
-GIB = 2**30
 RAY_FULL = 0.05
 """Share of free space below which Ray writes no more objects to its disk."""
 SHM = GIB
@@ -88,11 +88,6 @@ def check_disks(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) ->
         if machine.shm is not None and machine.shm.total < SHM:
             what = f"/dev/shm has {gib(machine.shm.total)}"
             yield warning(label, what, "`docker run --shm-size=64g`, or `mount -o remount,size=64g /dev/shm`")
-
-
-def gib(size: int) -> str:
-    """Bytes as GiB."""
-    return f"{size / GIB:.3g} GiB"
 
 
 CHECKS = (check_models, check_data, check_shared, check_disks)

@@ -9,13 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from opd_verl.nodes.problems import Problem, Severity
-from opd_verl.nodes.records import Disk, Machine, NodeReport
+from opd_verl.nodes.records import GIB, Disk, Machine, NodeReport
 
 COLUMNS = (
     *("node", "address", "free devices", "device memory", "host memory", "checkpoint disk", "/dev/shm", "clock"),
     *("folder", "models", "data", "ports", "versions"),
 )
-GIB = 2**30
 UNWRAPPED = 1000
 """Columns of a file: rich takes no more than it needs."""
 

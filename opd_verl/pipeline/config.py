@@ -80,7 +80,7 @@ class PipelineConfig:
     """In this order."""
     out: str = "runs/pipeline"
     cluster: str | None = None
-    """Of every stage: `cpu` on a machine without accelerators."""
+    """Of every stage: `local_cpu` on a machine without accelerators."""
     seed: int = 0
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """verl's `data.apply_chat_template_kwargs` of every stage, its rollouts and the evaluation."""

@@ -9,13 +9,14 @@ mean length that times are counted with. Seconds come from data sheets and assum
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from transformers import PretrainedConfig
 
+from opd_verl.checks import models
 from opd_verl.composing import compose_trainer
-from opd_verl.config import OpdConfig, every_teacher, import_plugins, parse_opd
+from opd_verl.config import OpdConfig, every_teacher, parse_opd, teacher_key
 from opd_verl.config_sections import Engine
 from opd_verl.errors import ConfigError
 from opd_verl.hydra_values import hydra_value
@@ -23,10 +24,11 @@ from opd_verl.plan import layout, memory, report
 from opd_verl.plan.activations import saved_bytes
 from opd_verl.plan.devices import DEVICES
 from opd_verl.plan.phases import Run, phases
-from opd_verl.plan.shape import ModelShape, shape_of
+from opd_verl.plan.seconds import step_seconds
+from opd_verl.plan.shape import shape_of
 from opd_verl.plan.verdict import problems
 
-MODELS = {"student": "actor_rollout_ref.model.path", "teacher": "opd.teacher.path"}
+MODELS = {"student": models.STUDENT, "teacher": "opd.teacher.path"}
 """Short names of two keys."""
 ENGINES = {engine.value for engine in Engine}
 """`teacher=vllm` and `teacher=scorer` are the job's own: what runs the teacher."""
@@ -69,19 +71,24 @@ def check_config(config: DictConfig) -> OpdConfig | None:
     Raises:
         ConfigError: a setting cannot work.
     """
-    from opd_verl.checks import engine, objective, settings, teachers
+    from opd_verl.checks import off_policy, settings
+    from opd_verl.preflight import preflight
 
     if "opd" not in config:
         settings.check_mini_batch(config)
         settings.check_token_budget(config)
         return None
-    opd = parse_opd(config)
-    import_plugins(opd)
-    of_this_machine = (settings.check_cluster, settings.check_data)
-    for check in (*objective.CHECKS, *teachers.CHECKS, *engine.CHECKS, *settings.CHECKS):
-        if check not in of_this_machine:
-            check(config, opd)
-    return opd
+    preflight(config, skip=(settings.check_cluster, settings.check_data, *off_policy.CHECKS, *models.CHECKS))
+    return parse_opd(config)
+
+
+def teacher_configs(opd: OpdConfig | None) -> dict[str, PretrainedConfig]:
+    """The config of every teacher's model, by its path; none without an `opd:` section."""
+    teachers = every_teacher(opd) if opd else {}
+    return {
+        one.path: models.load_config(f"{teacher_key(name)}.path", one.path, one.trust_remote_code)
+        for name, one in teachers.items()
+    }
 
 
 def plan(config: DictConfig, device: str, response_tokens: int | None = None) -> Run:
@@ -90,29 +97,18 @@ def plan(config: DictConfig, device: str, response_tokens: int | None = None) ->
     Raises:
         ConfigError: a setting cannot work, or a model's config cannot be read.
     """
-    from opd_verl.checks.models import load_config
-
     opd = check_config(config)
     model = config.actor_rollout_ref.model
     trainer = layout.trainer_layout(config, opd, response_tokens)
-    student = load_config("actor_rollout_ref.model.path", model.path, model.trust_remote_code)
-    trust = {name: one.trust_remote_code for name, one in every_teacher(opd).items()} if opd else {}
-    known: dict[str, ModelShape] = {}
-
-    def shape(path: str, config: Any) -> ModelShape:
-        return known.setdefault(path, shape_of(config))
-
-    teachers = {
-        name: (one, shape(one.path, load_config(f"opd.teacher {name}".strip(), one.path, trust[name])))
-        for name, one in layout.teacher_layouts(config, opd).items()
-    }
+    student = models.load_config(models.STUDENT, model.path, model.trust_remote_code)
+    shapes = {path: shape_of(one) for path, one in ({model.path: student} | teacher_configs(opd)).items()}
     return Run(
         trainer=trainer,
         server=layout.rollout_layout(config),
-        student=shape(model.path, student),
+        student=shapes[model.path],
         saved_bytes=saved_bytes(student, DTYPES[trainer.compute_bytes]),
         device=DEVICES[device],
-        teachers=teachers,
+        teachers={name: (one, shapes[one.path]) for name, one in layout.teacher_layouts(config, opd).items()},
     )
 
 
@@ -130,8 +126,9 @@ def main(arguments: Sequence[str]) -> int:
     found = phases(run)
     cache = found["rollout"][memory.CACHE]
     print(*report.layout_lines(run), "", report.memory_table(found, run.device.memory_gib), "", sep="\n")
-    print(report.time_table(run, cache), "", sep="\n")
-    print(*report.teacher_lines(run, cache), report.cache_line(run, cache), report.traffic_line(run), "", sep="\n")
+    spent = step_seconds(run.trainer, run.server, run.student, run.device, cache, run.teachers)
+    print(report.time_table(spent), "", *report.teacher_lines(run, sum(spent.values())), sep="\n")
+    print(report.cache_line(run, cache), report.traffic_line(run), "", sep="\n")
     wrong = problems(run, found)
     print(*wrong, sep="\n") if wrong else print(f"fits on {device}")
     return 1 if wrong else 0

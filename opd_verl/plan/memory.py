@@ -21,14 +21,23 @@ IN_FLIGHT = 2
 """Layers that FSDP holds whole at one time: the one that runs and the one that is fetched."""
 
 
+def shard_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
+    """A device's share of the parameters; its gradients, and each of Adam's moments, are as large."""
+    return trainer.state_bytes * student.total / trainer.shards
+
+
+def params_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
+    """The student's share; the reference's too where weights are not offloaded, since both then stay on the device."""
+    return shard_bytes(trainer, student) * (1 + trainer.reference * (not trainer.offload_params))
+
+
 def resident(trainer: TrainerLayout, student: ModelShape) -> Parts:
     """What the trainer keeps on a device between its own phases."""
-    shard = trainer.state_bytes * student.total / trainer.shards
     found = {CONTEXT: CONTEXT_GIB * GIB}
     if not trainer.offload_params:
-        found[PARAMS] = shard * (1 + trainer.reference)
+        found[PARAMS] = params_bytes(trainer, student)
     if not trainer.offload_optimizer:
-        found[OPTIMIZER] = 2 * shard
+        found[OPTIMIZER] = 2 * shard_bytes(trainer, student)
     return found
 
 
@@ -36,10 +45,9 @@ def log_probs(trainer: TrainerLayout, student: ModelShape) -> Parts:
     """The pass over old log-probs: no gradients; activations of the layer that runs alone."""
     tokens, size = trainer.log_prob_tokens, trainer.compute_bytes
     wide = tokens * size * (3 * student.intermediate + 4 * student.hidden)
-    shard = trainer.state_bytes * student.total / trainer.shards
     return {
         **resident(trainer, student),
-        PARAMS: shard * (1 + trainer.reference * (not trainer.offload_params)),
+        PARAMS: params_bytes(trainer, student),
         GATHERED: gathered(trainer, student, 1),
         ACTIVATIONS: wide,
         **head(trainer, student, tokens, gradients=False),
@@ -52,13 +60,13 @@ def update(trainer: TrainerLayout, student: ModelShape, saved_bytes: float) -> P
     Args:
         saved_bytes: of a layer and a token (`activations.saved_bytes`).
     """
-    shard, tokens = trainer.state_bytes * student.total / trainer.shards, trainer.update_tokens
+    shard, tokens = shard_bytes(trainer, student), trainer.update_tokens
     boundaries = tokens * student.hidden * trainer.compute_bytes * student.layers
     whole = tokens * saved_bytes * (1 if trainer.checkpointing else student.layers)
     transient = 2 * tokens * student.intermediate * trainer.compute_bytes
     return {
         CONTEXT: CONTEXT_GIB * GIB,
-        PARAMS: shard * (1 + trainer.reference * (not trainer.offload_params)),
+        PARAMS: params_bytes(trainer, student),
         GRADIENTS: shard,
         OPTIMIZER: 2 * shard,
         # In the backward pass with their gradients: in the compute dtype, and in float32 on their way to the shards.

@@ -9,8 +9,6 @@ from opd_verl.plan.layout import RolloutLayout, TeacherLayout, TrainerLayout
 from opd_verl.plan.memory import Parts
 from opd_verl.plan.shape import ModelShape
 
-TRAINER = ("rollout", "log-probs", "update")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -23,11 +21,6 @@ class Run:
     """`activations.saved_bytes` of the student."""
     device: Device
     teachers: Mapping[str, tuple[TeacherLayout, ModelShape]] = field(default_factory=dict)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of a sequence."""
-        return self.trainer.longest
 
 
 def phases(run: Run) -> dict[str, Parts]:
@@ -66,7 +59,6 @@ def joined(*several: Parts) -> Parts:
 def host_bytes(run: Run) -> float:
     """Host memory of one of the trainer's nodes that offloading and colocated teachers take."""
     trainer, ranks = run.trainer, run.trainer.devices_per_node
-    shard = trainer.state_bytes * run.student.total / trainer.shards
-    own = shard * (trainer.offload_params + 2 * trainer.offload_optimizer)
+    own = memory.shard_bytes(trainer, run.student) * (trainer.offload_params + 2 * trainer.offload_optimizer)
     teachers = sum(one.weight_bytes * model.total for one, model in run.teachers.values() if one.colocated)
     return ranks * (own + teachers)

@@ -7,7 +7,7 @@ from opd_verl.plan import memory
 from opd_verl.plan.devices import GIB
 from opd_verl.plan.memory import Parts
 from opd_verl.plan.phases import Run, host_bytes
-from opd_verl.plan.seconds import concurrent, step_seconds, teacher_seconds
+from opd_verl.plan.seconds import concurrent, teacher_seconds
 from opd_verl.plan.traffic import fsdp_bytes, replica_bytes, teacher_traffic
 
 PART_ORDER = (
@@ -61,17 +61,15 @@ def layout_lines(run: Run) -> list[str]:
     return lines
 
 
-def time_table(run: Run, cache_bytes: float) -> str:
-    """Shares of a step, and seconds to compare settings by."""
-    found = step_seconds(run.trainer, run.server, run.student, run.device, cache_bytes, run.teachers)
-    whole = sum(found.values())
-    lines = [[name, f"{value:.1f}", f"{value / whole:.0%}"] for name, value in found.items()]
+def time_table(spent: Mapping[str, float]) -> str:
+    """Shares of a step (`step_seconds`), and seconds to compare settings by."""
+    whole = sum(spent.values())
+    lines = [[name, f"{value:.1f}", f"{value / whole:.0%}"] for name, value in spent.items()]
     return markdown_table(["part of a step", "s", "share"], [*lines, ["**step**", f"**{whole:.1f}**", ""]])
 
 
-def teacher_lines(run: Run, cache_bytes: float) -> list[str]:
-    """How busy each teacher is, and what a step sends to and from it."""
-    step = sum(step_seconds(run.trainer, run.server, run.student, run.device, cache_bytes, run.teachers).values())
+def teacher_lines(run: Run, step: float) -> list[str]:
+    """How busy each teacher is in a step of so many seconds, and what is sent to and from it."""
     lines = []
     for name, (teacher, model) in run.teachers.items():
         busy, traffic = (

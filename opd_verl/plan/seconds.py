@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from opd_verl.plan.devices import FORWARD_SHARE, LINK_SHARE, READ_SHARE, TRAIN_SHARE, Device
 from opd_verl.plan.layout import RolloutLayout, TeacherLayout, TrainerLayout
+from opd_verl.plan.memory import shard_bytes
 from opd_verl.plan.shape import ModelShape
 
 GEN, WAIT, LOG_PROB, REFERENCE, UPDATE, OFFLOAD = (
@@ -36,9 +37,8 @@ def forward_seconds(model: ModelShape, tokens: float, length: float, devices: fl
 
 def concurrent(trainer: TrainerLayout, server: RolloutLayout, student: ModelShape, cache_bytes: float) -> int:
     """Rollouts that one server can hold at a time: what its KV cache has room for, at their longest."""
-    longest = trainer.prompt_tokens + trainer.response_tokens
     token = student.kv_width * server.weight_bytes / server.tensor_parallel
-    return int(cache_bytes / (token * longest))
+    return int(cache_bytes / (token * trainer.longest))
 
 
 def gen_seconds(
@@ -60,9 +60,14 @@ def gen_seconds(
     return prefill + -(-rows // at_once) * trainer.response_tokens * (token + exchange + TOKEN_OVERHEAD_S)
 
 
+def teacher_tokens(trainer: TrainerLayout, teacher: TeacherLayout) -> int:
+    """Tokens of a sequence as a teacher reads it."""
+    return trainer.longest + teacher.context_tokens
+
+
 def teacher_seconds(trainer: TrainerLayout, teacher: TeacherLayout, model: ModelShape, device: Device) -> float:
     """The forward passes over all rollouts, spread over all replicas; a colocated teacher's way to its device too."""
-    length = trainer.prompt_tokens + teacher.context_tokens + trainer.response_tokens
+    length = teacher_tokens(trainer, teacher)
     devices = trainer.devices if teacher.colocated else teacher.devices
     found = forward_seconds(model, trainer.rollouts * length, length, devices, device)
     if teacher.colocated:
@@ -74,23 +79,21 @@ def waiting(trainer: TrainerLayout, teacher: TeacherLayout, busy: float, gen: fl
     """What the trainer waits for: all of a colocated teacher; else what generation does not hide, and a batch."""
     if teacher.colocated:
         return busy
-    length = trainer.prompt_tokens + teacher.context_tokens + trainer.response_tokens
+    length = teacher_tokens(trainer, teacher)
     batches = max(trainer.rollouts * length / teacher.replicas / teacher.batch_tokens, 1.0)
     return max(busy - gen, 0.0) + busy / batches
 
 
 def update_seconds(trainer: TrainerLayout, student: ModelShape, device: Device) -> float:
     """Backward is two forwards; with gradient checkpointing, one more."""
-    length = trainer.prompt_tokens + trainer.response_tokens
     passes = 4 if trainer.checkpointing else 3
-    flops = passes * trainer.rollouts * length * forward_flops(student, length)
+    flops = passes * trainer.rollouts * trainer.longest * forward_flops(student, trainer.longest)
     return flops / (trainer.devices * device.tflops * TERA * TRAIN_SHARE)
 
 
 def offload_seconds(trainer: TrainerLayout, student: ModelShape, device: Device) -> float:
     """Weights to the device and back around log-probs and update, optimizer around the update."""
-    shard = trainer.state_bytes * student.total / trainer.shards
-    moved = shard * (4 * trainer.offload_params + 4 * trainer.offload_optimizer)
+    moved = shard_bytes(trainer, student) * (4 * trainer.offload_params + 4 * trainer.offload_optimizer)
     return moved / (device.host_gbs * GIGA * LINK_SHARE)
 
 
@@ -103,7 +106,7 @@ def step_seconds(
     teachers: Mapping[str, tuple[TeacherLayout, ModelShape]],
 ) -> dict[str, float]:
     """The parts of a step, one after the other; several teachers score at the same time."""
-    length = trainer.prompt_tokens + trainer.response_tokens
+    length = trainer.longest
     gen = gen_seconds(trainer, server, student, device, cache_bytes)
     log_prob = forward_seconds(student, trainer.rollouts * length, length, trainer.devices, device)
     waits = [

@@ -37,7 +37,7 @@ def teacher_traffic(trainer: TrainerLayout, teacher: TeacherLayout, model: Model
 
 def micro_batches(trainer: TrainerLayout) -> int:
     """Forward and backward passes of a rank in a step, all mini-batches."""
-    tokens = trainer.mini_rollouts * (trainer.prompt_tokens + trainer.response_tokens) / trainer.devices
+    tokens = trainer.mini_rollouts * trainer.longest / trainer.devices
     return trainer.updates * max(-(-int(tokens) // trainer.micro_tokens), 1)
 
 

@@ -37,7 +37,7 @@ def problems(run: Run, found: Mapping[str, Parts]) -> list[Problem]:
     ]
     cache = found["rollout"][memory.CACHE]
     if concurrent(run.trainer, run.server, run.student, cache) < 1:
-        what = f"the KV cache of {cache / GIB:.1f} GiB has no room for one sequence of {run.longest} tokens"
+        what = f"the KV cache of {cache / GIB:.1f} GiB has no room for one sequence of {run.trainer.longest} tokens"
         more = (
             f"{ROLLOUT}.gpu_memory_utilization (now {run.server.memory_share}) or {ROLLOUT}.tensor_model_parallel_size"
         )
@@ -56,8 +56,8 @@ def remedy(run: Run, phase: str, parts: Parts) -> str:
     if states > max(logits, activations):
         spread = "trainer.n_gpus_per_node" if run.trainer.nnodes == 1 else f"{ACTOR}.fsdp_config.fsdp_size"
         return f"more devices to shard the training state over: raise {spread} (now {run.trainer.shards} share it)"
-    if run.trainer.micro_tokens > run.longest:
-        return f"{ACTOR}.ppo_max_token_len_per_gpu={max(run.trainer.micro_tokens // 2, run.longest)}"
+    if run.trainer.micro_tokens > run.trainer.longest:
+        return f"{ACTOR}.ppo_max_token_len_per_gpu={max(run.trainer.micro_tokens // 2, run.trainer.longest)}"
     if not run.trainer.checkpointing:
         return "actor_rollout_ref.model.enable_gradient_checkpointing=true"
     return f"shorter responses (data.max_response_length), or {ACTOR}.fsdp_config.ulysses_sequence_parallel_size"

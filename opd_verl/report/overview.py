@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from opd_verl.eval.table import columns, shown
-from opd_verl.metrics.names import CONDITIONAL, METRICS
+from opd_verl.metrics.meanings import MEANINGS
 from opd_verl.plot_style import series
 from opd_verl.report.curves import VALIDATION
 from opd_verl.report.probe import Estimate, Pair
@@ -151,8 +151,9 @@ def measurement_tables(runs: Sequence[Run]) -> str:
 
 def measurement_row(name: str, pairs: Sequence[Pair]) -> list[str]:
     """One measurement of all pairs; its meaning shows under the mouse."""
-    meaning = (METRICS | CONDITIONAL).get(f"opd/{name}", "")
-    label = f'<abbr title="{escape(meaning)}">{escape(name)}</abbr>' if meaning else escape(name)
+    meaning = MEANINGS.get(name)
+    title = "; ".join(filter(None, (meaning.text, meaning.paper))) if meaning else ""
+    label = f'<abbr title="{escape(title)}">{escape(name)}</abbr>' if title else escape(name)
     return [label, *(estimate(pair.measurements.get(name)) for pair in pairs)]
 
 

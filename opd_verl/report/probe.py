@@ -81,7 +81,7 @@ def _pair(content: Mapping[str, Any]) -> Pair:
     return Pair(
         student=content["student"],
         teacher=content["teacher"],
-        measurements={name: _estimate(one) for name, one in content["measurements"].items()},
+        measurements={name: _estimate(one) for name, one in (content.get("measurements") or {}).items()},
         depth=[Bucket(one["first"], one["last"], _estimate(one["reward"])) for one in content.get("depth") or []],
         histograms={side: histograms[side] for side in ("student", "teacher") if histograms.get(side)},
         verdict=found and _verdict(found),

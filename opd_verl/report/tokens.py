@@ -63,7 +63,7 @@ def rollout(name: str, run: Run, shown: Shown, scale: float) -> str:
     sample = shown.sample
     verdict = {True: "✓ correct", False: "✗ not correct", None: "not judged"}[sample.correct]
     facts = [verdict, f"score {number(sample.score)}", f"mean r_t {number(sample.mean_reward)}"]
-    facts += [f"{len(sample.tokens)} tokens", *([f"teacher {sample.teacher}"] if sample.teacher else [])]
+    facts += [f"{len(sample.tokens)} tokens", *([f"teacher {sample.teacher}"] if sample.teacher else []), sample.name]
     return (
         f'<article class="rollout" id="{name}"><h3>{badge(run)} {step_text(shown)}: {escape(sample.why)}</h3>'
         f'<p class="facts">{escape(" · ".join(facts))}</p>'

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-LOW_ENTROPY = 0.3
-"""Student entropy below which a token counts as committed, nats."""
+from opd_verl.metrics.thresholds import LOW_ENTROPY
+
 DIGITS = 6
 """Behind the decimal point of every number in the JSON."""
 

@@ -25,6 +25,8 @@ SCHEMA = pa.schema({"scores": pa.list_(pa.float64()), "answers": pa.list_(pa.str
 """Columns of a judged shard, a row per prompt, n entries each."""
 CHUNK = 16
 """Responses that a process takes at a time."""
+RESPONSE_PREFIX = "response_prefix"
+"""Column of the source: the text that a row's responses go on from; the judge reads both."""
 
 Task = tuple[RewardSettings, dict[str, Any]]
 Verdict = tuple[float, str]
@@ -68,7 +70,8 @@ def default_workers() -> int:
 
 
 def _tasks(rows: pa.Table, responses: list[list[str]], reward: RewardSettings) -> Iterator[Task]:
-    columns = rows.select([name for name in ("data_source", "reward_model", "extra_info") if name in rows.column_names])
+    wanted = ("data_source", "reward_model", "extra_info", RESPONSE_PREFIX)
+    columns = rows.select([name for name in wanted if name in rows.column_names])
     for row, group in zip(columns.to_pylist(), responses, strict=True):
         known = {
             "data_source": row.get("data_source") or "",
@@ -76,7 +79,7 @@ def _tasks(rows: pa.Table, responses: list[list[str]], reward: RewardSettings) -
             "extra_info": row.get("extra_info") or {},
         }
         for text in group:
-            yield reward, known | {"solution_str": text}
+            yield reward, known | {"solution_str": row.get(RESPONSE_PREFIX, "") + text}
 
 
 def _table(verdicts: Iterator[Verdict], counts: list[int]) -> pa.Table:

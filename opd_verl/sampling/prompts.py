@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from opd_verl.errors import ConfigError
+from opd_verl.errors import ConfigError, first_line
 from opd_verl.files import model_fingerprint
 from opd_verl.sampling.rows import Message, with_suffix
 from opd_verl.sampling.settings import SamplingSettings
@@ -32,13 +32,13 @@ def open_model(key: str, path: str, trust_remote_code: bool = False) -> Model:
     """The model of a folder or hub name. Raises ConfigError where there is none, or no chat template."""
     from transformers import AutoTokenizer
 
-    from opd_verl.checks.models import first_line, load_config
+    from opd_verl.checks.models import TERMINAL, load_config
 
     config = load_config(key, path, trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        problem = f"no tokenizer there ({first_line(error)})"
+        problem = f"no tokenizer there ({first_line(error, TERMINAL)})"
         raise ConfigError(key, path, problem, "save the tokenizer into the model's folder") from error
     if tokenizer.chat_template is None:
         raise ConfigError(key, path, "its tokenizer has no chat template", "put a chat_template.jinja into the folder")

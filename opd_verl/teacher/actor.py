@@ -83,7 +83,7 @@ class TeacherActor:
         with self.wake:
             room = self.settings.max_queued - len(self.store.queued) if self.settings.early else 0
             for request in asked[: max(0, room)]:
-                self.store.add(request, step)
+                self.store.add(request, step, closer=self.settings.looks(step))
             self.wake.notify_all()
             return len(self.store.queued)
 
@@ -102,14 +102,15 @@ class TeacherActor:
         failed, why.
         Raises ValueError for requests that cannot be answered, LookupError for those dropped meanwhile.
         """
-        self.settings.check_wanted(topk, at_ids=any(item[3] is not None for item in requests), hidden=hidden)
+        closer = self.settings.looks(step)
+        self.settings.check_wanted(topk, any(item[3] is not None for item in requests), hidden, closer)
         asked = [self._checked(ScoreRequest(*item[:3])) for item in requests]
         waiting: dict[Future[RolloutState], list[int]] = {}
         with self.wake:
             self.collects += 1
             group = 0 if self.settings.early else self.collects
             for index, request in enumerate(asked):
-                waiting.setdefault(self.store.add(request, step, group).future, []).append(index)
+                waiting.setdefault(self.store.add(request, step, group, closer).future, []).append(index)
             self.rollouts_asked += len(asked)
             self.rollouts_ready += sum(len(places) for future, places in waiting.items() if future.done())
             self.store.drop_before(step)
@@ -220,8 +221,10 @@ class TeacherActor:
 
     def _attempt(self, batch: list[Job]) -> list["RolloutState | ScoringError"]:
         """One forward pass. A batch that fails is halved: what is too large then fits, what is bad fails alone."""
+        settings = self.settings
+        topk = max(settings.topk, settings.look_topk * any(job.closer for job in batch))
         try:
-            states = self.scorer.score_batch([job.request for job in batch], self.settings.topk)
+            states = self.scorer.score_batch([job.request for job in batch], topk)
         except OutOfStepError as error:
             end(error)
         except ServerLostError as error:
@@ -230,8 +233,8 @@ class TeacherActor:
             logger.exception("teacher failed on a batch of %d rollouts", len(batch))
             failure = ScoringError(f"{type(error).__name__}: {error}")
         else:
-            settings = self.settings
-            return [state.kept(settings.keep_hidden, on_host=settings.colocate) for state in states]
+            keep = [settings.keep_hidden or job.closer for job in batch]
+            return [state.kept(hidden, settings.colocate) for state, hidden in zip(states, keep, strict=True)]
         if len(batch) == 1:
             return [failure]
         if torch.cuda.is_available():

@@ -30,6 +30,16 @@ def keeps_hidden(opd: OpdConfig) -> bool:
     return student_topk(opd) > 0 or needs_hidden(opd)
 
 
+def looks_at_all(opd: OpdConfig) -> bool:
+    """Whether the run's diagnostics look at both top-k now and then; our scorer alone can answer that."""
+    return opd.diagnostics.enabled and opd.diagnostics.every > 0 and opd.off_policy.share < 1 and gives_entropy(opd)
+
+
+def looks(opd: OpdConfig, step: int) -> bool:
+    """Whether they do in this step."""
+    return looks_at_all(opd) and step % opd.diagnostics.every == 0
+
+
 def gives_entropy(opd: OpdConfig) -> bool:
     """Whether every score holds the teacher's entropy: a mixture has none to give, nor has an inference server."""
     averaged = bool(opd.teachers) and opd.combine is Combine.average

@@ -31,6 +31,10 @@ class TeacherSettings:
     """File that names the folder of newer weights than the model's own (`opd_verl.teacher.snapshot`), if it exists."""
     topk: int = 0
     """Teacher top-k computed with every forward pass; the most that a collect can ask for."""
+    look_every: int = 0
+    """Steps from one look of the diagnostics to the next; then the replica also keeps a top-k and hidden states."""
+    look_topk: int = 0
+    """That top-k."""
     wire_dtype: str = "float16"
     """Of top-k and at-ids log-probs on the wire; the sampled token's are always float32."""
     keep_hidden: bool = True
@@ -54,10 +58,15 @@ class TeacherSettings:
         if self.colocate and self.shards > 1:
             raise ValueError(f"shards={self.shards}: a colocated teacher lies whole on each device")
 
-    def check_wanted(self, topk: int, at_ids: bool, hidden: bool) -> None:
-        """Raises ValueError for what a replica of these settings leaves out."""
-        if topk > self.topk:
-            raise ValueError(f"top-{topk} asked of a teacher that keeps top-{self.topk}; raise its `topk`")
-        if not self.keep_hidden and (at_ids or hidden):
+    def looks(self, step: int) -> bool:
+        """Whether the diagnostics look closer in this step."""
+        return self.look_every > 0 and step % self.look_every == 0
+
+    def check_wanted(self, topk: int, at_ids: bool, hidden: bool, looks: bool = False) -> None:
+        """Raises ValueError for what a replica of these settings leaves out (in a step that `looks` closer)."""
+        kept = max(self.topk, self.look_topk) if looks else self.topk
+        if topk > kept:
+            raise ValueError(f"top-{topk} asked of a teacher that keeps top-{kept}; raise its `topk`")
+        if not (self.keep_hidden or looks) and (at_ids or hidden):
             what = "hidden states" if hidden else "log-probs at ids"
             raise ValueError(f"{what} asked of a teacher that keeps no hidden states; set its `keep_hidden`")

@@ -10,7 +10,7 @@ from verl.utils.device import get_device_name
 
 from opd_verl.config import OpdConfig, context_tokens, every_teacher
 from opd_verl.config_sections import Combine, Engine, TeacherConfig
-from opd_verl.teacher.needs import keeps_hidden, teacher_topk
+from opd_verl.teacher.needs import keeps_hidden, looks_at_all, teacher_topk
 from opd_verl.teacher.pool import TeacherPool
 from opd_verl.teacher.servers import start_servers
 from opd_verl.teacher.settings import TeacherSettings
@@ -38,9 +38,17 @@ def replica_count(teacher: TeacherConfig) -> int:
 
 
 def teacher_settings(
-    teacher: TeacherConfig, vocab_limit: int, keep_hidden: bool, topk: int, weights_pointer: str | None = None
+    teacher: TeacherConfig,
+    vocab_limit: int,
+    keep_hidden: bool,
+    topk: int,
+    weights_pointer: str | None = None,
+    look: tuple[int, int] = (0, 0),
 ) -> TeacherSettings:
-    """What one replica needs to know, from the `opd.teacher` section and what the objective asks for."""
+    """What one replica needs to know, from the `opd.teacher` section and what the objective asks for.
+
+    look: every how many steps the diagnostics look closer, and their k.
+    """
     return TeacherSettings(
         vocab_limit=vocab_limit,
         temperature=teacher.temperature,
@@ -52,6 +60,8 @@ def teacher_settings(
         chunk_rows=teacher.chunk_rows,
         weights_pointer=weights_pointer,
         topk=topk,
+        look_every=look[0],
+        look_topk=look[1],
         wire_dtype=teacher.wire_dtype,
         keep_hidden=keep_hidden,
         max_queued=teacher.max_queued,
@@ -103,6 +113,7 @@ def start_teachers(
 ) -> Teacher:
     """All teachers, each in the resource pool of its `pool_name`; they load at the same time."""
     wanted = {"keep_hidden": keeps_hidden(opd), "topk": teacher_topk(opd), "weights_pointer": weights_pointer}
+    wanted["look"] = (opd.diagnostics.every, opd.diagnostics.k) if looks_at_all(opd) else (0, 0)
     settings = partial(teacher_settings, vocab_limit=vocab_limit, **wanted)
     starts = {
         name: partial(start_teacher, config, opd, name, resource_pools[pool_name(name, teacher.colocate)], settings)

@@ -20,6 +20,8 @@ class Job:
     step: int
     group: int = 0
     """Jobs of different groups are not read together."""
+    closer: bool = False
+    """Its state holds what the diagnostics look at."""
     future: Future[RolloutState] = field(default_factory=Future)
 
 
@@ -39,15 +41,15 @@ class JobStore:
         """The job of this key, in whatever state it is."""
         return self.queued.get(key) or self.running.get(key) or self.done.get(key)
 
-    def add(self, request: ScoreRequest, step: int, group: int = 0) -> Job:
-        """The job of this request, queued if there is none; a job of the same key with other tokens is replaced."""
+    def add(self, request: ScoreRequest, step: int, group: int = 0, closer: bool = False) -> Job:
+        """The job of this request, queued if there is none; one with other tokens, or that keeps less, is replaced."""
         checksum, known = request.checksum, self.find(request.key)
-        if known is not None and known.checksum == checksum:
+        if known is not None and known.checksum == checksum and known.closer >= closer:
             known.step = max(known.step, step)
             return known
         if known is not None:
-            self._drop(known, f"{request.key} was replaced by a request with the same key and other tokens")
-        job = self.queued[request.key] = Job(request, checksum, step, group)
+            self._drop(known, f"{request.key} was replaced by a request with the same key that asks for something else")
+        job = self.queued[request.key] = Job(request, checksum, step, group, closer)
         return job
 
     def next_group(self) -> list[Job]:

@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from opd_verl.errors import ConfigError
+from opd_verl.hydra_values import strings
 from opd_verl.tracking import metrics_log
 from opd_verl.tracking.resume import folder_of, resumed_step
 from opd_verl.tracking.secret_values import refuse_secrets
@@ -43,8 +44,7 @@ class RunTracking(Callback):
         """Refuses secrets, and adds the `file` logger and the environment of the process that logs."""
         stop_at_secrets(config)
         own = {**os.environ, **(OmegaConf.select(config, ENV_VARS) or {})}
-        loggers = config.trainer.logger
-        loggers = [loggers] if isinstance(loggers, str) else list(loggers or [])
+        loggers = strings(config.trainer.logger)
         found = wandb_environment(config, own) if "wandb" in loggers else {}
         if "WANDB_RUN_ID" not in own:
             self.run_id = found.get("WANDB_RUN_ID")

@@ -23,11 +23,11 @@ def refuse_secrets(config: DictConfig, environ: Mapping[str, str]) -> None:
     Raises:
         ConfigError: names the key and the remedy, and does not show the value.
     """
-    known = {value: name for name, value in environ.items() if is_secret(name) and len(value) >= SHORTEST}
+    known = secrets_of(environ)
     for path, value in leaves(config):
         if len(path) > 1 and path[-2] in ENVIRONMENTS and is_secret(path[-1]) and value:
             raise ConfigError(".".join(path), "***", "the config is printed, saved and sent to wandb", REMEDY)
-        for secret, name in known.items():
+        for name, secret in known.items():
             if secret in value:
                 problem = f"the value of the environment variable {name} would be printed, saved and sent to wandb"
                 raise ConfigError(".".join(path), "***", problem, REMEDY)
@@ -36,6 +36,11 @@ def refuse_secrets(config: DictConfig, environ: Mapping[str, str]) -> None:
 def is_secret(name: str) -> bool:
     """Whether a variable's name says that its value is one."""
     return name.upper().endswith(SECRET)
+
+
+def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables whose values are secrets."""
+    return {name: value for name, value in environ.items() if is_secret(name) and len(value) >= SHORTEST}
 
 
 def leaves(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -49,8 +49,7 @@ def run_id(trainer: Any) -> str:
 
 
 def keep_run_id(folder: Path, name: str) -> None:
-    """For the next attempt at the run."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """For the next attempt at the run; the folder must be there."""
     (folder / RUN_ID).write_text(f"{name}\n")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import torch
 from ray_nodes import RayNodes
 
 from opd_verl.files import tail
-from opd_verl.hooks import MASK_HOOKS
 from opd_verl.metrics.names import CONDITIONAL
 from opd_verl.metrics_file import read_steps
 from opd_verl.quickstart.distil import overrides
@@ -39,8 +39,8 @@ SMALL = (
 )
 SAMPLED = (*SMALL, "actor_rollout_ref.actor.optim.lr=1e-4")
 """One token's r_t is noisy: with more, the first steps of this small batch lead away."""
-KEPT = {f"opd/kept_share/{name}" for name in MASK_HOOKS}
-CONDITIONAL_NAMES = {name for name in CONDITIONAL if "<" not in name} | KEPT
+CONDITIONAL_NAMES = set(CONDITIONAL)
+PATTERNS = {name: re.compile(re.sub(r"<[a-z]+>", r"\\w+", name)) for name in CONDITIONAL if "<" in name}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -157,8 +157,9 @@ def dump(steps: Steps, key: str) -> str:
 
 
 def new_metrics(steps: Steps) -> set[str]:
-    """The metrics that opd_verl added to verl's."""
-    return {key for step in steps for key in step if "opd/" in key or "_s/teacher" in key}
+    """The metrics that opd_verl added to verl's, as the documents name them: `opd/depth/<first>-<last>/reward`."""
+    ours = {key for step in steps for key in step if "opd/" in key or "_s/teacher" in key or "_s/diagnostics" in key}
+    return {next((name for name, pattern in PATTERNS.items() if pattern.fullmatch(key)), key) for key in ours}
 
 
 def change(steps: Steps, key: str, over: int = 3) -> float:

@@ -1,7 +1,6 @@
 """A Ray cluster of several nodes on this machine: a raylet each, with a loopback address of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,18 +12,13 @@ from typing import Self
 
 import psutil
 
+from opd_verl.pipeline.commands import free_port
+
 RAY = Path(sys.executable).parent / "ray"
 SECONDS = 90
 STARTED = "Ray runtime started"
 CPUS = 64
 """Logical: verl's actors ask for more than this machine has."""
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class RayNodes:

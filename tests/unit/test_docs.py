@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_readme_lists_every_metric_with_its_meaning() -> None:
-    rows = dict(re.findall(r"^\| `([a-z_]+/[a-z_/<>]+)` \| (.+) \|$", README, flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([a-z_]+/[a-z0-9_/<>-]+)` \| (.+) \|$", README, flags=re.MULTILINE))
     assert rows == METRICS | CONDITIONAL
 
 

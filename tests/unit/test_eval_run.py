@@ -14,12 +14,12 @@ from matplotlib import image
 from rich.console import Console
 from sampling_harness import FakeGenerate, save_model, write_problems
 
-from opd_verl.eval import read_entropies
 from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.estimators import Interval
 from opd_verl.eval.rows import Row, make_row, problem_values, with_gap_recovery
 from opd_verl.eval.run import evaluate
 from opd_verl.eval.table import print_table, to_markdown
+from opd_verl.sampling import read
 from opd_verl.sampling.generate import Work
 from opd_verl.sampling.shards import Request, Response
 
@@ -59,7 +59,7 @@ def test_gap_recovery_is_of_the_other_models_and_per_benchmark() -> None:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalConfig:
     """Three models on two benchmarks."""
-    monkeypatch.setattr(read_entropies, "run_child", lambda module, task, log: read_entropies.main(task, io.StringIO()))
+    monkeypatch.setattr(read, "run_child", lambda module, task, log: read.main(task, io.StringIO()))
     paths = {name: save_model(tmp_path / name, seed) for seed, name in enumerate(("base", "opd", "big"))}
     return EvalConfig(
         models={name: paths[name] for name in ("base", "opd")},

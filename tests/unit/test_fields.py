@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from opd_verl.config_sections import TokenConfig
-from opd_verl.fields import ADVANTAGE_FIELDS, is_truncated, joint_fields, reward_inputs, task_rewards
+from opd_verl.fields import ADVANTAGE_FIELDS, is_truncated, joint_fields, observed, reward_inputs, task_rewards
+from opd_verl.inputs import RewardInputs
 from opd_verl.objectives.names import Support, Truncation
 from opd_verl.packing import row_lengths
 from opd_verl.terms import JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS
@@ -148,7 +149,7 @@ def test_joint_supports_against_brute_force(data: Any, support: Support, k: int)
     assert set(found) == set(vars(JOINT_FIELDS).values())
     assert all(row_lengths(value).tolist() == LENGTHS for value in found.values())
     mask = data["response_mask"].values().bool()
-    sizes, overlaps = [], []
+    sizes = []
     blocks = {name: [data[getattr(where, name)].values() for where in (STUDENT_FIELDS, TEACHER_FIELDS)]
               for name in ("ids", "log_q", "log_p_old")}  # fmt: skip
     for t in range(sum(LENGTHS)):
@@ -163,39 +164,41 @@ def test_joint_supports_against_brute_force(data: Any, support: Support, k: int)
             assert [values[c].item() for c, i in enumerate(ids) if i >= 0] == [known[i] for i in there]
             assert values.isfinite().all(), "also where there is no member"
         sizes.append(len(there))
-        overlaps.append(len(set(student) & set(teacher)) / k)
-    assert metrics == {
-        "opd/support_size": pytest.approx(torch.tensor(sizes).float()[mask].mean().item()),
-        "opd/overlap_ratio": pytest.approx(torch.tensor(overlaps)[mask].mean().item()),
-    }
+    assert metrics == {"opd/support_size": pytest.approx(torch.tensor(sizes).float()[mask].mean().item())}
 
 
 @pytest.mark.parametrize("support", [one for one in Support if one not in JOINT])
-def test_other_supports_have_no_fields_of_their_own_but_the_overlap_is_logged(data: Any, support: Support) -> None:
+def test_other_supports_have_no_fields_of_their_own(data: Any, support: Support) -> None:
     metrics: dict[str, float] = {}
-    assert joint_fields(data, support, 3, metrics) == {}
-    assert set(metrics) == {"opd/overlap_ratio"} and 0.0 < metrics["opd/overlap_ratio"] < 1.0
+    assert joint_fields(data, support, 3, metrics) == {} and metrics == {}
 
 
-def test_a_shorter_teachers_top_k_is_compared_with_as_many_of_the_students(data: Any) -> None:
-    """support=student_topk with k 3 and a forward KL on the teacher's top 2: Rethinking eq. 6 compares equal k."""
+def inputs_of(data: Any) -> RewardInputs:
+    """What the hooks would read: only the mask matters here."""
+    mask = data["response_mask"].to_padded_tensor(0)
+    return RewardInputs(mask.float(), mask.float(), mask, mask.float(), mask[:, 0])
+
+
+def test_the_overlap_of_a_step_stands_at_each_tokens_place(data: Any) -> None:
+    """A teacher's top 2 is compared with as many of the student's 3 (Rethinking eq. 6 compares equal k)."""
     for name in vars(TEACHER_FIELDS).values():
         data[name] = nested([row[:, :2] for row in data[name].unbind()], data[name].dtype)
-    same = [data[STUDENT_FIELDS.ids].unbind()[row][:, :2] for row in range(len(LENGTHS))]
-    data[TEACHER_FIELDS.ids] = nested(same, torch.int32)
-    metrics: dict[str, float] = {}
-    joint_fields(data, Support.student_topk, 3, metrics)
-    assert metrics["opd/overlap_ratio"] == pytest.approx(1.0)
+    found = observed(data, inputs_of(data)).overlap
+    assert found is not None and found.ratio.shape == (len(LENGTHS), max(LENGTHS))
+    blocks = (data[where.ids].unbind() for where in (STUDENT_FIELDS, TEACHER_FIELDS))
+    for row, (student, teacher) in enumerate(zip(*blocks, strict=True)):
+        by_hand = [len(set(a) & set(b)) / 2 for a, b in zip(student[:, :2].tolist(), teacher.tolist(), strict=True)]
+        assert found.ratio[row, : len(student)].tolist() == pytest.approx(by_hand)
+        assert (found.ratio[row, len(student) :] == 0).all()
 
 
 @pytest.mark.parametrize("absent", [STUDENT_FIELDS, TEACHER_FIELDS])
 def test_with_one_side_alone_there_is_nothing_to_compare(data: Any, absent: Any) -> None:
-    metrics: dict[str, float] = {}
-    assert joint_fields(data.exclude(absent.ids), Support.student_topk, 3, metrics) == {} and metrics == {}
+    assert observed(data.exclude(absent.ids), inputs_of(data)).overlap is None
 
 
 def test_a_step_without_tokens(data: Any) -> None:
     data["response_mask"] = nested([[0] * n for n in LENGTHS], torch.int64)
     metrics: dict[str, float] = {}
     joint_fields(data, Support.union, 3, metrics)
-    assert metrics == {"opd/overlap_ratio": 0.0, "opd/support_size": 0.0}
+    assert metrics == {"opd/support_size": 0.0}

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from opd_verl.checks.models import STUDENT
 from opd_verl.config_sections import TeacherConfig
 from opd_verl.errors import ConfigError
 from opd_verl.nodes.check import find_problems
-from opd_verl.nodes.needs import STUDENT, Needs
+from opd_verl.nodes.needs import Needs
 from opd_verl.nodes.problems import DRIVER, Problem, Severity, error, merged, warning
 from opd_verl.nodes.records import Clock, Device, Disk, Machine, ModelFiles, Node, NodeReport
 

@@ -17,13 +17,14 @@ from ray import cloudpickle
 from test_recipes import compose_ppo
 from tiny_models import save_tiny_qwen3
 
+from opd_verl.checks.models import STUDENT
 from opd_verl.config import parse_opd
 from opd_verl.nodes.cluster import carried
 from opd_verl.nodes.contents import file_size, model_files
 from opd_verl.nodes.folder import Folder
 from opd_verl.nodes.gpus import cuda_driver, gpus
 from opd_verl.nodes.machine import look, torch_build
-from opd_verl.nodes.needs import STUDENT, Needs, read_needs
+from opd_verl.nodes.needs import Needs, read_needs
 from opd_verl.nodes.probe import NodeProbe, partners
 from opd_verl.nodes.records import Device, Wanted
 

@@ -279,6 +279,15 @@ def test_a_teacher_layout_knows_its_devices() -> None:
     assert (own.devices, dataclasses.replace(own, colocated=True).devices) == (6, 0)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_teacher_that_is_not_there_is_said_with_the_key_to_set(named: bool, models: Path) -> None:
+    key = "opd.teachers.math.path" if named else "opd.teacher.path"
+    teacher = [f"+{key}=/no/such", "+opd.teachers.math.values=[math]"] if named else [f"{key}=/no/such"]
+    with pytest.raises(ConfigError, match="no such model folder") as refused:
+        planned(models, "recipe=opd", "cluster=1x8", "student=@1.7B", *teacher)
+    assert (refused.value.key, refused.value.remedy.partition("=")[0]) == (key, key)
+
+
 def test_a_teacher_is_a_model_or_what_runs_it() -> None:
     own, overrides = split(["recipe=opd", "teacher=vllm", "teacher=/models/big", "student=a/b", "device=h200"])
     path = "opd.teacher.path='/models/big'"
@@ -302,6 +311,7 @@ def test_the_command_says_what_fits_and_what_does_not(tmp_path: Path) -> None:
     assert fits.returncode == 0 and "fits on h100" in fits.stdout and "| **in all** |" in fits.stdout, fits.stderr
     missing = run_command(*command, "teacher=/no/such/teacher")
     assert missing.returncode == 1 and "no such model folder" in missing.stderr
+    assert "Remedy: opd.teacher.path=/path/to/model" in missing.stderr
 
 
 def run_command(*command: str) -> "subprocess.CompletedProcess[str]":

@@ -247,6 +247,16 @@ def test_what_models_and_users_write_is_only_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_teacher_that_cannot_score_has_a_verdict_and_nothing_else(tmp_path: Path) -> None:
+    cannot = GAIN | {"verdict": "cannot distil", "sure": None}
+    one = {"student": "s", "teacher": "t", "verdict": cannot, "compatibility": []}
+    write(tmp_path / "run" / "probe.json", {"version": 1, "pairs": [one]})
+    page = report([tmp_path / "run"], tmp_path)
+    assert page.ids("section") == ["overview"] and "✗ cannot distil" in page.all("article", "bad")[0]["text"]
+    assert "sure" not in page.all("article", "bad")[0]["text"]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_long_rollout_stays_small(tmp_path: Path) -> None:
     long = rollout("long", "by lot", 1, top=True, length=4096)
     for one in long["tokens"]:

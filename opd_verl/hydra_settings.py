@@ -1,0 +1,30 @@
+"""Hydra's config of a command as the command's own dataclass."""
+
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from opd_verl.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+def read_settings(schema: type[Settings], config: DictConfig, file: str) -> Settings:
+    """`config` as a `schema`; `file` shows every key.
+
+    Raises ConfigError for a value of the wrong type or an unknown key.
+    """
+    structured = OmegaConf.structured(schema)
+    for key in structured:
+        section = OmegaConf.select(structured, str(key))
+        if OmegaConf.is_config(section):  # of a frozen class, which OmegaConf would not write to either
+            OmegaConf.set_readonly(section, False)
+    try:
+        found: Any = OmegaConf.to_object(OmegaConf.merge(structured, config))
+    except OmegaConfBaseException as error:
+        key = error.full_key or str(error.key)
+        problem = str(error).splitlines()[0]
+        raise ConfigError(key, OmegaConf.select(config, key), problem, f"see {file}") from error
+    assert isinstance(found, schema)
+    return found

@@ -1,0 +1,63 @@
+"""Reward x entropy quadrants and the force of destructive and corrective tokens (Capacity 5.3, tables 4 and 5).
+
+Shapes: B rollouts, R response tokens. r_t and entropies in nats, detached. All pooled over tokens.
+"""
+
+from torch import Tensor
+
+from opd_verl.metrics.ratio import Ratio, of_tokens, undefined
+from opd_verl.metrics.thresholds import LOW_ENTROPY
+from opd_verl.selection import in_q3
+
+
+def quadrant(reward: Tensor, student_entropy: Tensor, low_entropy: float = LOW_ENTROPY) -> Tensor:
+    """1 to 4 for each token, int64 [B, R] (Capacity table 5).
+
+    Q1: r_t > 0, committed. Q2: r_t > 0, forking: useful distillation. Q3: r_t < 0, committed: forced correction.
+    Q4: r_t < 0, forking. 0: r_t is 0 to the bit, nothing is pulled anywhere.
+    """
+    forking = (student_entropy >= low_entropy).long()
+    return (reward > 0).long() * (1 + forking) + (reward < 0).long() * (3 + forking)
+
+
+def quadrant_shares(reward: Tensor, student_entropy: Tensor, mask: Tensor, low_entropy: float) -> dict[str, Ratio]:
+    """`q1_mass` to `q4_mass`: shares of all tokens. `q1_force` to `q4_force`: mass times mean `|r_t|` of the quadrant's
+    tokens, nats."""
+    which, found = quadrant(reward, student_entropy, low_entropy), {}
+    for number in range(1, 5):
+        inside = (which == number).double()
+        found[f"q{number}_mass"] = of_tokens(inside, mask)
+        found[f"q{number}_force"] = of_tokens(inside * reward.abs(), mask)
+    return found
+
+
+def q3_split(
+    reward: Tensor, student_entropy: Tensor, correct: Tensor, mask: Tensor, low_entropy: float
+) -> dict[str, Ratio]:
+    """Q3 by the rollout's correctness: `destructive_mass`, `_reward` (mean `|r_t|`), `corrective_*`, `dest_corr`.
+
+    Dest:Corr is force over force, `sum |r_t|` over destructive tokens / `sum |r_t|` over corrective tokens; above 1 it
+    predicts regression. Undefined where no rollout is correct, none is incorrect, or nothing is corrective.
+
+    Args:
+        correct: bool [B].
+    """
+    q3, size = in_q3(reward, student_entropy, low_entropy) & mask.bool(), reward.abs()
+    sides = {"destructive": q3 & correct.bool()[:, None], "corrective": q3 & ~correct.bool()[:, None]}
+    found = {f"{side}_mass": of_tokens(inside.double(), mask) for side, inside in sides.items()}
+    found |= {f"{side}_reward": of_tokens(size, inside) for side, inside in sides.items()}
+    return found | {"dest_corr": force_ratio(found["destructive_reward"], found["corrective_reward"], correct)}
+
+
+def force_ratio(destructive: Ratio, corrective: Ratio, correct: Tensor) -> Ratio:
+    """Dest:Corr of the two sides' `sum |r_t|` per rollout [B]."""
+    if bool(correct.all()) or not bool(correct.any()):
+        return undefined(correct)
+    return Ratio(destructive.numerator, corrective.numerator)
+
+
+def dest_corr(
+    destructive_mass: float, destructive_reward: float, corrective_mass: float, corrective_reward: float
+) -> float:
+    """Dest:Corr from the columns of Capacity's table 4: masses (any unit) times mean `|r_t|`."""
+    return destructive_mass * destructive_reward / (corrective_mass * corrective_reward)

@@ -1,0 +1,12 @@
+"""The papers' thresholds on entropies, nats; without torch, for commands that only draw."""
+
+HIGH_ENTROPY = 1.0
+"""EOPD 3.1 counts the tokens at or above."""
+FORK_ENTROPY = 0.8
+"""Teacher entropy from which EOPD's figure 5 measures the forward KL, and its gate's tau."""
+LOW_ENTROPY = 0.3
+"""Student entropy below which a token counts as committed (Capacity 5.3; a top-1 probability of about 0.85)."""
+TAUS = (0.4, 0.6, 0.8, 1.0, 1.2)
+"""Of EOPD's gate."""
+BIN_WIDTH, BINS = 0.1, 50
+"""Bins of the histogram; one more holds all tokens behind the last."""

@@ -1,0 +1,39 @@
+"""How many tokens a model is uncertain at (EOPD 3.1, 5.4 and appendix E), and how much top-k keeps (appendix F).
+
+Shapes: B rollouts, R response tokens, K ids. Full-vocabulary entropies in nats, detached.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from opd_verl.metrics.ratio import Ratio, of_tokens
+from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, FORK_ENTROPY, HIGH_ENTROPY, TAUS
+
+
+def high_share(entropy: Tensor, mask: Tensor, threshold: float = HIGH_ENTROPY) -> Ratio:
+    """Share of pooled tokens with an entropy of at least `threshold` nats."""
+    return of_tokens((entropy >= threshold).double(), mask)
+
+
+def gated_shares(teacher_entropy: Tensor, mask: Tensor, taus: Sequence[float] = TAUS) -> dict[float, Ratio]:
+    """tau: share of pooled tokens that EOPD's gate opens, `H_t^q > tau`."""
+    return {tau: of_tokens((teacher_entropy > tau).double(), mask) for tau in taus}
+
+
+def forward_kl_at_forks(forward_kl: Tensor, teacher_entropy: Tensor, mask: Tensor) -> Ratio:
+    """Mean forward KL over the tokens with `H_t^q >= 0.8` (EOPD fig. 5), nats; undefined without such a token."""
+    return of_tokens(forward_kl, mask.bool() & (teacher_entropy >= FORK_ENTROPY))
+
+
+def cumulative_mass(log_q_topk: Tensor, mask: Tensor, ks: Sequence[int]) -> dict[int, Ratio]:
+    """k: mean probability of the k most likely ids [B, R, K], descending (EOPD appendix F). k is at most K."""
+    return {k: of_tokens(log_q_topk[..., :k].double().exp().sum(-1), mask) for k in ks}
+
+
+def histogram(entropy: Tensor, mask: Tensor) -> list[int]:
+    """[BINS + 1] tokens per bin of `BIN_WIDTH` nats, from 0 (EOPD fig. 3)."""
+    chosen = entropy[mask.bool()].double().clamp(min=0.0)
+    bins = (chosen / BIN_WIDTH).long().clamp(max=BINS)
+    return torch.bincount(bins, minlength=BINS + 1).tolist()

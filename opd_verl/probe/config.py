@@ -1,0 +1,82 @@
+"""The settings of one probe. Their defaults are those of `hydra_configs/probe/probe.yaml`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from opd_verl.errors import ConfigError
+from opd_verl.metrics.thresholds import LOW_ENTROPY
+from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+
+
+@dataclass
+class ProbeConfig:
+    """Who is probed, on what, and how."""
+
+    student: str | None = None
+    """Folder or hub name of the model that would be trained."""
+    after: str | None = None
+    """The same student after its training."""
+    teacher: Any = None
+    """A path, a list of paths and `name=path`, or name: path."""
+    prompts: Any = None
+    """verl-format files, one or a list."""
+    out: str = "runs/probe"
+    rollouts: int = 100
+    """Rollouts that are measured."""
+    n: int = 4
+    """Responses per prompt behind the accuracies."""
+    headroom: bool = True
+    """Whether the teachers answer the prompts too."""
+    continuation: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
+    """Shares of a rollout after which the teacher goes on in the student's place."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 4096
+    suffix: str = ""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    k: int = 16
+    """Ids of a top-k."""
+    low_entropy: float = LOW_ENTROPY
+    """Student entropy below which a token counts as committed, nats."""
+    seed: int = 0
+    max_prompt_tokens: int | None = None
+    prompts_per_shard: int = 64
+    resamples: int = 2000
+    samples: int = 6
+    """Rollouts shown token by token."""
+    workers: int | None = None
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """What decides which tokens are sampled."""
+        return SamplingSettings(
+            n=self.n,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            suffix=self.suffix,
+            chat_template_kwargs=self.chat_template_kwargs,
+            max_prompt_tokens=self.max_prompt_tokens,
+            prompts_per_shard=self.prompts_per_shard,
+        )
+
+    def check(self) -> None:
+        """Raises ConfigError for values that cannot work, whatever the models and files."""
+        for name, example in (("student", "/path/to/student"), ("prompts", "train.parquet")):
+            if not getattr(self, name):
+                raise ConfigError(name, None, "is not set", f"{name}={example}")
+        self.sampling.check()
+        if self.temperature == 0.0:
+            problem = "the probe measures the distribution that is sampled from"
+            raise ConfigError("temperature", self.temperature, problem, "temperature=1.0")
+        for name, least in (("rollouts", 2), ("k", 1), ("resamples", 100), ("samples", 0), ("workers", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(name, value, f"must be at least {least}", f"{name}={least}")
+        for share in self.continuation:
+            if not 0.0 <= share < 1.0:
+                problem = f"{share:g} is no share of a rollout below 1"
+                raise ConfigError("continuation", self.continuation, problem, "continuation=[0.25,0.5,0.75]")

@@ -1,0 +1,59 @@
+"""What a top-k of the teacher keeps and costs, and how the teacher goes on in the student's place."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from opd_verl.metrics.bootstrap import draws, estimate, replicates
+from opd_verl.metrics.ratio import of_rollouts, of_tokens
+from opd_verl.probe.config import ProbeConfig
+from opd_verl.probe.observe import padded
+from opd_verl.probe.readings import Pair
+from opd_verl.probe.record import Continuation, Mass
+from opd_verl.sampling.read import MASS_KS
+from opd_verl.teacher.score import TeacherScore
+from opd_verl.teacher.wire import encode
+
+TOKENS = 1000
+"""Of the answer whose bytes are counted."""
+
+
+def masses(pair: Pair, mask: Tensor) -> list[Mass]:
+    """Mean cumulative probability of the teacher's k most likely ids, and the bytes that they cost (EOPD app. F)."""
+    found = padded(pair.teacher.column("masses", len(MASS_KS)))
+    return [Mass(k, of_tokens(found[..., place], mask).value, wire_bytes(k)) for place, k in enumerate(MASS_KS)]
+
+
+def wire_bytes(k: int) -> int:
+    """Bytes per response token of an answer with a top-k in float16, as it goes over the wire; its header left out."""
+
+    def size(tokens: int) -> int:
+        values = torch.zeros(tokens)
+        ids = torch.zeros(tokens, k, dtype=torch.int32)
+        score = TeacherScore(values, torch.ones(tokens, dtype=torch.bool), values, ids, ids.half())
+        return len(encode(score, "key", 0))
+
+    return round((size(TOKENS) - size(0)) / TOKENS)
+
+
+def continuations(
+    finished: Mapping[float, NDArray[np.bool_]], correct: Tensor, prompts: Tensor, config: ProbeConfig
+) -> list[Continuation]:
+    """Accuracy of the teacher behind each share of the rollouts, alone and less that of the student's own ends.
+
+    Args:
+        finished: share: whether the continuation of each rollout is correct, [B].
+        correct: whether the rollout itself is, bool [B].
+        prompts: [B] row of each rollout's prompt.
+    """
+    drawn = draws(int(prompts.max()) + 1, config.resamples, config.seed)
+    found = []
+    for share, right in finished.items():
+        teacher = torch.from_numpy(right).double()
+        own, more = (of_rollouts(one).grouped(prompts) for one in (teacher, teacher - correct.double()))
+        below = (replicates(more, drawn) < 0).double().mean().item()
+        found.append(Continuation(share, estimate(own, drawn), estimate(more, drawn), below))
+    return found

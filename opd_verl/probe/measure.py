@@ -1,0 +1,126 @@
+"""All measurements of one pair, with 95% bootstrap intervals over prompts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from opd_verl.metrics.auroc import auroc, weighted_auroc
+from opd_verl.metrics.bootstrap import Estimate, draws, estimate, replicates, with_interval
+from opd_verl.metrics.depth import by_depth, depth_buckets
+from opd_verl.metrics.measurements import Observed, measurements
+from opd_verl.metrics.ratio import Ratio, of_rollouts, of_tokens
+from opd_verl.metrics.uncertainty import histogram
+from opd_verl.probe.config import ProbeConfig
+from opd_verl.probe.verdict import THRESHOLDS
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement of a pair."""
+
+    estimate: Estimate
+    rollouts: int
+    """Rollouts that have a part in it; of an accuracy the prompts."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Mean r_t of the tokens at positions first .. last."""
+
+    first: int
+    last: int
+    reward: Estimate
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Share of correct responses of each prompt [P], on the same prompts."""
+
+    student: NDArray[np.float64]
+    teacher: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a pair's rollouts tell."""
+
+    values: dict[str, Measurement]
+    above: dict[str, float]
+    """Of a measurement in THRESHOLDS the share of the bootstrap's replicates above its threshold; none if undefined."""
+    depth: list[Depth]
+    student_histogram: list[int]
+    teacher_histogram: list[int]
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """The values alone."""
+        return {name: one.estimate for name, one in self.values.items()}
+
+
+def measure(seen: Observed, prompts: Tensor, accuracies: Accuracies, config: ProbeConfig) -> Measured:
+    """Everything but the continuations and masses.
+
+    prompts: [B] row of each rollout's prompt; the rollouts of a prompt are drawn together.
+    """
+    assert seen.teacher_entropy is not None
+    drawn = draws(int(prompts.max()) + 1, config.resamples, config.seed)
+    of_rollout = measurements(seen, config.low_entropy) | {"end_reward": end_reward(seen)}
+    of_prompt = accuracy_ratios(accuracies)
+    grouped = {name: ratio.grouped(prompts) for name, ratio in of_rollout.items()} | of_prompt
+    taking_part = {name: ratio.rollouts for name, ratio in (of_rollout | of_prompt).items()}
+    values = {name: Measurement(estimate(ratio, drawn), taking_part[name]) for name, ratio in grouped.items()}
+    values["reward_auroc"] = reward_auroc(seen, drawn[:, prompts])
+    return Measured(
+        values=values,
+        above=shares_above(grouped, drawn),
+        depth=depth(seen, prompts, drawn),
+        student_histogram=histogram(seen.student_entropy, seen.mask),
+        teacher_histogram=histogram(seen.teacher_entropy, seen.mask),
+    )
+
+
+def accuracy_ratios(accuracies: Accuracies) -> dict[str, Ratio]:
+    """Accuracies and headroom, prompt by prompt."""
+    student = torch.from_numpy(accuracies.student)
+    found = {"student_accuracy": of_rollouts(student)}
+    if accuracies.teacher is not None:
+        teacher = torch.from_numpy(accuracies.teacher)
+        found |= {"teacher_accuracy": of_rollouts(teacher), "headroom": of_rollouts(teacher - student)}
+    return found
+
+
+def end_reward(seen: Observed) -> Ratio:
+    """Mean r_t of the last token of the rollouts that ended by themselves: how the teacher likes the student's end."""
+    assert seen.truncated is not None
+    position = torch.arange(seen.mask.shape[1])
+    last = (position == seen.mask.sum(-1, keepdim=True) - 1) & ~seen.truncated[:, None]
+    return of_tokens(seen.reward, last)
+
+
+def reward_auroc(seen: Observed, weights: Tensor) -> Measurement:
+    """AUROC of the summed r_t; weights: how often each rollout is drawn [S, B]."""
+    assert seen.correct is not None
+    scores = (seen.reward.double() * seen.mask).sum(-1)
+    found = weighted_auroc(scores, seen.correct, weights)
+    value = auroc(scores, seen.correct)
+    return Measurement(with_interval(value, found[~found.isnan()]), len(scores) if value == value else 0)
+
+
+def shares_above(ratios: Mapping[str, Ratio], drawn: Tensor) -> dict[str, float]:
+    """How sure each comparison with a threshold is."""
+    found = {name: replicates(ratios[name], drawn) for name in THRESHOLDS if name in ratios}
+    return {name: (some > THRESHOLDS[name]).double().mean().item() for name, some in found.items() if len(some)}
+
+
+def depth(seen: Observed, prompts: Tensor, drawn: Tensor) -> list[Depth]:
+    """Mean r_t by depth, over the depth that the rollouts have."""
+    found = by_depth(seen.reward, seen.mask, depth_buckets(seen.mask.shape[1]))
+    return [
+        Depth(bucket.start, bucket.stop - 1, estimate(ratio.grouped(prompts), drawn), int(ratio.denominator.sum()))
+        for bucket, ratio in found.items()
+    ]

@@ -1,0 +1,45 @@
+"""What was read, as padded tensors for the measurements.
+
+Shapes: B rollouts, R response tokens, K ids.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from opd_verl.metrics.measurements import Observed
+from opd_verl.metrics.overlap import measure_overlap
+from opd_verl.objectives.support import SupportTensors
+from opd_verl.probe.readings import Arrays, Pair
+from opd_verl.probe.rollouts import Rollout
+
+
+def padded(rows: Arrays) -> Tensor:
+    """[B, R] or [B, R, K], 0 behind each row."""
+    return pad_sequence([torch.from_numpy(np.array(row)) for row in rows], batch_first=True)
+
+
+def observe(pair: Pair, rollouts: list[Rollout]) -> Observed:
+    """The pair on its rollouts."""
+    k, student, teacher = pair.k, pair.student, pair.teacher
+    own = SupportTensors(
+        ids=padded(student.column("topk_ids", k)),
+        log_q=padded(teacher.column("at_ids_log_probs", k)),
+        log_p_old=padded(student.column("topk_log_probs", k)),
+    )
+    others = SupportTensors(
+        ids=padded(teacher.column("topk_ids", k)),
+        log_q=padded(teacher.column("topk_log_probs", k)),
+        log_p_old=padded(pair.log_p_at_teacher),
+    )
+    return Observed(
+        log_p=padded(student.column("log_prob")),
+        log_q=padded(teacher.column("log_prob")),
+        student_entropy=padded(student.column("entropy")),
+        teacher_entropy=padded(teacher.column("entropy")),
+        mask=padded([np.ones(len(one.response_ids), np.float32) for one in rollouts]),
+        correct=torch.tensor([one.correct for one in rollouts]),
+        truncated=torch.tensor([not one.finished for one in rollouts]),
+        overlap=measure_overlap(own, others),
+    )

@@ -1,0 +1,30 @@
+"""What to try, with the paper that did."""
+
+from collections.abc import Iterator, Mapping
+
+from opd_verl.metrics.bootstrap import Estimate
+
+MASK = "mask all but the top-20% entropy positions: opd.tokens.masks=[top_student_entropy] (Capacity table 6)"
+MASKED_GAIN = "the mask removes losses, it makes no gain"
+OTHER = "another teacher: this one after GRPO (Capacity table 3), or one that is more accurate on these prompts"
+MORE_PROMPTS = "more prompts (rollouts=...): they narrow the interval"
+COLD_START = "a cold start on the teacher's rollouts first: pipeline=cold_start_then_opd (Rethinking)"
+ALIGNED = "teacher-aligned prompts: python -m opd_verl.data template (Rethinking)"
+SHORTER = "shorter responses, or opd.tokens.truncated=mask"
+LOW_OVERLAP = 0.72
+"""Rethinking: runs that succeed begin at about 72%."""
+TRUNCATED = 0.1
+"""Share of cut rollouts from which a remedy is worth a line."""
+LONG = 7000
+"""Tokens; Rethinking's sweet spot is 3K to 7K."""
+
+
+def further(values: Mapping[str, Estimate]) -> Iterator[str]:
+    """Remedies for what would go wrong whatever the verdict."""
+    overlap, cut, length = (values.get(name) for name in ("overlap_ratio", "truncated_share", "response_length"))
+    if overlap is not None and overlap.value < LOW_OVERLAP:
+        yield f"overlap ratio {overlap.value:.0%}, where runs that succeed begin at {LOW_OVERLAP:.0%}: {COLD_START}"
+    if cut is not None and cut.value > TRUNCATED:
+        yield f"{cut.value:.0%} of the rollouts are cut at the limit: raise it, or {SHORTER}"
+    elif length is not None and length.value > LONG:
+        yield f"responses of {length.value:.0f} tokens: {SHORTER} (Rethinking: 3K to 7K)"

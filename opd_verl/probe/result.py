@@ -1,0 +1,66 @@
+"""One pair's results, as they are written to probe.json."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from opd_verl.metrics.thresholds import BIN_WIDTH
+from opd_verl.probe.compatibility import Finding
+from opd_verl.probe.measure import Measured
+from opd_verl.probe.record import Continuation, Mass, Verdict
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """A student and a teacher."""
+
+    student: str
+    teacher: str
+    compatibility: Sequence[Finding]
+    verdict: Verdict
+    measured: Measured | None = None
+    """None: the teacher cannot score this student."""
+    masses: Sequence[Mass] = ()
+    continuation: Sequence[Continuation] = ()
+
+
+def to_json(pair: PairResult) -> dict[str, Any]:
+    """Plain values; what is undefined is null."""
+    found: dict[str, Any] = {
+        "student": pair.student,
+        "teacher": pair.teacher,
+        "verdict": asdict(pair.verdict),
+        "compatibility": [asdict(one) for one in pair.compatibility],
+    }
+    if pair.measured is not None:
+        found |= measured_json(pair.measured)
+        found["mass"] = [asdict(one) for one in pair.masses]
+        found["continuation"] = [asdict(one) for one in pair.continuation]
+    return without_nan(found)
+
+
+def measured_json(measured: Measured) -> dict[str, Any]:
+    """Measurements, depth and histograms."""
+    return {
+        "measurements": {
+            name: asdict(one.estimate) | {"rollouts": one.rollouts} for name, one in measured.values.items()
+        },
+        "depth": [asdict(one) for one in measured.depth],
+        "histograms": {
+            "bin_width": BIN_WIDTH,
+            "student": measured.student_histogram,
+            "teacher": measured.teacher_histogram,
+        },
+    }
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for every NaN: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

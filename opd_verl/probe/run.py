@@ -1,0 +1,115 @@
+"""One probe: sample, read, measure, judge, report. What is finished is kept, whatever is killed.
+
+OUT/rollouts, OUT/reading, OUT/continuation      what the models said
+OUT/probe.json, probe.md, tokens.json            results
+"""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd_verl.checks.models import check_k
+from opd_verl.files import write_json, write_text
+from opd_verl.probe.config import ProbeConfig
+from opd_verl.probe.costs import continuations, masses
+from opd_verl.probe.measure import Accuracies, measure
+from opd_verl.probe.observe import observe
+from opd_verl.probe.plan import AFTER, BEFORE, Plan, make_plan
+from opd_verl.probe.readings import Pair, read_pairs
+from opd_verl.probe.result import VERSION, PairResult, to_json
+from opd_verl.probe.rollouts import Rollout, accuracies, continue_rollouts, measured_rollouts, sample_all
+from opd_verl.probe.table import to_markdown
+from opd_verl.probe.tokens import sample_tokens
+from opd_verl.probe.verdict import Evidence, cannot, judge, ranking
+from opd_verl.sampling.generate import generate_in_child
+from opd_verl.sampling.rollouts import Generate
+
+NOT_RESULTS = ("out", "workers")
+
+
+def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[PairResult]:
+    """Measures every student with every teacher and writes the results to `config.out`.
+
+    Returns the pairs, the best teacher first. Raises ConfigError before anything starts if a setting, model or file
+    cannot work, and ChildError if a model's process fails.
+    """
+    plan = make_plan(config)
+    check_k("k", config.k, len(plan.students[BEFORE].tokenizer))
+    if plan.teachers:
+        sample_all(plan, config, generate)
+        rollouts = {
+            name: measured_rollouts(plan.jobs[name], plan.per_prompt, config.rollouts) for name in plan.students
+        }
+        pairs = read_pairs(plan, rollouts, config)
+        results = [result(names, pair, rollouts[names[0]], plan, config, generate) for names, pair in pairs.items()]
+        write_json(Path(config.out) / "tokens.json", {"rollouts": shown(pairs, rollouts, plan, config)})
+    else:
+        results = []
+    ordered = in_order([*results, *unable(plan)])
+    write_report(ordered, config)
+    return ordered
+
+
+def result(
+    names: tuple[str, str], pair: Pair, rollouts: list[Rollout], plan: Plan, config: ProbeConfig, generate: Generate
+) -> PairResult:
+    """One pair, measured and judged."""
+    student, teacher = names
+    seen, prompts = observe(pair, rollouts), torch.tensor([one.prompt for one in rollouts])
+    answers = Accuracies(accuracies(plan.jobs[student]), accuracies(plan.jobs[teacher]) if config.headroom else None)
+    measured = measure(seen, prompts, answers, config)
+    out = Path(config.out) / "continuation" / f"{student}-{teacher}.parquet"
+    finished = continue_rollouts(rollouts, plan.students[student], plan.teachers[teacher], plan, config, out, generate)
+    assert seen.correct is not None
+    going_on = continuations(finished, seen.correct, prompts, config)
+    verdict = judge(Evidence(measured.estimates, measured.above, going_on))
+    found = masses(pair, seen.mask)
+    return PairResult(student, teacher, plan.compatibility[teacher], verdict, measured, found, going_on)
+
+
+def unable(plan: Plan) -> list[PairResult]:
+    """The teachers that cannot score this student."""
+    return [
+        PairResult(BEFORE, name, checks, cannot([one.detail for one in checks if one.fatal and not one.ok]))
+        for name, checks in plan.compatibility.items()
+        if name not in plan.teachers
+    ]
+
+
+def in_order(results: list[PairResult]) -> list[PairResult]:
+    """The best teacher first; each before the training, then after."""
+    verdicts = {
+        one.teacher: (
+            one.verdict,
+            {} if one.measured is None else {n: m.estimate for n, m in one.measured.values.items()},
+        )
+        for one in results
+        if one.student == BEFORE
+    }
+    order = ranking(verdicts)
+    return sorted(results, key=lambda one: (order.index(one.teacher), one.student == AFTER))
+
+
+def shown(
+    pairs: dict[tuple[str, str], Pair], rollouts: dict[str, list[Rollout]], plan: Plan, config: ProbeConfig
+) -> list[dict[str, Any]]:
+    """Rollouts token by token, of every pair."""
+    decode = partial(plan.students[BEFORE].tokenizer.decode, skip_special_tokens=False)
+    return [
+        rollout
+        for (student, teacher), pair in pairs.items()
+        for rollout in sample_tokens(
+            student, teacher, pair, rollouts[student], decode, config.samples, config.low_entropy
+        )
+    ]
+
+
+def write_report(results: list[PairResult], config: ProbeConfig) -> None:
+    """probe.json and probe.md."""
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_RESULTS}
+    record = {"version": VERSION, "settings": settings, "pairs": [to_json(one) for one in results]}
+    write_json(Path(config.out) / "probe.json", record)
+    write_text(Path(config.out) / "probe.md", to_markdown(results, config))

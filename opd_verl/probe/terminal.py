@@ -1,0 +1,60 @@
+"""A probe's results on a terminal of 80 columns."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from opd_verl.metrics.meanings import MEANINGS
+from opd_verl.probe.config import ProbeConfig
+from opd_verl.probe.plan import BEFORE
+from opd_verl.probe.result import PairResult
+from opd_verl.probe.table import caption, cell
+
+SHOWN = (
+    "student_accuracy",
+    "teacher_accuracy",
+    "dest_corr",
+    "rho",
+    "fork_overlap",
+    "overlap_ratio",
+    "overlap_teacher_mass",
+    "reverse_kl",
+    "truncated_share",
+    "response_length",
+)
+"""Measurements on the terminal; probe.md has all."""
+COLOURS = {"gain expected": "green", "no headroom": "yellow", "regression risk": "red", "cannot distil": "red"}
+
+
+def print_verdicts(results: Sequence[PairResult], config: ProbeConfig, console: Console) -> None:
+    """A panel for each teacher, the best first, and its main measurements."""
+    for one in results:
+        if one.student == BEFORE:
+            console.print(Panel(said(one), title=f"{one.teacher}: {one.verdict.verdict}", title_align="left",
+                                border_style=COLOURS[one.verdict.verdict]))  # fmt: skip
+        if one.measured is not None:
+            console.print(measured_table(one))
+    console.print(caption(config))
+    console.print(f"{config.out}: probe.md, probe.json, tokens.json")
+
+
+def said(pair: PairResult) -> str:
+    """The verdict in words."""
+    verdict = pair.verdict
+    sure = "" if verdict.sure is None else f" (sure: {verdict.sure:.0%})"
+    lines = [f"{verdict.rule}{sure}", verdict.number, f"rests on {verdict.row}"]
+    lines += [f"try: {remedy}" for remedy in verdict.remedies]
+    lines += [f"{one.what}: {one.detail}" for one in pair.compatibility if not one.ok]
+    return "\n".join(lines)
+
+
+def measured_table(pair: PairResult) -> Table:
+    """Its main measurements."""
+    assert pair.measured is not None
+    table = Table("measurement", "value", title=f"{pair.student} on {pair.teacher}", title_justify="left", box=None)
+    for name in SHOWN:
+        if name in pair.measured.values:
+            table.add_row(MEANINGS[name].text, cell(name, pair.measured.values[name].estimate))
+    return table
