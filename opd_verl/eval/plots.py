@@ -1,6 +1,6 @@
 """The two pictures: pass@k with its intervals, and the distribution of token entropies; a panel per benchmark."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ import numpy as np
 from opd_verl.eval.rows import Row
 from opd_verl.files import whole
 from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, HIGH_ENTROPY
+from opd_verl.plot_style import End, label_ends, series, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,12 +19,12 @@ PANELS_IN_A_LINE = 3
 
 def draw_pass_at_k(rows: Sequence[Row], path: Path) -> None:
     """pass@k over k, with the band of its 95% interval."""
-    _draw(rows, path, _pass_panel)
+    _draw(rows, path, pass_panel)
 
 
 def draw_entropies(rows: Sequence[Row], path: Path) -> None:
     """Share of tokens per bin of entropy, on a logarithmic scale."""
-    _draw([row for row in rows if row.entropy], path, _entropy_panel)
+    _draw([row for row in rows if row.entropy], path, lambda axes, rows: entropy_panel(axes, entropy_counts(rows)))
 
 
 def _draw(rows: Sequence[Row], path: Path, panel: "Callable[[Axes, Sequence[Row]], None]") -> None:
@@ -36,35 +37,47 @@ def _draw(rows: Sequence[Row], path: Path, panel: "Callable[[Axes, Sequence[Row]
     grid = figure.subplots(down, across, squeeze=False).flatten()
     for axes, benchmark in zip(grid, benchmarks, strict=False):
         axes.set_title(benchmark)
-        panel(axes, [row for row in rows if row.benchmark == benchmark])
         axes.grid(alpha=0.3)
+        panel(axes, [row for row in rows if row.benchmark == benchmark])
     for axes in grid[len(benchmarks) :]:
         axes.set_axis_off()
     with whole(path) as partial:
         figure.savefig(partial, dpi=130, format="png")
 
 
-def _pass_panel(axes: "Axes", rows: Sequence[Row]) -> None:
-    for row in rows:
+def pass_panel(axes: "Axes", rows: Sequence[Row]) -> None:
+    """One benchmark's models, each named at the end of its line."""
+    ends = []
+    for index, row in enumerate(rows):
         ks, intervals = list(row.pass_at), list(row.pass_at.values())
-        (line,) = axes.plot(ks, [one.value for one in intervals], marker="o", markersize=3, label=row.model)
+        look = series(index)
+        axes.plot(ks, [one.value for one in intervals], markersize=4, **look)
         low, high = [one.low for one in intervals], [one.high for one in intervals]
         if len(ks) > 1:
-            axes.fill_between(ks, low, high, alpha=0.15, color=line.get_color())
+            axes.fill_between(ks, low, high, alpha=0.15, color=look["color"], linewidth=0)
         else:
-            axes.vlines(ks, low, high, color=line.get_color())
+            axes.vlines(ks, low, high, color=look["color"])
+        ends.append(End(row.model, ks[-1], intervals[-1].value, look["color"]))
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(rows[0].pass_at), labels=[str(k) for k in rows[0].pass_at])
     axes.set(xlabel="k", ylabel="pass@k", ylim=(0, None))
-    axes.legend()
+    label_ends(axes, ends, gap=0.07)
 
 
-def _entropy_panel(axes: "Axes", rows: Sequence[Row]) -> None:
+def entropy_counts(rows: Sequence[Row]) -> dict[str, Sequence[int]]:
+    """Model: its tokens per bin."""
+    return {row.model: row.entropy.counts for row in rows if row.entropy}
+
+
+def entropy_panel(axes: "Axes", counts: Mapping[str, Sequence[int]]) -> None:
+    """Shares of the tokens of each model per bin of entropy; the threshold of a high one is dotted."""
     edges = np.arange(BINS + 2) * BIN_WIDTH
-    for row in rows:
-        assert row.entropy is not None
-        shares = np.array(row.entropy.counts) / row.entropy.tokens
-        axes.stairs(shares, edges, label=f"{row.model}: {row.entropy.high_share:.1%} at >= {HIGH_ENTROPY:g} nats")
-    axes.axvline(HIGH_ENTROPY, color="tab:gray", linestyle=":")
+    first_high = round(HIGH_ENTROPY / BIN_WIDTH)
+    for index, (name, tokens) in enumerate(counts.items()):
+        shares = np.array(tokens) / max(sum(tokens), 1)
+        label, look = f"{short(name)}: {shares[first_high:].sum():.1%} at ≥ {HIGH_ENTROPY:g} nats", series(index)
+        axes.stairs(shares, edges, label=label, color=look["color"], linestyle=look["linestyle"], linewidth=1.4)
+    axes.axvline(HIGH_ENTROPY, color="tab:gray", linestyle=":", linewidth=1.0)
     axes.set(xlabel="entropy of a token, nats (last bin: and more)", ylabel="share of tokens", yscale="log")
-    axes.legend()
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axes.legend(frameon=False)

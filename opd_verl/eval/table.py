@@ -1,6 +1,6 @@
 """The rows as a table: JSON with every number, Markdown, and a short one on the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opd_verl.eval.config import EvalConfig
+from opd_verl.eval.entropies import EntropySummary
 from opd_verl.eval.estimators import Interval
 from opd_verl.eval.plan import Plan
 from opd_verl.eval.rows import Row
@@ -68,6 +69,24 @@ def to_json(rows: Sequence[Row], plan: Plan, config: EvalConfig) -> dict[str, An
         "entropy_bin_width": BIN_WIDTH,
         "rows": [asdict(row) for row in rows],
     }
+
+
+def rows_from_json(table: Mapping[str, Any]) -> list[Row]:
+    """The rows of `to_json`. Raises KeyError or TypeError for a table of another form."""
+    return [_row(row) for row in table["rows"]]
+
+
+def _row(content: Mapping[str, Any]) -> Row:
+    entropy = content["entropy"]
+    return Row(
+        **dict(content)
+        | {
+            "accuracy": Interval(**content["accuracy"]),
+            "pass_at": {int(k): Interval(**one) for k, one in content["pass_at"].items()},
+            "majority": Interval(**content["majority"]),
+            "entropy": None if entropy is None else EntropySummary(**entropy),
+        }
+    )
 
 
 def to_markdown(rows: Sequence[Row], config: EvalConfig) -> str:

@@ -1,5 +1,6 @@
-"""The trainer's side: a step's rollouts to a page in `samples/`, and to wandb where the run logs there."""
+"""The trainer's side: a step's rollouts to a page and JSON in `samples/`, and to wandb where the run logs there."""
 
+import json
 import logging
 import zlib
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from opd_verl.config_sections import SamplesConfig
 from opd_verl.files import write_text
 from opd_verl.inputs import RewardInputs
 from opd_verl.samples.choose import Chosen, choose
-from opd_verl.samples.html import Sample, Token, page, response_page, scale_of
+from opd_verl.samples.html import page, response_page, scale_of
+from opd_verl.samples.record import Sample, Token, quadrant, to_json
 from opd_verl.samples.tokens import token_texts
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class SampleRollouts:
         self.seed = config.actor_rollout_ref.rollout.seed
 
     def show(self, scored: Scored, step: int, tracking: Any) -> None:
-        """Writes the page, and logs the table to verl's loggers, if it is time to.
+        """Writes the page and its JSON, and logs the table to verl's loggers, if it is time to.
 
         A failure (a full disk) is warned about once and ends nothing.
         """
@@ -70,6 +72,8 @@ class SampleRollouts:
         try:
             found = self.collect(scored, step)
             write_text(self.folder / f"step_{step:06d}.html", page(step, found))
+            content = {"step": step, "rollouts": [to_json(one) for one in found]}
+            write_text(self.folder / f"step_{step:06d}.json", json.dumps(content, ensure_ascii=False) + "\n")
             if "wandb" in tracking.logger:
                 tracking.log({"opd/samples": table(found)}, step, backend=["wandb"])
         except Exception:  # a training is worth more than a look at it
@@ -104,10 +108,14 @@ class SampleRollouts:
 
     def tokens(self, scored: Scored, row: int) -> list[Token]:
         """A response's tokens with their numbers."""
-        ids = scored.responses.unbind(0)[row].tolist()
-        numbers = (scored.inputs.log_p_old, scored.inputs.log_q, scored.reward, scored.trained)
+        ids, inputs = scored.responses.unbind(0)[row].tolist(), scored.inputs
+        numbers = (inputs.log_p_old, inputs.log_q, scored.reward, scored.trained, inputs.student_entropy)
         columns = [column[row, : len(ids)].tolist() for column in numbers]
-        return [Token(*one) for one in zip(ids, token_texts(ids, self.decode), *columns, strict=True)]
+        none = [None] * len(ids)
+        teacher = none if inputs.teacher_entropy is None else inputs.teacher_entropy[row, : len(ids)].tolist()
+        quadrants = [quadrant(reward, entropy) for reward, entropy in zip(columns[2], columns[4], strict=True)]
+        texts = token_texts(ids, self.decode)
+        return [Token(*one) for one in zip(ids, texts, *columns, teacher, quadrants, strict=True)]
 
 
 def table(samples: Sequence[Sample]) -> Any:

@@ -1,7 +1,9 @@
 """Rollouts to look at: the text of tokens, the choice, the colours, the page, and what the trainer hands over."""
 
+import json
 import logging
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,8 @@ from opd_verl.config_sections import SamplesConfig
 from opd_verl.inputs import RewardInputs
 from opd_verl.samples import show
 from opd_verl.samples.choose import Chosen, choose
-from opd_verl.samples.html import BLUE, GREY, RED, Sample, Token, colour, page, response_page, scale_of, token_span
+from opd_verl.samples.html import STYLE, page, response_page, scale_of, shade_class, token_span
+from opd_verl.samples.record import Sample, Token, from_json, quadrant, to_json
 from opd_verl.samples.show import SampleRollouts, Scored
 from opd_verl.samples.tokens import token_texts
 
@@ -82,16 +85,22 @@ def test_few_rollouts_are_all_shown() -> None:
     assert [one.row for one in choose(list("abc"), [0.0, 1.0, 2.0], 1, 0)] == [0]
 
 
-@pytest.mark.parametrize(("reward", "expected"), [(0.0, (255, 255, 255)), (-2.0, RED), (2.0, BLUE), (9.0, BLUE)])
-def test_the_scale_goes_from_red_over_white_to_blue(reward: float, expected: tuple[int, int, int]) -> None:
-    assert colour(reward, 2.0) == "#{:02x}{:02x}{:02x}".format(*expected)
+@pytest.mark.parametrize(("reward", "expected"), [(0.0, ""), (-2.0, "n8"), (2.0, "p8"), (9.0, "p8"), (NAN, "")])
+def test_the_scale_goes_from_orange_over_none_to_blue(reward: float, expected: str) -> None:
+    assert shade_class(reward, 2.0) == expected
 
 
 @given(st.floats(0, 10), st.floats(0.01, 10))
 def test_the_scale_is_symmetric(reward: float, scale: float) -> None:
-    """As far from white on both sides: blue is red with its parts in the other order."""
-    red, blue = (re.findall("..", colour(sign * reward, scale)[1:]) for sign in (-1, 1))
-    assert red == blue[::-1]
+    """As strong on both sides, and every shade has its rule."""
+    negative, positive = shade_class(-reward, scale), shade_class(reward, scale)
+    assert negative[1:] == positive[1:] and negative[:1] + positive[:1] in ("np", "")
+    assert not negative or (f".{negative}{{background" in STYLE and f".{positive}{{background" in STYLE)
+
+
+def test_negative_tokens_are_told_apart_without_colour() -> None:
+    underlined = set(re.findall(r"\.([np]\d)(?=[^}]*\{text-decoration:underline)", STYLE))
+    assert underlined == {f"n{level}" for level in range(1, 9)}
 
 
 def token(reward: float, text: str = "x", trained: bool = True) -> Token:
@@ -110,9 +119,28 @@ def test_an_outlier_and_masked_tokens_do_not_set_the_scale() -> None:
 def test_a_token_says_what_it_is_made_of() -> None:
     span = token_span(token(-0.5), 1.0)
     assert unescape(span.split('title="')[1]) == 'id 7\nlog p -1.2500\nlog q -1.7500\nr_t -0.5000">x</span>'
-    assert colour(-0.5, 1.0) in span and GREY not in span
+    assert 'class="n4"' in span
     masked = token_span(token(-0.5, trained=False), 1.0)
-    assert GREY in masked and "masked" in masked and colour(-0.5, 1.0) not in masked
+    assert 'class="masked"' in masked and masked.endswith('masked">x</span>')
+    assert token_span(token(-0.5), 1.0, title=False) == '<span class="n4">x</span>'
+    known = token_span(Token(7, "x", -1.0, -0.5, 0.5, True, 0.25, 1.5, 1), 1.0)
+    assert "r_t 0.5000\nQ1\nstudent entropy 0.2500\nteacher entropy 1.5000" in unescape(known)
+
+
+@pytest.mark.parametrize(
+    ("reward", "entropy", "expected"),
+    [(0.1, 0.29, 1), (0.1, 0.3, 2), (-0.1, 0.29, 3), (-0.1, 0.3, 4), (0.0, 1.0, 0), (NAN, 1.0, None)],
+)
+def test_quadrants_by_hand(reward: float, entropy: float, expected: int | None) -> None:
+    assert quadrant(reward, entropy) == expected
+
+
+def test_json_gives_the_sample_back_and_has_null_for_nan() -> None:
+    full = Token(7, "</x>", -1.0, -0.5, 0.5, True, 0.25, 1.5, 1, [("</x>", -0.5), ("y", -1.0)])
+    one = sample(full, token(-0.25), prompt="<p>", correct=None)
+    assert from_json(json.loads(json.dumps(to_json(one)))) == replace(one, tokens=list(one.tokens))
+    unknown = to_json(sample(Token(7, "x", -1.0, NAN, NAN, False)))["tokens"][0]
+    assert unknown["log_q"] is unknown["reward"] is None and "NaN" not in json.dumps(unknown)
 
 
 def test_everything_is_escaped() -> None:
@@ -125,7 +153,7 @@ def test_the_page_is_whole_and_shows_what_else_is_known() -> None:
     text = page(10, [sample(token(0.1, "a\n"), token(-0.2, "")), sample(token(0.3), correct=False)])
     assert "http" not in text and text.startswith("<!doctype html>") and text.count("<tr>") == 1 + 2
     assert ">a↵\n</span>" in text and ">·</span>" in text
-    assert "correct<" in text and "not correct" in text and "-0.5000" in text and "-0.3 <span" in text
+    assert "correct<" in text and "not correct" in text and "-0.5000" in text and "nats: -0.3 <span" in text
 
 
 class Loggers:
@@ -170,17 +198,30 @@ def sampler(folder: Path, every: int = 10) -> SampleRollouts:
 def test_the_numbers_of_a_step_come_out_by_value(scored: Scored, tmp_path: Path) -> None:
     low, high = sampler(tmp_path).collect(scored, 10)
     assert (low.name, low.prompt, low.mean_reward, low.correct) == ("b_0_0", "w2 w3", -0.5, False)
-    assert low.tokens[1] == Token(11, " w11", -2.0, -2.5, -0.5, True) and len(low.tokens) == 3
+    assert low.tokens[1] == Token(11, " w11", -2.0, -2.5, -0.5, True, 2.0, None, 4) and len(low.tokens) == 3
     assert (high.name, high.prompt, high.mean_reward, high.score) == ("a_0_0", "w4", 0.125, 1.0)
     assert [one.trained for one in high.tokens] == [True, False] and high.tokens[0].reward == 0.25
 
 
-@pytest.mark.parametrize(("every", "expected"), [(10, ["step_000010.html", "step_000020.html"]), (0, [])])
-def test_a_page_after_every_so_many_steps(every: int, expected: list[str], scored: Scored, tmp_path: Path) -> None:
+def test_the_teachers_entropies_are_shown_where_they_are_known(scored: Scored, tmp_path: Path) -> None:
+    inputs = replace(scored.inputs, teacher_entropy=scored.inputs.student_entropy + 0.5)
+    low, _ = sampler(tmp_path).collect(replace(scored, inputs=inputs), 10)
+    assert [one.teacher_entropy for one in low.tokens] == [1.5, 2.5, 3.5]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(10, [10, 20]), (0, [])])
+def test_a_page_and_its_json_after_every_so_many_steps(
+    every: int, steps: list[int], scored: Scored, tmp_path: Path
+) -> None:
     rollouts = sampler(tmp_path, every)
     for step in range(1, 21):
         rollouts.show(scored, step, Loggers("console"))
+    expected = [f"step_{step:06d}.{kind}" for step in steps for kind in ("html", "json")]
     assert [file.name for file in sorted(tmp_path.glob("samples/*"))] == expected
+    for step in steps:
+        content = json.loads((tmp_path / "samples" / f"step_{step:06d}.json").read_text())
+        assert content["step"] == step
+        assert [from_json(one) for one in content["rollouts"]] == rollouts.collect(scored, step)
 
 
 def test_wandb_gets_a_table_whose_responses_are_pages(scored: Scored, tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""Training metrics over steps, every run in the same small chart, named by its letter at the end of its line."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from opd_verl.plot_style import End, label_ends, series
+from opd_verl.report.chart import Chart, Theme
+from opd_verl.report.runs import Points, Run, last, metrics_of, points, with_gaps
+
+MARKED = 15
+"""Points of a line that get a marker, at most, beside those that stand alone."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric worth a chart."""
+
+    metric: str
+    title: str
+    unit: str
+    reading: str
+    line: float | None = None
+    """Where a value changes what it means."""
+    beside: str | None = None
+    """A metric that is drawn dotted in the same chart."""
+
+
+CURVES = (
+    Curve("opd/reward_mean", "Mean reward r_t", "nats", "log q - log p per token. It rises towards 0.", 0.0),
+    Curve(
+        "opd/reverse_kl", "Reverse KL", "nats", "How far the student is from the teacher on its own tokens; to 0.", 0
+    ),
+    Curve("opd/overlap_ratio", "Top-k overlap", "share", "Of the student's top-k in the teacher's. Rises if it works."),
+    Curve(
+        "opd/overlap_advantage",
+        "Advantage of the overlap",
+        "nats",
+        "How the teacher ranks the tokens both have in their top-k. Rises towards 0.",
+        0.0,
+    ),
+    Curve(
+        "opd/student_entropy",
+        "Entropy: student, teacher",
+        "nats",
+        "Student with markers, teacher dotted. A student far below its teacher has lost diversity.",
+        beside="opd/teacher_entropy",
+    ),
+    Curve("opd/entropy_gap", "Entropy gap", "nats", "|teacher - student| at the same position. Falls towards 0.", 0.0),
+    Curve(
+        "opd/rho",
+        "Entropy correlation rho",
+        "Pearson's r",
+        "Whether both hesitate at the same tokens. Near 1: same shape.",
+    ),
+    Curve("opd/fork_overlap", "Fork overlap", "share", "Of the 20% most uncertain tokens, how many both share."),
+    Curve(
+        "opd/dest_corr",
+        "Dest:Corr",
+        "ratio",
+        "Force on confident tokens, correct rollouts over wrong ones. Above the line at 1: regression.",
+        1.0,
+    ),
+    Curve("opd/gated_share", "Gated share", "share", "Of tokens at which the extra forward KL applies."),
+    Curve(
+        "opd/truncated_share", "Truncated rollouts", "share", "Cut at the length limit. High: the reward is not final."
+    ),
+    Curve("response_length/mean", "Response length", "tokens", "A sudden rise or fall comes before most collapses."),
+    Curve(
+        "critic/score/mean", "Task score in training", "score", "Mean score of the training rollouts. Higher is better."
+    ),
+    Curve("timing_s/step", "Seconds per step", "s", "The whole step; opd_verl.timeline tells what it was spent on."),
+)
+INTRO = (
+    "Every chart has the same runs; a letter stands at the end of each line. A gap is a step without a value; a "
+    "horizontal line without markers is the value to compare with."
+)
+VALIDATION = re.compile(r"val-core/(.+)/(acc|reward)/(mean@\d+)")
+
+
+def curves(runs: Sequence[Run]) -> list[Chart]:
+    """A chart for each metric that a run has."""
+    logged = metrics_of(runs)
+    chosen = [*(curve for curve in CURVES if curve.metric in logged), *filter(None, map(validation, logged))]
+    return [chart(curve, runs) for curve in chosen if any(points(run, curve.metric) for run in runs)]
+
+
+def validation(metric: str) -> Curve | None:
+    """The curve of a validation score, None for another metric."""
+    match = VALIDATION.fullmatch(metric)
+    if not match:
+        return None
+    return Curve(metric, f"{match[1]}, {match[3]}", "accuracy", "Validation: mean score over the samples of a problem.")
+
+
+def chart(curve: Curve, runs: Sequence[Run]) -> Chart:
+    """All runs' lines of one metric."""
+    name = re.sub(r"\W+", "_", curve.metric.removeprefix("opd/"))
+    return Chart(name, curve.title, curve.reading, partial(draw, curve, runs), last_values(curve, runs))
+
+
+def last_values(curve: Curve, runs: Sequence[Run]) -> str:
+    """Where each line ends, in words."""
+    found = ((run, last(run, curve.metric)) for run in runs)
+    return "; ".join(f"{run.title}: {end[1]:.4g} {curve.unit} at step {end[0]}" for run, end in found if end)
+
+
+def draw(curve: Curve, runs: Sequence[Run], figure: Figure, theme: Theme) -> None:
+    """Lines with gaps where values are missing."""
+    axes, ends = figure.subplots(), []
+    if curve.line is not None:
+        axes.axhline(curve.line, color=theme.ink, linewidth=0.9, zorder=1)
+    for run in runs:
+        ends += draw_line(axes, run, curve.metric, run.letter)
+        ends += draw_line(axes, run, curve.beside, f"{run.letter} teacher", dotted=True) if curve.beside else []
+    axes.set(xlabel="step", ylabel=curve.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.margins(y=0.08)
+    label_ends(axes, ends if len(runs) > 1 or curve.beside else [])
+
+
+def draw_line(axes: Axes, run: Run, metric: str, label: str, dotted: bool = False) -> list[End]:
+    """A run's line; no end where nothing is known. Dotted: thin, without markers and without a place in a legend."""
+    line = with_gaps(points(run, metric))
+    if not line:
+        return []
+    look = series(run.index)
+    if dotted:
+        look |= {"linestyle": ":", "marker": ""}
+    steps, values = zip(*line, strict=True)
+    name = None if dotted else run.title
+    axes.plot(steps, values, **look, label=name, markersize=3.5, markevery=marked(line), zorder=2)
+    return [End(label, *line[-1], look["color"])]
+
+
+def marked(line: Points) -> list[int]:
+    """Places of the points that get a marker: some at equal distances, and all that no line reaches."""
+    known = [math.isfinite(value) for _, value in line]
+    joined = [False, *(one and other for one, other in pairwise(known)), False]
+    alone = [at for at, value in enumerate(known) if value and not joined[at] and not joined[at + 1]]
+    return sorted({*range(0, len(line), -(-len(line) // MARKED)), *alone})

@@ -1,0 +1,99 @@
+"""`probe.json` as records: what one student and one teacher are to each other, and what follows from it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measurement and its interval; NaN where it is not known."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Mean r_t of the tokens at positions `first` to `last`, both included."""
+
+    first: int
+    last: int
+    reward: Estimate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to expect of the distillation, and why."""
+
+    verdict: str
+    rule: str
+    number: str
+    row: str
+    """The paper's row it rests on."""
+    sure: float | None
+    """0 to 1."""
+    remedies: list[str]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that student and teacher must have in common."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One student and one teacher."""
+
+    student: str
+    teacher: str
+    measurements: dict[str, Estimate]
+    depth: list[Bucket]
+    histograms: dict[str, list[int]]
+    """"student" and "teacher": tokens per bin of entropy."""
+    verdict: Verdict | None
+    compatibility: list[Check]
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"{self.student} → {self.teacher}"
+
+
+def pairs_from_json(content: Mapping[str, Any]) -> list[Pair]:
+    """Raises KeyError or TypeError for a content of another form, ValueError for another version."""
+    if content["version"] != VERSION:
+        raise ValueError(f"version {content['version']}, this reads version {VERSION}")
+    return [_pair(one) for one in content["pairs"]]
+
+
+def _pair(content: Mapping[str, Any]) -> Pair:
+    found = content.get("verdict")
+    histograms = content.get("histograms") or {}
+    return Pair(
+        student=content["student"],
+        teacher=content["teacher"],
+        measurements={name: _estimate(one) for name, one in (content.get("measurements") or {}).items()},
+        depth=[Bucket(one["first"], one["last"], _estimate(one["reward"])) for one in content.get("depth") or []],
+        histograms={side: histograms[side] for side in ("student", "teacher") if histograms.get(side)},
+        verdict=found and _verdict(found),
+        compatibility=[Check(one["what"], one["ok"], one["detail"]) for one in content.get("compatibility") or []],
+    )
+
+
+def _verdict(content: Mapping[str, Any]) -> Verdict:
+    texts = (content.get(name) or "" for name in ("rule", "number", "row"))
+    return Verdict(content["verdict"], *texts, sure=content.get("sure"), remedies=list(content.get("remedies") or []))
+
+
+def _estimate(content: Mapping[str, float | None]) -> Estimate:
+    numbers = (content.get(name) for name in ("value", "low", "high"))
+    return Estimate(*(math.nan if number is None else float(number) for number in numbers))

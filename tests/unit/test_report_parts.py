@@ -1,0 +1,138 @@
+"""The report's small functions by hand: gaps, names, choices, labels, series, and the evaluation's table read back."""
+
+import json
+import math
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import image
+from matplotlib.figure import Figure
+from report_harness import write_evaluation, write_training
+
+from opd_verl.eval.plots import draw_entropies, draw_pass_at_k, entropy_panel
+from opd_verl.eval.table import rows_from_json
+from opd_verl.plot_style import End, label_ends, series, short, spread
+from opd_verl.report.curves import marked
+from opd_verl.report.depth_map import grid_of
+from opd_verl.report.quadrant_map import quadrants
+from opd_verl.report.read import distinct_names, evenly, read_runs, recipe_of
+from opd_verl.report.runs import Run, alerts, last, points, with_gaps
+
+NAN = math.nan
+
+
+def run(**values: list[float | None]) -> Run:
+    """Steps 1, 2, ... with these metrics; None where a step has none."""
+    count = max(map(len, values.values()))
+    steps = [
+        {"step": at + 1, **{f"opd/{name}": one[at] for name, one in values.items() if one[at] is not None}}
+        for at in range(count)
+    ]
+    return Run("A", "run", "opd", steps)
+
+
+def test_a_missing_value_is_a_gap_and_a_rare_metric_has_none() -> None:
+    missing = points(run(rho=[0.1, 0.2, NAN, 0.4, 0.5, None, 0.7]), "opd/rho")
+    assert missing == [(1, 0.1), (2, 0.2), (4, 0.4), (5, 0.5), (7, 0.7)]
+    assert [step for step, value in with_gaps(missing) if math.isnan(value)] == [2, 5]
+    rare = [(5, 0.1), (10, 0.2), (15, 0.3), (25, 0.4)]
+    assert [step for step, value in with_gaps(rare) if math.isnan(value)] == [15]
+    assert with_gaps([]) == [] and with_gaps([(3, 1.0)]) == [(3, 1.0)]
+
+
+def test_points_that_no_line_reaches_are_marked() -> None:
+    line = [(step, 0.5) for step in range(60)]
+    line[40:43] = [(40, NAN), (41, 0.5), (42, NAN)]
+    assert {0, 4, 41} <= set(marked(line)) and len(marked(line)) <= 17
+
+
+def test_the_last_known_value_counts() -> None:
+    one = run(rho=[0.1, 0.2, NAN], other=[math.inf, None, 3])
+    assert last(one, "opd/rho") == (2, 0.2) and last(one, "opd/other") == (3, 3.0) and last(one, "opd/none") is None
+
+
+def test_alerts_are_told_with_their_steps() -> None:
+    assert list(alerts(run(**{"alert/a": [0.0, 1.0, 1.0], "alert/b": [0.0, 0.0, 0.0]}))) == [("a", [2, 3])]
+
+
+def test_depths_are_in_order_of_position_with_nan_for_what_is_missing() -> None:
+    one = run(**{"depth/512-1023/reward": [-1.0, None], "depth/0-511/reward": [-0.5, -0.25]})
+    steps, grid = grid_of(one)
+    assert steps == [1, 2] and grid[0].tolist() == [-0.5, -0.25] and grid[1][0] == -1.0 and math.isnan(grid[1][1])
+
+
+def test_quadrants_need_all_masses_and_forces() -> None:
+    known = {f"q{number}_{kind}": 0.25 for number in range(1, 5) for kind in ("mass", "force")}
+    found = quadrants(lambda name: known.get(name, NAN))
+    assert found is not None and found.total == 1.0 and math.isnan(found.dest_corr)
+    known |= {"destructive_mass": 0.1, "destructive_reward": 0.5, "corrective_mass": 0.2, "corrective_reward": 0.125}
+    found = quadrants(lambda name: known.get(name, NAN))
+    assert found is not None and found.destructive / found.corrective == pytest.approx(2.0)
+    known["q4_force"] = NAN
+    assert quadrants(lambda name: known.get(name, NAN)) is None
+
+
+def test_names_are_as_long_as_they_must_be() -> None:
+    folders = [Path("/a/opd/seed1"), Path("/a/eopd/seed1")]
+    assert distinct_names(folders) == ["opd/seed1", "eopd/seed1"] and distinct_names(folders[:1]) == ["seed1"]
+    assert short("x" * 24) == "x" * 24 and len(short("a" * 40 + "b")) == 24 and short("a" * 40 + "b")[-1] == "b"
+
+
+@given(st.integers(0, 30), st.integers(0, 10))
+def test_an_even_choice_has_both_ends(length: int, count: int) -> None:
+    found = evenly(range(length), count)
+    assert len(found) == min(length, count) and found == sorted(set(found))
+    if count > 1 and length > 1:
+        assert (found[0], found[-1]) == (0, length - 1)
+
+
+def test_samples_are_of_the_first_the_middle_and_the_last_step(tmp_path: Path) -> None:
+    write_training(tmp_path / "run", 0.9, 1)
+    (one,) = read_runs([tmp_path / "run"], 5)
+    assert [shown.step for shown in one.shown] == [10, 10, 30, 30, 40] and one.recipe == "eopd"
+    assert [shown.sample.why for shown in one.shown[:2]] == ["lowest mean r_t", "highest mean r_t"]
+    assert read_runs([tmp_path / "run"], 0)[0].shown == [] and recipe_of(tmp_path / "none") == ""
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_labels_keep_apart_and_in_order(places: list[float]) -> None:
+    found = spread(places, 0.1)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    room = min(0.1, 1 / max(len(places) - 1, 1))
+    assert all(found[after] - found[before] > room - 1e-9 for before, after in pairwise(order))
+    assert min(found) >= -1e-9 and max(found) <= 1 + 1e-9
+
+
+def test_a_label_that_is_alone_stays_beside_its_line() -> None:
+    assert spread([0.3, 0.9], 0.1) == [0.3, 0.9]
+    axes = Figure().subplots()
+    axes.plot([0, 10], [0, 1])
+    label_ends(axes, [End("A", 10, 1, "#0072b2"), End("B", 10, 0.99, "#d55e00")])
+    assert [text.get_text() for text in axes.texts] == ["A", "B"]
+
+
+def test_series_differ_without_colour() -> None:
+    looks = [series(index) for index in range(84)]
+    assert len({tuple(look.values()) for look in looks}) == 84
+    assert len({(look["linestyle"], look["marker"]) for look in looks[:12]}) == 12
+
+
+def test_the_evaluations_table_comes_back(tmp_path: Path) -> None:
+    content = json.loads((write_evaluation(tmp_path) / "table.json").read_text())
+    rows = rows_from_json(content)
+    assert json.loads(json.dumps([asdict(row) for row in rows])) == content["rows"]
+    assert rows[0].pass_at[16].value == content["rows"][0]["pass_at"]["16"]["value"]
+    draw_pass_at_k(rows, tmp_path / "pass.png")
+    draw_entropies(rows, tmp_path / "entropy.png")
+    assert all(image.imread(tmp_path / name).std() > 0.05 for name in ("pass.png", "entropy.png"))
+
+
+def test_the_share_of_uncertain_tokens_is_told() -> None:
+    axes = Figure().subplots()
+    entropy_panel(axes, {"student": [90, *[0] * 9, 6, *[0] * 39, 4]})
+    legend = axes.get_legend()
+    assert legend and [text.get_text() for text in legend.get_texts()] == ["student: 10.0% at ≥ 1 nats"]
