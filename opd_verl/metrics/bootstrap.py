@@ -3,24 +3,14 @@
 Shapes: U units that are drawn together, S replicates.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.ratio import Ratio
 
 CONFIDENCE = 0.95
 NOT_KNOWN = float("nan")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its 95% confidence interval; NaN where undefined."""
-
-    value: float
-    low: float
-    high: float
 
 
 def draws(units: int, count: int, seed: int) -> Tensor:

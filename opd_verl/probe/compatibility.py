@@ -1,24 +1,13 @@
 """Whether a teacher can score this student at all: vocabulary, end of a response, context, chat template."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from opd_verl.checks.models import check_context, check_same_tokenizer, check_vocabulary
 from opd_verl.checks.template import check_template
 from opd_verl.errors import ConfigError
+from opd_verl.probe.record import Finding
 from opd_verl.sampling.prompts import Model
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check and what it found."""
-
-    what: str
-    ok: bool
-    detail: str
-    fatal: bool = False
-    """Nothing can be measured with this teacher."""
 
 
 def compatibility(

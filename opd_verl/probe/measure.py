@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_verl.metrics.auroc import auroc, weighted_auroc
-from opd_verl.metrics.bootstrap import Estimate, draws, estimate, replicates, with_interval
+from opd_verl.metrics.bootstrap import draws, estimate, replicates, with_interval
 from opd_verl.metrics.depth import by_depth, depth_buckets
+from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.measurements import Observed, measurements
 from opd_verl.metrics.ratio import Ratio, of_rollouts, of_tokens
 from opd_verl.metrics.uncertainty import histogram
 from opd_verl.probe.config import ProbeConfig
+from opd_verl.probe.record import Depth
 from opd_verl.probe.verdict import THRESHOLDS
 
 
@@ -25,16 +27,6 @@ class Measurement:
     estimate: Estimate
     rollouts: int
     """Rollouts that have a part in it; of an accuracy the prompts."""
-
-
-@dataclass(frozen=True)
-class Depth:
-    """Mean r_t of the tokens at positions first .. last."""
-
-    first: int
-    last: int
-    reward: Estimate
-    tokens: int
 
 
 @dataclass(frozen=True)

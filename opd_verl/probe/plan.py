@@ -8,8 +8,9 @@ import pyarrow as pa
 from opd_verl.checks.models import load_config
 from opd_verl.errors import ConfigError
 from opd_verl.eval.names import named
-from opd_verl.probe.compatibility import Finding, compatibility
+from opd_verl.probe.compatibility import compatibility
 from opd_verl.probe.config import ProbeConfig
+from opd_verl.probe.record import Finding
 from opd_verl.sampling.judging import load_reward
 from opd_verl.sampling.prompts import Model, open_model
 from opd_verl.sampling.rollouts import Job, prepare

@@ -1,8 +1,10 @@
-"""What a probe says of a pair besides its measurements: verdict, masses, continuations."""
+"""What a probe says of a pair besides its measurements, as written to probe.json and read by the report."""
 
 from dataclasses import dataclass, field
 
-from opd_verl.metrics.bootstrap import Estimate
+from opd_verl.metrics.estimate import Estimate
+
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,27 @@ class Verdict:
     sure: float | None
     """Share of the bootstrap's replicates that obey the rule; None where there is no such share."""
     remedies: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of compatibility and what it found."""
+
+    what: str
+    ok: bool
+    detail: str
+    fatal: bool = False
+    """Nothing can be measured with this teacher."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Mean r_t of the tokens at positions first .. last, both included."""
+
+    first: int
+    last: int
+    reward: Estimate
+    tokens: int
 
 
 @dataclass(frozen=True)

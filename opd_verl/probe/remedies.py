@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from opd_verl.metrics.bootstrap import Estimate
+from opd_verl.metrics.estimate import Estimate
 
 MASK = "mask all but the top-20% entropy positions: opd.tokens.masks=[top_student_entropy] (Capacity table 6)"
 MASKED_GAIN = "the mask removes losses, it makes no gain"

@@ -6,11 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from opd_verl.metrics.thresholds import BIN_WIDTH
-from opd_verl.probe.compatibility import Finding
 from opd_verl.probe.measure import Measured
-from opd_verl.probe.record import Continuation, Mass, Verdict
-
-VERSION = 1
+from opd_verl.probe.record import Continuation, Finding, Mass, Verdict
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from opd_verl.probe.measure import Accuracies, measure
 from opd_verl.probe.observe import observe
 from opd_verl.probe.plan import AFTER, BEFORE, Plan, make_plan
 from opd_verl.probe.readings import Pair, read_pairs
-from opd_verl.probe.result import VERSION, PairResult, to_json
+from opd_verl.probe.record import VERSION
+from opd_verl.probe.result import PairResult, to_json
 from opd_verl.probe.rollouts import Rollout, accuracies, continue_rollouts, measured_rollouts, sample_all
 from opd_verl.probe.table import to_markdown
 from opd_verl.probe.tokens import sample_tokens

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from opd_verl.eval.table import markdown_table
-from opd_verl.metrics.bootstrap import Estimate
+from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.meanings import MEANINGS
 from opd_verl.probe.before_after import before_and_after
 from opd_verl.probe.config import ProbeConfig

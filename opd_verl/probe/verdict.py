@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from opd_verl.metrics.bootstrap import Estimate
+from opd_verl.metrics.estimate import Estimate
 from opd_verl.probe.record import Continuation, Verdict
 from opd_verl.probe.remedies import ALIGNED, COLD_START, MASK, MASKED_GAIN, MORE_PROMPTS, OTHER, further
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from opd_verl.files import write_text
-from opd_verl.report import curves, depth_map, distributions, overview, quadrant_map, tokens
+from opd_verl.report import curves, depth_map, distributions, overview, quadrant_map, teacher, tokens
 from opd_verl.report.chart import Chart, png, svg
 from opd_verl.report.runs import Run
 from opd_verl.report.verdict import verdict_boxes
@@ -46,6 +46,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         Section("curves", "Training", curves.INTRO, curves.curves(runs)),
         Section("quadrants", "Quadrants", quadrant_map.INTRO, quadrant_map.charts(runs)),
         Section("depth", "Depth", depth_map.INTRO, depth_map.charts(runs)),
+        Section("teacher", "Teacher", teacher.INTRO, teacher.charts(runs)),
         Section("entropy", "Entropies", distributions.ENTROPY_INTRO, distributions.entropy_charts(runs)),
         Section(
             "evaluation",

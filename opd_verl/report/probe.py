@@ -5,48 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measurement and its interval; NaN where it is not known."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Mean r_t of the tokens at positions `first` to `last`, both included."""
-
-    first: int
-    last: int
-    reward: Estimate
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What to expect of the distillation, and why."""
-
-    verdict: str
-    rule: str
-    number: str
-    row: str
-    """The paper's row it rests on."""
-    sure: float | None
-    """0 to 1."""
-    remedies: list[str]
-
-
-@dataclass(frozen=True)
-class Check:
-    """Something that student and teacher must have in common."""
-
-    what: str
-    ok: bool
-    detail: str
+from opd_verl.metrics.estimate import Estimate
+from opd_verl.probe.record import VERSION, Continuation, Depth, Finding, Mass, Verdict
 
 
 @dataclass(frozen=True)
@@ -56,11 +16,13 @@ class Pair:
     student: str
     teacher: str
     measurements: dict[str, Estimate]
-    depth: list[Bucket]
+    depth: list[Depth]
+    masses: list[Mass]
+    continuation: list[Continuation]
     histograms: dict[str, list[int]]
     """"student" and "teacher": tokens per bin of entropy."""
     verdict: Verdict | None
-    compatibility: list[Check]
+    compatibility: list[Finding]
 
     @property
     def name(self) -> str:
@@ -82,10 +44,18 @@ def _pair(content: Mapping[str, Any]) -> Pair:
         student=content["student"],
         teacher=content["teacher"],
         measurements={name: _estimate(one) for name, one in (content.get("measurements") or {}).items()},
-        depth=[Bucket(one["first"], one["last"], _estimate(one["reward"])) for one in content.get("depth") or []],
+        depth=[
+            Depth(one["first"], one["last"], _estimate(one["reward"]), one["tokens"])
+            for one in content.get("depth") or []
+        ],
+        masses=[Mass(one["k"], one["mass"], one["bytes"]) for one in content.get("mass") or []],
+        continuation=[
+            Continuation(one["share"], _estimate(one["teacher"]), _estimate(one["advantage"]), one["below"])
+            for one in content.get("continuation") or []
+        ],
         histograms={side: histograms[side] for side in ("student", "teacher") if histograms.get(side)},
         verdict=found and _verdict(found),
-        compatibility=[Check(one["what"], one["ok"], one["detail"]) for one in content.get("compatibility") or []],
+        compatibility=[Finding(one["what"], one["ok"], one["detail"]) for one in content.get("compatibility") or []],
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from opd_verl.errors import ConfigError
 from opd_verl.eval.table import rows_from_json
+from opd_verl.metrics_file import merged
 from opd_verl.report.probe import pairs_from_json
 from opd_verl.report.runs import Evaluation, Run, Shown
 from opd_verl.samples.record import from_json
@@ -53,7 +54,7 @@ def read_run(folder: Path, letter: str, name: str, samples: int) -> Run:
         letter,
         name,
         recipe_of(folder),
-        _parsed(folder, logged, []),
+        _parsed(folder, steps_of, []),
         [*training_samples(folder, samples), *probe_samples(folder / "tokens.json", samples)],
         _parsed(folder / "probe.json", lambda path: pairs_from_json(_content(path)), []),
         _parsed(folder / "table.json", read_table, None),
@@ -62,6 +63,11 @@ def read_run(folder: Path, letter: str, name: str, samples: int) -> Run:
     if not (found.steps or found.shown or found.pairs or found.evaluation):
         raise ConfigError("run", str(folder), f"holds nothing to show: none of {FILES}", "name the run's own folder")
     return found
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    """The training's metrics: a run's own folder, or a pipeline's stage with a file for each attempt."""
+    return logged(folder) or merged(sorted(folder.glob("metrics-*.jsonl")))
 
 
 def read_table(path: Path) -> Evaluation:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
+from opd_verl.probe.record import Finding, Verdict
 from opd_verl.report.overview import badge
-from opd_verl.report.probe import Check, Pair, Verdict
+from opd_verl.report.probe import Pair
 from opd_verl.report.runs import Run, every_pair
 
 LOOKS = {
@@ -38,7 +39,7 @@ def box(run: Run, pair: Pair, found: Verdict) -> str:
     )
 
 
-def compatibility(checks: Sequence[Check]) -> str:
+def compatibility(checks: Sequence[Finding]) -> str:
     """What student and teacher have in common; open where something is wrong."""
     if not checks:
         return ""
@@ -48,7 +49,7 @@ def compatibility(checks: Sequence[Check]) -> str:
     return f"<details{' open' * bool(failed)}><summary>{title}</summary><ul class='checks'>{lines}</ul></details>"
 
 
-def check_line(check: Check) -> str:
+def check_line(check: Finding) -> str:
     """One check."""
     sign, word = ("✓", "yes") if check.ok else ("✗", "no")
     tick = f'<span class="tick" role="img" aria-label="{word}">{sign}</span>'

@@ -162,7 +162,11 @@ def pair(student: str, teacher: str, shift: float, verdict: dict[str, Any]) -> d
         "teacher": teacher,
         "measurements": measured,
         "depth": depth,
-        "mass": [{"k": 1, "mass": 0.9, "bytes": 6}],
+        "mass": [{"k": 4**power, "mass": 1 - 0.1 / 6**power, "bytes": 8 + 5 * 4**power} for power in range(5)],
+        "continuation": [
+            {"share": share, "teacher": estimate(0.66 - 0.3 * share), "advantage": estimate(0.2), "below": 0.0}
+            for share in (0.25, 0.5, 0.75)
+        ],
         "histograms": {"bin_width": 0.1, "student": counts(3.2 - 1.1 * shift), "teacher": counts(2.0)},
         "verdict": verdict,
         "compatibility": [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_verl.metrics.bootstrap import Estimate
+from opd_verl.metrics.estimate import Estimate
 from opd_verl.probe.record import Continuation, Verdict
 from opd_verl.probe.remedies import COLD_START, MASK
 from opd_verl.probe.verdict import (

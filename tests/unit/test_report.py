@@ -109,13 +109,16 @@ def test_the_page_needs_nothing_else(everything: tuple[Page, Path, list[Path]]) 
 
 def test_every_section_and_every_kind_of_chart_is_there(everything: tuple[Page, Path, list[Path]]) -> None:
     page, out, _ = everything
-    assert page.ids("section") == ["overview", "curves", "quadrants", "depth", "entropy", "evaluation", "tokens"]
+    assert page.ids("section") == [
+        *("overview", "curves", "quadrants", "depth", "teacher", "entropy", "evaluation", "tokens")
+    ]
     charts = page.ids("figure")
     expected = {"reward_mean", "reverse_kl", "overlap_ratio", "overlap_advantage", "student_entropy", "rho"}
     expected |= {"fork_overlap", "entropy_gap", "dest_corr", "truncated_share", "response_length_mean"}
     expected |= {"critic_score_mean", "gated_share", "timing_s_step", "val_core_math_500_acc_mean_8"}
     expected |= {"quadrants_a_step_1", "quadrants_b_step_40", "quadrants_c_probe_2", "depth_a", "depth_b"}
     expected |= {"depth_probe", "entropies_c_probe_1", "entropies_d_aime24", "pass_at_k_d_math_500"}
+    expected |= {"continuation", "masses"}
     assert expected <= set(charts) and len(charts) == len(set(charts)) == len(list(out.glob("*.png")))
     for name in charts:
         picture = image.imread(out / f"{name}.png")
@@ -200,7 +203,8 @@ def sections_of(folder: Path, out: Path) -> list[str]:
 @pytest.mark.usefixtures("undrawn")
 def test_a_section_is_there_only_where_its_data_is(tmp_path: Path) -> None:
     assert sections_of(write_evaluation(tmp_path / "e"), tmp_path) == ["overview", "entropy", "evaluation"]
-    assert sections_of(write_probe(tmp_path / "p"), tmp_path) == ["overview", "quadrants", "depth", "entropy", "tokens"]
+    of_probe = ["overview", "quadrants", "depth", "teacher", "entropy", "tokens"]
+    assert sections_of(write_probe(tmp_path / "p"), tmp_path) == of_probe
     assert sections_of(write_training(tmp_path / "t", 0.9, 1, steps=9), tmp_path) == [
         "overview",
         "curves",

@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image
 from matplotlib.figure import Figure
-from report_harness import write_evaluation, write_training
+from report_harness import write_evaluation, write_probe, write_training
 
 from opd_verl.eval.plots import draw_entropies, draw_pass_at_k, entropy_panel
 from opd_verl.eval.table import rows_from_json
+from opd_verl.metrics_file import write_steps
 from opd_verl.plot_style import End, label_ends, series, short, spread
+from opd_verl.report import teacher
+from opd_verl.report.chart import Theme
 from opd_verl.report.curves import marked
 from opd_verl.report.depth_map import grid_of
 from opd_verl.report.quadrant_map import quadrants
@@ -53,6 +56,26 @@ def test_points_that_no_line_reaches_are_marked() -> None:
 def test_the_last_known_value_counts() -> None:
     one = run(rho=[0.1, 0.2, NAN], other=[math.inf, None, 3])
     assert last(one, "opd/rho") == (2, 0.2) and last(one, "opd/other") == (3, 3.0) and last(one, "opd/none") is None
+
+
+def test_the_teachers_charts_say_their_ends(tmp_path: Path) -> None:
+    (found,) = read_runs([write_probe(tmp_path / "probe")], 0)
+    place, topk = teacher.charts([found])
+    assert "before → Qwen3-8B: 44% behind 75%" in place.text
+    assert "before → Qwen3-8B: k = 16 keeps 99.72% for 88 bytes" in topk.text
+    for chart in (place, topk):
+        figure = Figure()
+        chart.draw(figure, Theme("black", "gray", "white"))
+        lines = [line for line in figure.axes[0].get_lines() if not str(line.get_label()).startswith("_")]
+        assert len(lines) == len(found.pairs)
+    assert teacher.charts([run(rho=[0.1])]) == []
+
+
+def test_a_pipelines_stage_is_read_from_its_attempts(tmp_path: Path) -> None:
+    for name, steps in (("metrics-000.jsonl", range(1, 4)), ("metrics-001.jsonl", range(3, 6))):
+        write_steps(tmp_path / name, [{"step": step, "opd/rho": step / 10} for step in steps])
+    (found,) = read_runs([tmp_path], 0)
+    assert points(found, "opd/rho") == [(step, step / 10) for step in range(1, 6)]
 
 
 def test_alerts_are_told_with_their_steps() -> None:
