@@ -81,6 +81,13 @@ def topk_block(data: Any, names: SupportFields) -> SupportTensors | None:
     )
 
 
+def teacher_top(data: Any) -> tuple[Any, Any] | None:
+    """The teacher's top-k ids and their log q, nested [B, R, K]; None in a step that reads none."""
+    if TEACHER_FIELDS.ids not in data or TEACHER_FIELDS.log_q not in data:
+        return None
+    return data[TEACHER_FIELDS.ids], data[TEACHER_FIELDS.log_q]
+
+
 def first_ids(block: SupportTensors, k: int) -> SupportTensors:
     """The k most likely ids of a block."""
     return SupportTensors(block.ids[:, :k], block.log_q[:, :k], block.log_p_old[:, :k])

@@ -20,7 +20,7 @@ from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS, chat_template, tea
 from opd_verl.credit import Rollouts, credit
 from opd_verl.diagnostics import Diagnostics
 from opd_verl.engine import AT_TEACHER_TOPK, FUSED_ROWS, STUDENT_TOPK
-from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, observed, reward_inputs, task_rewards
+from opd_verl.fields import ADVANTAGE_FIELDS, joint_fields, observed, reward_inputs, task_rewards, teacher_top
 from opd_verl.logs import log_to_stderr
 from opd_verl.loss import OPD_WEIGHTS, OpdLoss
 from opd_verl.metrics.live import own_rollouts
@@ -162,7 +162,8 @@ class OpdTrainer(SeededTrainer):
         if self.opd.diagnostics.enabled:
             metrics.update(self.diagnostics.update(own_rollouts(observed(data, inputs), inputs.off_policy), metrics))
         reward, weights = found.fields["token_level_rewards"], found.fields.get(OPD_WEIGHTS)
-        self.samples.show(Scored(batch, data["responses"], inputs, reward, weights), self.global_steps, self.logger)
+        scored = Scored(batch, data["responses"], inputs, reward, weights, teacher_top(data))
+        self.samples.show(scored, self.global_steps, self.logger)
         fields = {name: response_to_nested(value, data["response_mask"]) for name, value in found.fields.items()}
         return self.put(batch, fields | joint_fields(data, self.opd.objective.support, self.opd.objective.k, metrics))
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from opd_verl.metrics.thresholds import LOW_ENTROPY
-
 DIGITS = 6
 """Behind the decimal point of every number in the JSON."""
 
@@ -25,7 +23,7 @@ class Token:
     student_entropy: float | None = None
     teacher_entropy: float | None = None
     quadrant: int | None = None
-    """1 to 4 (`quadrant`); 0: r_t is exactly 0."""
+    """1 to 4 (`opd_verl.metrics.quadrants.quadrant`); 0: r_t is exactly 0."""
     top: Sequence[tuple[str, float]] | None = None
     """The teacher's most likely tokens and their log q, the most likely first."""
 
@@ -42,16 +40,6 @@ class Sample:
     score: float
     correct: bool | None
     teacher: str | None = None
-
-
-def quadrant(reward: float, student_entropy: float) -> int | None:
-    """Capacity table 5. Q1: r_t > 0, committed. Q2: r_t > 0, forking. Q3: r_t < 0, committed. Q4: r_t < 0, forking.
-
-    0: r_t is exactly 0; None: it is NaN.
-    """
-    if not reward or math.isnan(reward):
-        return None if reward else 0
-    return (1 if reward > 0 else 3) + (student_entropy >= LOW_ENTROPY)
 
 
 def to_json(sample: Sample) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from torch import Tensor
 from opd_verl.config_sections import SamplesConfig
 from opd_verl.files import write_text
 from opd_verl.inputs import RewardInputs
+from opd_verl.metrics.quadrants import quadrant
+from opd_verl.metrics.thresholds import LOW_ENTROPY
 from opd_verl.samples.choose import Chosen, choose
 from opd_verl.samples.html import page, response_page, scale_of
-from opd_verl.samples.record import Sample, Token, quadrant, to_json
-from opd_verl.samples.tokens import token_texts
+from opd_verl.samples.record import Sample, Token, to_json
+from opd_verl.samples.tokens import token_texts, top_tokens
 
 logger = logging.getLogger(__name__)
 COLUMNS = ("rollout", "chosen", "prompt", "response", "tokens", "mean_r_t", "score", "correct")
@@ -38,6 +40,8 @@ class Scored:
     """r_t [B, R]."""
     weights: Tensor | None
     """`opd_weights` [B, R]; None: every token of the mask counts."""
+    top: tuple[Any, Any] | None = None
+    """The teacher's top-k ids and log q, nested [B, R, K], in the steps that read them."""
 
     @property
     def trained(self) -> Tensor:
@@ -113,9 +117,21 @@ class SampleRollouts:
         columns = [column[row, : len(ids)].tolist() for column in numbers]
         none = [None] * len(ids)
         teacher = none if inputs.teacher_entropy is None else inputs.teacher_entropy[row, : len(ids)].tolist()
-        quadrants = [quadrant(reward, entropy) for reward, entropy in zip(columns[2], columns[4], strict=True)]
-        texts = token_texts(ids, self.decode)
-        return [Token(*one) for one in zip(ids, texts, *columns, teacher, quadrants, strict=True)]
+        quadrants = quadrant(scored.reward[row], inputs.student_entropy[row], low_entropy(inputs))[: len(ids)].tolist()
+        texts, top = token_texts(ids, self.decode), self.top(scored, row, len(ids))
+        return [Token(*one) for one in zip(ids, texts, *columns, teacher, quadrants, top, strict=True)]
+
+    def top(self, scored: Scored, row: int, length: int) -> Sequence[list[tuple[str, float]] | None]:
+        """The teacher's most likely tokens at each of a response's positions, where the step read them."""
+        if scored.top is None:
+            return [None] * length
+        ids, log_q = (one.unbind(0)[row].tolist() for one in scored.top)
+        return top_tokens(ids, log_q, self.decode)
+
+
+def low_entropy(inputs: RewardInputs) -> float:
+    """The run's own threshold between committed and forking tokens, nats."""
+    return LOW_ENTROPY if inputs.tokens is None else inputs.tokens.low_entropy
 
 
 def table(samples: Sequence[Sample]) -> Any:

@@ -1,8 +1,10 @@
 """The text of each token of a response, also where a character is spread over several tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 INCOMPLETE = "\ufffd"
+SHOWN_TOP = 8
+"""Of the teacher's most likely ids."""
 LONGEST = 4
 """Bytes of a UTF-8 character, so the most tokens that it is spread over; a longer run is broken bytes."""
 
@@ -25,3 +27,13 @@ def token_texts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[
             start, shown = shown, end
             before = decode(every[start:shown])
     return texts
+
+
+def top_tokens(
+    ids: Iterable[Sequence[int]], log_q: Iterable[Sequence[float]], decode: Callable[[list[int]], str]
+) -> list[list[tuple[str, float]]]:
+    """The teacher's most likely tokens at each position, from ids and log-probs [R, K] in descending order."""
+    return [
+        [(decode([int(token)]), float(value)) for token, value in zip(row[:SHOWN_TOP], values[:SHOWN_TOP], strict=True)]
+        for row, values in zip(ids, log_q, strict=True)
+    ]

@@ -19,12 +19,12 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from opd_verl.config_sections import SamplesConfig
+from opd_verl.config_sections import SamplesConfig, TokenConfig
 from opd_verl.inputs import RewardInputs
 from opd_verl.samples import show
 from opd_verl.samples.choose import Chosen, choose
 from opd_verl.samples.html import STYLE, page, response_page, scale_of, shade_class, token_span
-from opd_verl.samples.record import Sample, Token, from_json, quadrant, to_json
+from opd_verl.samples.record import Sample, Token, from_json, to_json
 from opd_verl.samples.show import SampleRollouts, Scored
 from opd_verl.samples.tokens import token_texts
 
@@ -127,14 +127,6 @@ def test_a_token_says_what_it_is_made_of() -> None:
     assert "r_t 0.5000\nQ1\nstudent entropy 0.2500\nteacher entropy 1.5000" in unescape(known)
 
 
-@pytest.mark.parametrize(
-    ("reward", "entropy", "expected"),
-    [(0.1, 0.29, 1), (0.1, 0.3, 2), (-0.1, 0.29, 3), (-0.1, 0.3, 4), (0.0, 1.0, 0), (NAN, 1.0, None)],
-)
-def test_quadrants_by_hand(reward: float, entropy: float, expected: int | None) -> None:
-    assert quadrant(reward, entropy) == expected
-
-
 def test_json_gives_the_sample_back_and_has_null_for_nan() -> None:
     full = Token(7, "</x>", -1.0, -0.5, 0.5, True, 0.25, 1.5, 1, [("</x>", -0.5), ("y", -1.0)])
     one = sample(full, token(-0.25), prompt="<p>", correct=None)
@@ -207,6 +199,17 @@ def test_the_teachers_entropies_are_shown_where_they_are_known(scored: Scored, t
     inputs = replace(scored.inputs, teacher_entropy=scored.inputs.student_entropy + 0.5)
     low, _ = sampler(tmp_path).collect(replace(scored, inputs=inputs), 10)
     assert [one.teacher_entropy for one in low.tokens] == [1.5, 2.5, 3.5]
+
+
+def test_the_teachers_top_k_and_the_runs_own_threshold(scored: Scored, tmp_path: Path) -> None:
+    ids = torch.tensor([[7, 8], [8, 9], [9, 7], [5, 6], [6, 5], [4, 3]])
+    offsets = torch.tensor([0, 3, 5, 6])
+    first, second = (torch.nested.nested_tensor_from_jagged(one, offsets) for one in (ids, -ids.float() / 10))
+    inputs = replace(scored.inputs, tokens=TokenConfig(low_entropy=2.5))
+    low, high = sampler(tmp_path).collect(replace(scored, top=(first, second), inputs=inputs), 10)
+    assert low.tokens[1].top == [("w8", pytest.approx(-0.8)), ("w9", pytest.approx(-0.9))]
+    assert high.tokens[0].top == [("w5", pytest.approx(-0.5)), ("w6", pytest.approx(-0.6))]
+    assert [one.quadrant for one in low.tokens] == [3, 3, 4], "committed below 2.5 nats"
 
 
 @pytest.mark.parametrize(("every", "steps"), [(10, [10, 20]), (0, [])])
