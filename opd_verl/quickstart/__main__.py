@@ -21,8 +21,11 @@ from opd_verl.quickstart.models import load_model
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import check_contract, eval_problems, prepare
 from opd_verl.quickstart.report import ModelResult, Result, draw_curves, print_table, write_json
+from opd_verl.report.page import PAGE, write_report
+from opd_verl.report.read import read_runs
 
 EVAL_SAMPLES = 8
+SHOWN_ROLLOUTS = 6
 RECIPES = ("opd_topk", "opd", "opd_full", "eopd", "opd_grpo", "grpo")
 
 
@@ -68,7 +71,10 @@ def main() -> None:
     print_table(result, console)
     write_json(result, paths.table)
     draw_curves(steps, result, paths.picture)
-    console.print(f"curves: {paths.picture}\nmodel:  {paths.distilled(options.steps)}\nlog:    {paths.log}")
+    with console.status("drawing the report"):
+        write_report(read_runs([paths.run], SHOWN_ROLLOUTS), paths.report)
+    console.print(f"curves: {paths.picture}\nreport: {paths.report / PAGE}")
+    console.print(f"model:  {paths.distilled(options.steps)}\nlog:    {paths.log}")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ class Paths:
         return self.run / "result.json"
 
     @property
+    def report(self) -> Path:
+        """The page about the run, with its charts beside it."""
+        return self.run / "report"
+
+    @property
     def picture(self) -> Path:
         """The curves."""
         return self.run / "curves.png"

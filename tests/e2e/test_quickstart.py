@@ -43,6 +43,8 @@ def test_the_quickstart_ends_with_a_table_a_picture_and_a_model(quickstart: tupl
     for shown in (f"{result['after']['accuracy']:.1%}", "gap recovery rate", str(paths.picture.name)):
         assert shown in printed
     assert paths.picture.read_bytes().startswith(b"\x89PNG")
+    page = (paths.report / "report.html").read_text()
+    assert "report.html" in printed and all(f'id="{name}"' in page for name in ("reverse_kl", "dest_corr", "rho"))
     assert paths.log.stat().st_size > 0 and "step:1 - " not in printed, "verl's noise belongs in the log"
 
 
