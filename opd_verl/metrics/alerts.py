@@ -70,6 +70,7 @@ class Watch:
         self.first: dict[str, list[float]] = {}
         self.last: dict[str, deque[float]] = {}
         self.active: set[str] = set()
+        self.spoken: set[str] = set()
         for metrics in earlier:
             self.update(metrics)
 
@@ -80,11 +81,12 @@ class Watch:
         speaking = {name: text for name, sign in SIGNS.items() if (text := self._said(sign)) is not None}
         new = {name: text for name, text in speaking.items() if name not in self.active}
         self.active = set(speaking)
+        self.spoken |= self.active
         return new
 
     def metrics(self) -> dict[str, float]:
-        """`opd/alerts`, how many signs speak, and 1.0 or 0.0 for each."""
-        each = {f"opd/alert/{name}": float(name in self.active) for name in SIGNS}
+        """`opd/alerts`, how many signs speak, and 1.0 or 0.0 for each that ever did."""
+        each = {f"opd/alert/{name}": float(name in self.active) for name in sorted(self.spoken)}
         return {"opd/alerts": float(len(self.active))} | each
 
     def _add(self, metric: str, value: float) -> None:

@@ -57,7 +57,7 @@ CONDITIONAL: dict[str, str] = {
     "opd/dest_corr": "Dest:Corr, destructive over corrective force; above 1 predicts regression (Capacity, table 4)",
     "opd/reward_auroc": "how well a rollout's summed r_t tells correct from incorrect (Rethinking); 0.5 tells nothing",
     "opd/depth/<first>-<last>/reward": "mean r_t of the tokens at these positions; nats",
-    "opd/alert/<sign>": "1 while this sign speaks: length_explosion, length_collapse, entropy_collapse, "
+    "opd/alert/<sign>": "1 while this sign speaks, 0 after that: length_explosion, length_collapse, entropy_collapse, "
     "falling_overlap, rising_truncation, destructive",
     "opd/support_size": "mean number of ids in a union, intersection or symmetric difference",
     "opd/kept_share": "share of response tokens with a positive weight (where masks, weights or a truncation policy "

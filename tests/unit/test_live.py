@@ -54,6 +54,7 @@ def test_what_is_logged_is_what_is_measured() -> None:
 def test_every_name_is_in_the_documents() -> None:
     documented = METRICS | CONDITIONAL
     names = set(live_metrics(seen(), [], 0.3)) | set(Watch().metrics())
+    assert set(Watch().metrics()) == {"opd/alerts"}, "a sign that never spoke is not logged"
     assert {name for name in names if not name.startswith("opd/alert/")} <= set(documented)
     assert all(sign in documented["opd/alert/<sign>"] for sign in SIGNS)
 
