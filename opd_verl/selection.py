@@ -23,11 +23,13 @@ def top_share(values: Tensor, mask: Tensor, share: float) -> Tensor:
         mask: 1 on response tokens [B, R].
         share: in [0, 1]; Capacity's fork tokens are 0.2.
     """
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    present = mask.bool().gather(-1, order)
-    count = (share * present.sum(dim=-1, keepdim=True).double() + ROUNDING).floor().clamp(min=1)
-    chosen = present & (present.cumsum(dim=-1) <= count)
-    return chosen.scatter(-1, order, chosen)
+    present = mask.bool()
+    count = (share * present.sum(dim=-1, keepdim=True).double() + ROUNDING).floor().clamp(min=1).long()
+    known = values.masked_fill(~present, -torch.inf)
+    least = known.topk(int(count.max()), dim=-1).values.gather(-1, count - 1)
+    above, level = known > least, (known == least) & present
+    room = count - above.sum(dim=-1, keepdim=True)
+    return above | (level & (level.cumsum(dim=-1) <= room))
 
 
 def either(first: Tensor, second: Tensor) -> Tensor:

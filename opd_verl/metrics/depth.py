@@ -5,7 +5,6 @@ Shapes: B rollouts, R response tokens.
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from opd_verl.metrics.ratio import Ratio, of_tokens
@@ -22,10 +21,5 @@ def depth_buckets(limit: int, count: int = BUCKETS) -> list[range]:
 
 def by_depth(values: Tensor, mask: Tensor, buckets: list[range]) -> dict[range, Ratio]:
     """Mean of values [B, R] over the pooled tokens of every bucket."""
-    position = torch.arange(values.shape[1])
-    return {bucket: of_tokens(values, mask * inside(position, bucket)) for bucket in buckets}
-
-
-def inside(position: Tensor, bucket: range) -> Tensor:
-    """Which positions lie in the bucket, bool."""
-    return (position >= bucket.start) & (position < bucket.stop)
+    columns = {bucket: slice(bucket.start, bucket.stop) for bucket in buckets}
+    return {bucket: of_tokens(values[:, part], mask[:, part]) for bucket, part in columns.items()}

@@ -11,7 +11,7 @@ from opd_verl.metrics.measurements import Observed, measurements
 from opd_verl.metrics.overlap import Overlap
 
 LOGGED_BEFORE = ("accuracy", "truncated_share", "reverse_kl", "student_entropy", "teacher_entropy")
-"""verl's score metrics and `step_metrics` have them; `gated_share` is that of the run's own gate."""
+"""verl's score metrics and `step_metrics` have them; a gate's share is logged for the run's own tau."""
 
 
 def live_metrics(seen: Observed, buckets: Sequence[range], low_entropy: float) -> dict[str, float]:
@@ -24,8 +24,8 @@ def live_metrics(seen: Observed, buckets: Sequence[range], low_entropy: float) -
     """
     if not len(seen.mask):
         return {}
-    values = {name: ratio.value for name, ratio in measurements(seen, low_entropy).items()}
-    found = {name: values[name] for name in values if name not in LOGGED_BEFORE and not name.startswith("gated_share")}
+    values = {name: ratio.value for name, ratio in measurements(seen, low_entropy, taus=()).items()}
+    found = {name: values[name] for name in values if name not in LOGGED_BEFORE}
     if seen.correct is not None:
         found["reward_auroc"] = auroc((seen.reward * seen.mask).sum(-1), seen.correct)
     for bucket, ratio in by_depth(seen.reward, seen.mask, list(buckets)).items():

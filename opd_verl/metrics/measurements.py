@@ -3,13 +3,14 @@
 Shapes: B rollouts, R response tokens. Nats, detached.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from opd_verl.metrics import entropy_shape, uncertainty
 from opd_verl.metrics.overlap import Overlap
-from opd_verl.metrics.quadrants import q3_split, quadrant_shares
+from opd_verl.metrics.quadrants import q3_split, quadrant_shares, quadrant_sums
 from opd_verl.metrics.ratio import Ratio, of_rollouts, of_tokens, token_means
 from opd_verl.metrics.thresholds import LOW_ENTROPY
 
@@ -37,14 +38,17 @@ class Observed:
         return self.log_q - self.log_p
 
 
-def measurements(seen: Observed, low_entropy: float = LOW_ENTROPY) -> dict[str, Ratio]:
+def measurements(
+    seen: Observed, low_entropy: float = LOW_ENTROPY, taus: Sequence[float] = uncertainty.TAUS
+) -> dict[str, Ratio]:
     """Name: measurement, as far as what was seen allows. `opd_verl.metrics.meanings` says what each name means."""
-    found = lengths_and_rewards(seen) | quadrant_shares(seen.reward, seen.student_entropy, seen.mask, low_entropy)
+    sums = quadrant_sums(seen.reward, seen.student_entropy, seen.mask, low_entropy)
+    found = lengths_and_rewards(seen) | quadrant_shares(*sums)
     if seen.correct is not None:
         found["accuracy"] = of_rollouts(seen.correct.double())
-        found |= q3_split(seen.reward, seen.student_entropy, seen.correct, seen.mask, low_entropy)
+        found |= q3_split(*sums, seen.correct)
     if seen.teacher_entropy is not None:
-        found |= entropies(seen.student_entropy, seen.teacher_entropy, seen.mask)
+        found |= entropies(seen.student_entropy, seen.teacher_entropy, seen.mask, taus)
     if seen.overlap is not None:
         found |= overlaps(seen.overlap, seen.mask)
         if seen.teacher_entropy is not None:
@@ -66,8 +70,8 @@ def lengths_and_rewards(seen: Observed) -> dict[str, Ratio]:
     return found
 
 
-def entropies(student: Tensor, teacher: Tensor, mask: Tensor) -> dict[str, Ratio]:
-    """What the two entropies tell."""
+def entropies(student: Tensor, teacher: Tensor, mask: Tensor, taus: Sequence[float]) -> dict[str, Ratio]:
+    """What the two entropies tell; taus: of the gate's shares."""
     found = {
         "rho": of_rollouts(entropy_shape.entropy_correlation(student, teacher, mask)),
         "fork_overlap": of_rollouts(entropy_shape.fork_overlap(student, teacher, mask)),
@@ -76,7 +80,7 @@ def entropies(student: Tensor, teacher: Tensor, mask: Tensor) -> dict[str, Ratio
         "teacher_entropy": of_tokens(teacher, mask),
         "teacher_high_entropy_share": uncertainty.high_share(teacher, mask),
     }
-    gated = uncertainty.gated_shares(teacher, mask)
+    gated = uncertainty.gated_shares(teacher, mask, taus)
     return found | {f"gated_share_{tau:g}": share for tau, share in gated.items()}
 
 

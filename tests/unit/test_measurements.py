@@ -15,7 +15,7 @@ from opd_verl.metrics.depth import by_depth, depth_buckets
 from opd_verl.metrics.entropy_shape import entropy_correlation, fork_overlap
 from opd_verl.metrics.measurements import Observed, measurements
 from opd_verl.metrics.overlap import Overlap, measure_overlap
-from opd_verl.metrics.quadrants import dest_corr, q3_split, quadrant
+from opd_verl.metrics.quadrants import dest_corr, q3_split, quadrant, quadrant_sums
 from opd_verl.metrics.ratio import Ratio, of_rollouts, of_tokens, token_means, undefined
 from opd_verl.metrics.thresholds import BINS
 from opd_verl.metrics.uncertainty import cumulative_mass, forward_kl_at_forks, histogram
@@ -124,6 +124,11 @@ def test_an_empty_intersection_has_no_advantage() -> None:
     assert math.isnan(of_rollouts(token_means(found.advantage[:, None], torch.ones(1, 1))).value)
 
 
+def split(reward: Tensor, correct: Tensor) -> dict[str, Ratio]:
+    """Q3 of rollouts in which the student is sure of every token."""
+    return q3_split(*quadrant_sums(reward, torch.zeros_like(reward), torch.ones_like(reward), 0.3), correct)
+
+
 def test_quadrants_by_hand() -> None:
     reward = torch.tensor([[1.0, 1.0, -1.0, -1.0, 0.0]])
     entropy = torch.tensor([[0.299, 0.3, 0.299, 0.3, 0.1]])
@@ -132,16 +137,16 @@ def test_quadrants_by_hand() -> None:
 
 @pytest.mark.parametrize("correct", ([True, True], [False, False]))
 def test_dest_corr_is_undefined_without_both_kinds_of_rollouts(correct: list[bool]) -> None:
-    found = q3_split(-torch.ones(2, 3), torch.zeros(2, 3), torch.tensor(correct), torch.ones(2, 3), 0.3)
+    found = split(-torch.ones(2, 3), torch.tensor(correct))
     assert math.isnan(found["dest_corr"].value) and found["dest_corr"].rollouts == 0
 
 
 def test_dest_corr_without_a_destructive_and_without_a_corrective_token() -> None:
     reward, correct = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([True, False])
-    none = q3_split(reward, torch.zeros(2, 2), correct, torch.ones(2, 2), 0.3)
+    none = split(reward, correct)
     assert none["dest_corr"].value == 0.0 and none["destructive_mass"].value == 0.0
     assert math.isnan(none["destructive_reward"].value)
-    assert math.isnan(q3_split(-reward, torch.zeros(2, 2), correct, torch.ones(2, 2), 0.3)["dest_corr"].value)
+    assert math.isnan(split(-reward, correct)["dest_corr"].value)
 
 
 TABLE_4 = {
@@ -168,7 +173,7 @@ def test_capacitys_table_4_from_tokens(row: str) -> None:
     (d_mass, d_reward, c_mass, c_reward), _ = TABLE_4[row]
     reward = torch.full((2, 1000), 1.0, dtype=torch.float64)
     reward[0, : round(20 * d_mass)], reward[1, : round(20 * c_mass)] = -d_reward, -c_reward
-    found = q3_split(reward, torch.zeros(2, 1000), torch.tensor([True, False]), torch.ones(2, 1000), 0.3)
+    found = split(reward, torch.tensor([True, False]))
     assert found["destructive_mass"].value == pytest.approx(d_mass / 100)
     assert found["corrective_reward"].value == pytest.approx(c_reward)
     assert found["dest_corr"].value == pytest.approx(dest_corr(d_mass, d_reward, c_mass, c_reward))
