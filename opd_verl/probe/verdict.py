@@ -20,6 +20,8 @@ GAIN, NO_HEADROOM, REGRESSION, CANNOT = "gain expected", "no headroom", "regress
 RANK = (GAIN, NO_HEADROOM, REGRESSION, CANNOT)
 THRESHOLDS = {"dest_corr": 1.0, "headroom": 0.0, "overlap_teacher_mass": 0.9}
 """Of the rules. Rethinking's healthy runs have 97-99% of the mass on shared ids; 90% is ours."""
+NEGLIGIBLE = 1e-4
+"""Nats per token of Q3 force below which Dest:Corr is a ratio of rounding errors; Capacity's weakest pair has 0.01."""
 ALIGNED_RHO, ALIGNED_FORKS = 0.78, 0.82
 """Capacity table 3: the lowest of the pairs that only lost (Qwen2.5-3B from 7B-GRPO); gaining pairs: rho <= 0.61."""
 
@@ -57,7 +59,7 @@ def worse_teacher(seen: Evidence) -> Verdict | None:
 def destructive(seen: Evidence) -> Verdict | None:
     """Rule 2."""
     ratio = seen.values["dest_corr"]
-    if not ratio.value > THRESHOLDS["dest_corr"]:
+    if not ratio.value > THRESHOLDS["dest_corr"] or seen.values["q3_force"].value < NEGLIGIBLE:
         return None
     row = "Capacity table 4: the three pairs above 1 (1.52 to 2.13) lost on every benchmark"
     rule = "on confident tokens the teacher pulls harder against correct rollouts than against incorrect ones"

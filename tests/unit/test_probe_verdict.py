@@ -32,6 +32,7 @@ def near(value: float, half: float = 0.05) -> Estimate:
 HEALTHY = {
     "dest_corr": near(0.4),
     "headroom": near(0.2),
+    "q3_force": near(0.05, 0.01),
     "overlap_teacher_mass": near(0.98, 0.01),
     "overlap_ratio": near(0.8),
     "rho": near(0.58),
@@ -61,6 +62,10 @@ def test_destructive_force_above_one_is_a_risk_with_the_mask_as_remedy() -> None
     found = verdict({"dest_corr": 0.93}, dest_corr=Estimate(1.3, 0.9, 1.8))
     assert (found.verdict, found.sure) == (REGRESSION, 0.93) and found.remedies[0] == MASK
     assert "table 4" in found.row
+
+
+def test_a_ratio_of_rounding_errors_is_no_risk() -> None:
+    assert verdict(dest_corr=near(3.0), q3_force=near(1e-6, 1e-7)).verdict == GAIN
 
 
 def test_a_worse_teacher_decides_before_everything_else() -> None:
