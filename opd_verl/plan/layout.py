@@ -10,7 +10,7 @@ from opd_verl.config import OpdConfig, context_tokens, every_teacher
 from opd_verl.config_sections import Engine, TeacherConfig
 from opd_verl.fused.rows import CPU_BLOCK, CPU_ROWS, DEVICE_BLOCK, DEVICE_ROWS
 from opd_verl.teacher import scorer as teacher_rows
-from opd_verl.teacher.needs import keeps_hidden, needs_hidden, student_topk, teacher_topk
+from opd_verl.teacher.needs import keeps_hidden, looks_at_all, needs_hidden, student_topk, teacher_topk
 
 BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "half": 2, "auto": 2}
 
@@ -166,7 +166,7 @@ def teacher_layouts(config: DictConfig, opd: OpdConfig | None) -> Mapping[str, T
 
 def teacher_layout(opd: OpdConfig, teacher: TeacherConfig, rows: int) -> TeacherLayout:
     """One teacher, with what the objective asks of it; `rows` of logits at a time where it does not say."""
-    keeps = keeps_hidden(opd) and teacher.engine is Engine.scorer
+    keeps = (keeps_hidden(opd) or looks_at_all(opd)) and teacher.engine is Engine.scorer
     return TeacherLayout(
         path=teacher.path or "",
         replicas=teacher.nnodes * teacher.n_gpus_per_node // teacher.shards,
