@@ -41,7 +41,10 @@ def map_text(run: Run) -> str:
     """The ends of the last column in words."""
     steps, grid = grid_of(run)
     buckets, final = list(depth_metrics(run)), grid[:, -1]
-    ends = [f"{final[at]:.3f} at tokens {buckets[at][0]} to {buckets[at][1]}" for at in sorted({0, len(buckets) - 1})]
+    known = [at for at in range(len(buckets)) if not math.isnan(final[at])]
+    ends = [
+        f"{final[at]:.3f} at tokens {buckets[at][0]} to {buckets[at][1]}" for at in sorted({*known[:1], *known[-1:]})
+    ]
     return f"Step {steps[-1]}: {', '.join(ends)}, nats."
 
 
