@@ -17,6 +17,7 @@ MEANINGS: dict[str, Meaning] = {
     "accuracy": Meaning("the student's accuracy on the measured rollouts", "", True),
     "response_length": Meaning("mean response length, tokens", ""),
     "truncated_share": Meaning("share of rollouts that hit the length limit", "", True),
+    "missing_share": Meaning("share of response tokens without finite values; they are masked", "", True),
     "reverse_kl": Meaning("mean log p(y) - log q(y), pooled: the sampled reverse KL, nats", "Capacity eq. 2"),
     "rho": Meaning("Pearson correlation of both entropies along a rollout", "Capacity eq. 4"),
     "fork_overlap": Meaning("overlap of both top-20% entropy positions of a rollout", "Capacity eq. 5", True),

@@ -54,14 +54,18 @@ class Measured:
         return {name: one.estimate for name, one in self.values.items()}
 
 
-def measure(seen: Observed, prompts: Tensor, accuracies: Accuracies, config: ProbeConfig) -> Measured:
+def measure(seen: Observed, prompts: Tensor, lengths: Tensor, accuracies: Accuracies, config: ProbeConfig) -> Measured:
     """Everything but the continuations and masses.
 
-    prompts: [B] row of each rollout's prompt; the rollouts of a prompt are drawn together.
+    Args:
+        prompts: [B] row of each rollout's prompt; the rollouts of a prompt are drawn together.
+        lengths: [B] response tokens, those without finite values among them.
     """
     assert seen.teacher_entropy is not None
     drawn = draws(int(prompts.max()) + 1, config.resamples, config.seed)
-    of_rollout = measurements(seen, config.low_entropy) | {"end_reward": end_reward(seen)}
+    of_rollout = measurements(seen, config.low_entropy) | {"end_reward": end_reward(seen, lengths)}
+    of_rollout["missing_share"] = Ratio((lengths - seen.mask.sum(-1)).double(), lengths.double())
+    of_rollout["response_length"] = of_rollouts(lengths.double())
     of_prompt = accuracy_ratios(accuracies)
     grouped = {name: ratio.grouped(prompts) for name, ratio in of_rollout.items()} | of_prompt
     taking_part = {name: ratio.rollouts for name, ratio in (of_rollout | of_prompt).items()}
@@ -86,12 +90,12 @@ def accuracy_ratios(accuracies: Accuracies) -> dict[str, Ratio]:
     return found
 
 
-def end_reward(seen: Observed) -> Ratio:
+def end_reward(seen: Observed, lengths: Tensor) -> Ratio:
     """Mean r_t of the last token of the rollouts that ended by themselves: how the teacher likes the student's end."""
     assert seen.truncated is not None
     position = torch.arange(seen.mask.shape[1])
-    last = (position == seen.mask.sum(-1, keepdim=True) - 1) & ~seen.truncated[:, None]
-    return of_tokens(seen.reward, last)
+    last = (position == lengths[:, None] - 1) & ~seen.truncated[:, None]
+    return of_tokens(seen.reward, last & seen.mask.bool())
 
 
 def reward_auroc(seen: Observed, weights: Tensor) -> Measurement:

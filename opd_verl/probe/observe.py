@@ -21,7 +21,7 @@ def padded(rows: Arrays) -> Tensor:
 
 
 def observe(pair: Pair, rollouts: list[Rollout]) -> Observed:
-    """The pair on its rollouts."""
+    """The pair on its rollouts; a token without finite values of both models is masked."""
     k, student, teacher = pair.k, pair.student, pair.teacher
     own = SupportTensors(
         ids=padded(student.column("topk_ids", k)),
@@ -33,12 +33,18 @@ def observe(pair: Pair, rollouts: list[Rollout]) -> Observed:
         log_q=padded(teacher.column("topk_log_probs", k)),
         log_p_old=padded(pair.log_p_at_teacher),
     )
+    values = {
+        "log_p": padded(student.column("log_prob")),
+        "log_q": padded(teacher.column("log_prob")),
+        "student_entropy": padded(student.column("entropy")),
+        "teacher_entropy": padded(teacher.column("entropy")),
+    }
+    mask = padded([np.ones(len(one.response_ids), np.int64) for one in rollouts])
+    for value in values.values():
+        mask = mask * value.isfinite()
     return Observed(
-        log_p=padded(student.column("log_prob")),
-        log_q=padded(teacher.column("log_prob")),
-        student_entropy=padded(student.column("entropy")),
-        teacher_entropy=padded(teacher.column("entropy")),
-        mask=padded([np.ones(len(one.response_ids), np.float32) for one in rollouts]),
+        **{name: torch.where(mask.bool(), value, 0.0) for name, value in values.items()},
+        mask=mask,
         correct=torch.tensor([one.correct for one in rollouts]),
         truncated=torch.tensor([not one.finished for one in rollouts]),
         overlap=measure_overlap(own, others),

@@ -29,6 +29,7 @@ from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.rollouts import Generate
 
 NOT_RESULTS = ("out", "workers")
+NOT_FINITE = "no response token has finite log-probs and entropies of both models: are their weights NaN?"
 
 
 def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[PairResult]:
@@ -61,7 +62,10 @@ def result(
     student, teacher = names
     seen, prompts = observe(pair, rollouts), torch.tensor([one.prompt for one in rollouts])
     answers = Accuracies(accuracies(plan.jobs[student]), accuracies(plan.jobs[teacher]) if config.headroom else None)
-    measured = measure(seen, prompts, answers, config)
+    lengths = torch.tensor([len(one.response_ids) for one in rollouts])
+    if not seen.mask.any():
+        return PairResult(student, teacher, plan.compatibility[teacher], cannot([NOT_FINITE]))
+    measured = measure(seen, prompts, lengths, answers, config)
     out = Path(config.out) / "continuation" / f"{student}-{teacher}.parquet"
     finished = continue_rollouts(rollouts, plan.students[student], plan.teachers[teacher], plan, config, out, generate)
     assert seen.correct is not None
@@ -83,10 +87,7 @@ def unable(plan: Plan) -> list[PairResult]:
 def in_order(results: list[PairResult]) -> list[PairResult]:
     """The best teacher first; each before the training, then after."""
     verdicts = {
-        one.teacher: (
-            one.verdict,
-            {} if one.measured is None else {n: m.estimate for n, m in one.measured.values.items()},
-        )
+        one.teacher: (one.verdict, {} if one.measured is None else one.measured.estimates)
         for one in results
         if one.student == BEFORE
     }

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,6 +27,7 @@ from opd_verl.probe.table import UNDEFINED
 from opd_verl.probe.terminal import print_verdicts
 from opd_verl.sampling import read
 from opd_verl.sampling.generate import Work
+from opd_verl.sampling.read import Reading
 
 PROMPTS, N, K = 9, 2, 4
 
@@ -155,6 +157,39 @@ def test_without_headroom_the_teachers_only_read(config: ProbeConfig) -> None:
     results, generate = run(replace(config, after=None, headroom=False, continuation=[]))
     assert generate.asked == PROMPTS * N and results[0].measured is not None
     assert "headroom" not in results[0].measured.values and results[0].continuation == []
+
+
+def break_teacher(monkeypatch: pytest.MonkeyPatch, tokens: slice) -> None:
+    """The teacher's log-probs of these tokens of every rollout become NaN."""
+    column = Reading.column
+
+    def broken(reading: Reading, name: str, width: int = 0) -> list[Any]:
+        found = [row.copy() for row in column(reading, name, width)]
+        for row in found if (reading.folder.name, name) == ("big", "log_prob") else []:
+            row[tokens] = np.nan
+        return found
+
+    monkeypatch.setattr(Reading, "column", broken)
+
+
+def test_a_nan_of_the_teacher_is_masked_and_counted(config: ProbeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, after=None, teacher=config.teacher[0])
+    whole = run(config)[0][0].measured
+    break_teacher(monkeypatch, slice(0, 1))
+    some = run(config)[0][0].measured
+    assert whole is not None and some is not None
+    tokens = sum(one.tokens for one in whole.depth)
+    assert whole.estimates["missing_share"].value == 0.0
+    assert some.estimates["missing_share"].value == pytest.approx(PROMPTS / tokens)
+    assert some.estimates["response_length"] == whole.estimates["response_length"]
+    assert some.estimates["reverse_kl"] != whole.estimates["reverse_kl"]
+    assert math.isfinite(some.estimates["reverse_kl"].value) and math.isfinite(some.estimates["q3_force"].value)
+
+
+def test_a_teacher_of_nan_cannot_distil(config: ProbeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_teacher(monkeypatch, slice(None))
+    (nothing,), _ = run(replace(config, after=None, teacher=config.teacher[0]))
+    assert nothing.measured is None and nothing.verdict.verdict == "cannot distil" and "NaN" in nothing.verdict.number
 
 
 def test_tokens_add_up(config: ProbeConfig) -> None:
