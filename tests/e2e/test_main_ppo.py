@@ -137,7 +137,7 @@ def test_sample_rollouts_are_shown_in_a_page_and_in_wandb(
     sampled: tuple[Steps, Path], after_grpo: tuple[Steps, Path]
 ) -> None:
     """Their numbers are those of the step: the lowest r_t of a token cannot be below the step's."""
-    (page,) = (sampled[1] / "samples").iterdir()
+    (page,) = (sampled[1] / "samples").glob("*.html")
     text = page.read_text()
     rewards = [float(found) for found in re.findall(r"r_t (-?[0-9.]+)", text.split("<table>")[1])]
     assert page.name == "step_000010.html" and text.count("<tr>") == 1 + 4 and len(rewards) > 4
