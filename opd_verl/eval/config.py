@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from opd_verl.errors import ConfigError
 from opd_verl.eval.estimators import powers_of_two
-from opd_verl.hydra_settings import read_settings
+from opd_verl.hydra_settings import check_least, read_settings
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 
 
@@ -53,18 +53,7 @@ class EvalConfig:
     @property
     def sampling(self) -> SamplingSettings:
         """The part that decides which tokens are sampled."""
-        return SamplingSettings(
-            n=self.n,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            suffix=self.suffix,
-            chat_template_kwargs=self.chat_template_kwargs,
-            max_prompt_tokens=self.max_prompt_tokens,
-            prompts_per_shard=self.prompts_per_shard,
-        )
+        return SamplingSettings.of(self)
 
     @property
     def pass_ks(self) -> list[int]:
@@ -78,10 +67,7 @@ class EvalConfig:
             if not 1 <= k <= self.n:
                 raise ConfigError("ks", self.ks, f"pass@{k} needs k samples, there are n={self.n}", f"n={max(self.ks)}"
                                   if k > self.n and self.ks else "ks=[1]")  # fmt: skip
-        for name, least in (("resamples", 100), ("entropy_responses", 1), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(name, value, f"must be at least {least}", f"{name}={least}")
+        check_least(self, resamples=100, entropy_responses=1, workers=1)
 
 
 def read_config(config: DictConfig) -> EvalConfig:

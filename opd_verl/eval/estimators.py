@@ -4,23 +4,14 @@ Shapes: N problems, n samples of each, R bootstrap replicates.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opd_verl.metrics.estimate import ENDS, Estimate
+
 Array = NDArray[np.float64]
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95% confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def pass_at_k(correct: NDArray[Any], n: int, k: int) -> Array:
@@ -59,13 +50,13 @@ def replicates(strata: Sequence[Array], count: int, seed: int) -> Array:
     return np.mean(means, axis=0)
 
 
-def interval(strata: Sequence[Array], count: int, seed: int) -> Interval:
+def interval(strata: Sequence[Array], count: int, seed: int) -> Estimate:
     """Mean over strata of their means, with the bootstrap's percentiles.
 
     Problems that all have one value give an interval of no width: the bootstrap cannot know better.
     """
-    low, high = np.quantile(replicates(strata, count, seed), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(mean_of_means(strata), float(low), float(high))
+    low, high = np.quantile(replicates(strata, count, seed), ENDS)
+    return Estimate(mean_of_means(strata), float(low), float(high))
 
 
 def mean_of_means(strata: Sequence[Array]) -> float:

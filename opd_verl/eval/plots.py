@@ -9,7 +9,7 @@ import numpy as np
 from opd_verl.eval.rows import Row
 from opd_verl.files import whole
 from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, HIGH_ENTROPY
-from opd_verl.plot_style import End, label_ends, series, short
+from opd_verl.plot_style import label_ends, line_with_band, series, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,14 +50,9 @@ def pass_panel(axes: "Axes", rows: Sequence[Row]) -> None:
     ends = []
     for index, row in enumerate(rows):
         ks, intervals = list(row.pass_at), list(row.pass_at.values())
-        look = series(index)
-        axes.plot(ks, [one.value for one in intervals], markersize=4, **look)
-        low, high = [one.low for one in intervals], [one.high for one in intervals]
-        if len(ks) > 1:
-            axes.fill_between(ks, low, high, alpha=0.15, color=look["color"], linewidth=0)
-        else:
-            axes.vlines(ks, low, high, color=look["color"])
-        ends.append(End(row.model, ks[-1], intervals[-1].value, look["color"]))
+        ends += line_with_band(axes, ks, intervals, index, row.model)
+        if len(ks) == 1:  # a band needs two places
+            axes.vlines(ks, intervals[0].low, intervals[0].high, color=series(index)["color"])
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(rows[0].pass_at), labels=[str(k) for k in rows[0].pass_at])
     axes.set(xlabel="k", ylabel="pass@k", ylim=(0, None))

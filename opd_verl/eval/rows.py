@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from opd_verl.eval.answers import answer_entropy, distinct_share, majority
 from opd_verl.eval.entropies import EntropySummary
-from opd_verl.eval.estimators import Array, Interval, gap_recovery, interval, mean_of_means, pass_at_k
+from opd_verl.eval.estimators import Array, gap_recovery, interval, mean_of_means, pass_at_k
+from opd_verl.metrics.estimate import Estimate
 
 CORRECT = 0.5
 """A response with a score above is correct, whatever the judge's scale for wrong ones (0 or -1)."""
@@ -28,11 +29,11 @@ class Row:
     problems: int
     n: int
     """Samples per problem."""
-    accuracy: Interval
+    accuracy: Estimate
     """avg@n."""
-    pass_at: dict[int, Interval]
+    pass_at: dict[int, Estimate]
     """k: unbiased pass@k."""
-    majority: Interval
+    majority: Estimate
     """maj@n, by the answer's text."""
     length: float
     """Mean response tokens, the end-of-sequence token included."""
@@ -78,7 +79,7 @@ def make_row(
 ) -> Row:
     """One row; several strata (benchmarks) count equally."""
 
-    def with_interval(name: str) -> Interval:
+    def with_interval(name: str) -> Estimate:
         return interval([values[name] for values in strata], resamples, seed)
 
     def mean(name: str) -> float:

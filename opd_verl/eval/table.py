@@ -10,9 +10,9 @@ from rich.table import Table
 
 from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary
-from opd_verl.eval.estimators import Interval
 from opd_verl.eval.plan import Plan
 from opd_verl.eval.rows import Row
+from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
 
 NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
@@ -20,7 +20,7 @@ NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
 Columns = dict[str, Callable[[Row], str]]
 
 
-def percent(interval: Interval) -> str:
+def percent(interval: Estimate) -> str:
     """`43.8 [40.1, 47.5]`."""
     value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
@@ -81,9 +81,9 @@ def _row(content: Mapping[str, Any]) -> Row:
     return Row(
         **dict(content)
         | {
-            "accuracy": Interval(**content["accuracy"]),
-            "pass_at": {int(k): Interval(**one) for k, one in content["pass_at"].items()},
-            "majority": Interval(**content["majority"]),
+            "accuracy": Estimate(**content["accuracy"]),
+            "pass_at": {int(k): Estimate(**one) for k, one in content["pass_at"].items()},
+            "majority": Estimate(**content["majority"]),
             "entropy": None if entropy is None else EntropySummary(**entropy),
         }
     )

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from opd_verl.objectives.divergence import support_divergence
-from opd_verl.objectives.names import Divergence, Tail
+from opd_verl.metrics.overlap import Overlap, measure_overlap
+from opd_verl.metrics.thresholds import FORK_ENTROPY, HIGH_ENTROPY
+from opd_verl.objectives.support import SupportTensors
 from opd_verl.quickstart.evaluate import grade, overlap_ratio, response_log_probs, sample
 from opd_verl.quickstart.task import Problem
 
-HIGH_STUDENT_ENTROPY, HIGH_TEACHER_ENTROPY, TOP = 1.0, 0.8, 16
-"""EOPD 3.1 counts a token as high-entropy from 1.0; the forward KL is measured where the teacher's exceeds 0.8."""
+TOP = 16
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,26 @@ def entropy(log_p_TV: Tensor) -> Tensor:
     return -(log_p_TV.exp() * log_p_TV).sum(dim=-1)
 
 
-def forward_kl_at_forks(log_p_TV: Tensor, log_q_TV: Tensor) -> float:
-    """Mean of EOPD's forward KL over the tokens where the teacher is uncertain."""
-    forks = entropy(log_q_TV) >= HIGH_TEACHER_ENTROPY
-    if not forks.any():
-        return 0.0
-    top = log_q_TV[forks].topk(min(TOP, log_q_TV.shape[1]), dim=-1)
-    log_p = log_p_TV[forks].gather(-1, top.indices)
-    return support_divergence(log_p, top.values, Divergence.forward, Tail.renorm_teacher).mean().item()
+def top_block(of_TV: Tensor, log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> SupportTensors:
+    """The k most likely ids of one side, with both sides' log-probs at them, [T, k]."""
+    ids = of_TV.topk(min(k, of_TV.shape[1]), dim=-1).indices
+    return SupportTensors(ids.int(), log_q_TV.gather(-1, ids), log_p_TV.gather(-1, ids))
+
+
+def overlap(log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> Overlap:
+    """Of both sides' top k at every token."""
+    return measure_overlap(*(top_block(side, log_p_TV, log_q_TV, k) for side in (log_p_TV, log_q_TV)))
 
 
 def overlap_advantage(log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> float:
-    """Mean over t of the mean over v in both top k of pbar (log qbar - log pbar) (Rethinking eq. 7).
+    """Rethinking eq. 7, mean over t; a t whose two top k share no id is 0."""
+    return overlap(log_p_TV, log_q_TV, k).advantage.nan_to_num(0.0).mean().item()
 
-    pbar and qbar are renormalised on the student's top k, the support that is trained on; a t without such a v is 0.
-    """
-    top_TK = log_p_TV.topk(k, dim=-1).indices
-    teachers_TK = log_q_TV.topk(k, dim=-1).indices
-    shared_TK = (top_TK[:, :, None] == teachers_TK[:, None, :]).any(dim=-1)
-    log_p, log_q = (log_probs.gather(-1, top_TK).log_softmax(dim=-1) for log_probs in (log_p_TV, log_q_TV))
-    advantage_TK = log_p.exp() * (log_q - log_p) * shared_TK
-    return (advantage_TK.sum(dim=-1) / shared_TK.sum(dim=-1).clamp(min=1)).mean().item()
+
+def forward_kl_at_forks(log_p_TV: Tensor, log_q_TV: Tensor) -> float:
+    """Mean of EOPD's forward KL over the tokens where the teacher is uncertain; 0 without any."""
+    forks = entropy(log_q_TV) >= FORK_ENTROPY
+    return overlap(log_p_TV[forks], log_q_TV[forks], TOP).forward_kl.mean().item() if forks.any() else 0.0
 
 
 @torch.inference_mode()
@@ -89,8 +88,8 @@ def measure(
         accuracy=result.accuracy,
         reverse_kl=(log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(-1).mean().item(),
         entropy=own.mean().item(),
-        high_entropy_share=(own >= HIGH_STUDENT_ENTROPY).float().mean().item(),
-        teacher_high_entropy_share=(teachers >= HIGH_STUDENT_ENTROPY).float().mean().item(),
+        high_entropy_share=(own >= HIGH_ENTROPY).float().mean().item(),
+        teacher_high_entropy_share=(teachers >= HIGH_ENTROPY).float().mean().item(),
         forward_kl_at_forks=forward_kl_at_forks(log_p_TV, log_q_TV),
         overlap=overlap_ratio(log_p_TV, log_q_TV, TOP),
         overlap_advantage=overlap_advantage(log_p_TV, log_q_TV, TOP),

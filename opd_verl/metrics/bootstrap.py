@@ -6,10 +6,9 @@ Shapes: U units that are drawn together, S replicates.
 import torch
 from torch import Tensor
 
-from opd_verl.metrics.estimate import Estimate
+from opd_verl.metrics.estimate import ENDS, Estimate
 from opd_verl.metrics.ratio import Ratio
 
-CONFIDENCE = 0.95
 NOT_KNOWN = float("nan")
 
 
@@ -35,6 +34,5 @@ def with_interval(value: float, found: Tensor) -> Estimate:
     """A value with the percentiles of its replicates [S']; without a value or a replicate there is no interval."""
     if value != value or not len(found):
         return Estimate(value, NOT_KNOWN, NOT_KNOWN)
-    ends = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
-    low, high = torch.quantile(found, ends).tolist()
+    low, high = torch.quantile(found, torch.tensor(ENDS, dtype=torch.float64)).tolist()
     return Estimate(value, low, high)

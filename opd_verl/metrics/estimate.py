@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+CONFIDENCE = 0.95
+ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+"""Quantiles of the replicates that the interval lies between."""
+
 
 @dataclass(frozen=True)
 class Estimate:

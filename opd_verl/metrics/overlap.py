@@ -16,7 +16,7 @@ from opd_verl.objectives.support import SupportTensors, found_in
 
 @dataclass(frozen=True, eq=False)
 class Overlap:
-    """Of every position, float32 [...]."""
+    """Of every position, [...]; the ratio float32, the others in the blocks' dtype."""
 
     ratio: Tensor
     """`|S_p ∩ S_q| / k`."""
@@ -34,14 +34,12 @@ class Overlap:
 def measure_overlap(student: SupportTensors, teacher: SupportTensors) -> Overlap:
     """From the two top-k blocks [..., k]."""
     shared, shared_teacher = found_in(student.ids, teacher.ids), found_in(teacher.ids, student.ids)
-    log_p, log_q = (side.log_softmax(-1) for side in (student.log_p_old.float(), student.log_q.float()))
+    log_p, log_q = (side.log_softmax(-1) for side in (student.log_p_old, student.log_q))
     advantage = (log_p.exp() * (log_q - log_p) * shared).sum(-1) / shared.sum(-1)
     return Overlap(
         ratio=shared.float().mean(-1),
-        student_mass=(student.log_p_old.float().exp() * shared).sum(-1),
-        teacher_mass=(teacher.log_q.float().exp() * shared_teacher).sum(-1),
+        student_mass=(student.log_p_old.exp() * shared).sum(-1),
+        teacher_mass=(teacher.log_q.exp() * shared_teacher).sum(-1),
         advantage=advantage.masked_fill(~shared.any(-1), torch.nan),
-        forward_kl=support_divergence(
-            teacher.log_p_old.float(), teacher.log_q.float(), Divergence.forward, Tail.renorm_teacher
-        ),
+        forward_kl=support_divergence(teacher.log_p_old, teacher.log_q, Divergence.forward, Tail.renorm_teacher),
     )

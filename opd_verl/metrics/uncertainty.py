@@ -5,11 +5,10 @@ Shapes: B rollouts, R response tokens, K ids. Full-vocabulary entropies in nats,
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from opd_verl.metrics.ratio import Ratio, of_tokens
-from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, FORK_ENTROPY, HIGH_ENTROPY, TAUS
+from opd_verl.metrics.thresholds import FORK_ENTROPY, HIGH_ENTROPY, TAUS
 
 
 def high_share(entropy: Tensor, mask: Tensor, threshold: float = HIGH_ENTROPY) -> Ratio:
@@ -30,10 +29,3 @@ def forward_kl_at_forks(forward_kl: Tensor, teacher_entropy: Tensor, mask: Tenso
 def cumulative_mass(log_q_topk: Tensor, mask: Tensor, ks: Sequence[int]) -> dict[int, Ratio]:
     """k: mean probability of the k most likely ids [B, R, K], descending (EOPD appendix F). k is at most K."""
     return {k: of_tokens(log_q_topk[..., :k].double().exp().sum(-1), mask) for k in ks}
-
-
-def histogram(entropy: Tensor, mask: Tensor) -> list[int]:
-    """[BINS + 1] tokens per bin of `BIN_WIDTH` nats, from 0 (EOPD fig. 3)."""
-    chosen = entropy[mask.bool()].double().clamp(min=0.0)
-    bins = (chosen / BIN_WIDTH).long().clamp(max=BINS)
-    return torch.bincount(bins, minlength=BINS + 1).tolist()

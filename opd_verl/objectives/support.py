@@ -57,11 +57,6 @@ def build_support(support: Support, student: SupportTensors | None, teacher: Sup
     return _joined(first, teacher.without(shared_teacher))
 
 
-def overlap_ratio(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
-    """`|S_p ∩ S_q| / k` per position [...] float32 (Rethinking eq. 6), of two top-k blocks [..., k] of distinct ids."""
-    return found_in(student_ids, teacher_ids).float().mean(dim=-1)
-
-
 def found_in(ids: Tensor, others: Tensor) -> Tensor:
     """bool [..., K]: which of `ids` [..., K] are among `others` [..., L]; -1 is an id of nobody."""
     found = torch.zeros_like(ids, dtype=torch.bool)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from opd_verl.eval.estimators import Interval
 from opd_verl.eval.table import markdown_table, percent
 from opd_verl.files import whole, write_json, write_text
+from opd_verl.metrics.estimate import Estimate
 from opd_verl.pipeline.compare import StageRow, as_json
 from opd_verl.pipeline.plan import StagePlan
 
@@ -29,8 +29,8 @@ def cells(row: StageRow) -> dict[str, str]:
         "teacher": row.teacher,
         "steps": str(row.steps or ""),
         "minutes": f"{row.minutes:.1f}" if row.minutes else "",
-        "avg@n %": percent(Interval(*row.accuracy)),
-        "pass@n %": percent(Interval(*row.pass_at_n)),
+        "avg@n %": percent(Estimate(*row.accuracy)),
+        "pass@n %": percent(Estimate(*row.pass_at_n)),
         "tokens": f"{row.tokens:.1f}",
         "truncated": f"{row.truncated:.1%}",
         "reverse KL": "" if row.reverse_kl is None else "{:.3f} -> {:.3f}".format(*row.reverse_kl),

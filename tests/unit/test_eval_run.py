@@ -15,10 +15,10 @@ from rich.console import Console
 from sampling_harness import FakeGenerate, save_model, write_problems
 
 from opd_verl.eval.config import EvalConfig
-from opd_verl.eval.estimators import Interval
 from opd_verl.eval.rows import Row, make_row, problem_values, with_gap_recovery
 from opd_verl.eval.run import evaluate
 from opd_verl.eval.table import print_table, to_markdown
+from opd_verl.metrics.estimate import Estimate
 from opd_verl.sampling import read
 from opd_verl.sampling.generate import Work
 from opd_verl.sampling.shards import Request, Response
@@ -45,7 +45,7 @@ def test_a_row_by_hand() -> None:
 
 
 def row(model: str, accuracy: float, benchmark: str = "b") -> Row:
-    one = Interval(accuracy, accuracy, accuracy)
+    one = Estimate(accuracy, accuracy, accuracy)
     return Row(model, benchmark, 1, 1, one, {1: one}, one, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 

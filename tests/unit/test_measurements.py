@@ -18,8 +18,9 @@ from opd_verl.metrics.overlap import Overlap, measure_overlap
 from opd_verl.metrics.quadrants import dest_corr, q3_split, quadrant, quadrant_sums
 from opd_verl.metrics.ratio import Ratio, of_rollouts, of_tokens, token_means, undefined
 from opd_verl.metrics.thresholds import BINS
-from opd_verl.metrics.uncertainty import cumulative_mass, forward_kl_at_forks, histogram
+from opd_verl.metrics.uncertainty import cumulative_mass, forward_kl_at_forks
 from opd_verl.objectives.support import SupportTensors
+from opd_verl.probe.measure import histogram
 
 K = 3
 ONES = torch.ones(1, 6)

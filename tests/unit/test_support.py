@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from opd_verl.metrics.overlap import measure_overlap
 from opd_verl.objectives.names import Support
-from opd_verl.objectives.support import SupportTensors, build_support, overlap_ratio
+from opd_verl.objectives.support import SupportTensors, build_support
 
 BLOCKS = st.integers(1, 6).flatmap(
     lambda k: st.lists(st.lists(st.integers(0, 9), min_size=k, max_size=k, unique=True), min_size=1, max_size=4)
@@ -20,6 +21,12 @@ def block(rows: list[list[int]], side: int) -> SupportTensors:
     ids = torch.tensor(rows, dtype=torch.int32)
     offset = 0.1 + 0.2 * side
     return SupportTensors(ids, -ids.double() - offset, -ids.double() - offset - 0.1)
+
+
+def overlap_ratio(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of two blocks of ids alone."""
+    blocks = (SupportTensors(ids, *[-torch.ones_like(ids, dtype=torch.float32)] * 2) for ids in (student, teacher))
+    return measure_overlap(*blocks).ratio
 
 
 def members(support: SupportTensors, row: int) -> list[int]:
