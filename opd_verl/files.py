@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole: indented, keys in the order given."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(content: Any, digits: int | None = None) -> Any:
+    """Plain values with None for NaN and infinities, which JSON has no word for; rounded to `digits`, if given."""
+    if isinstance(content, float):
+        number = content if digits is None else round(content, digits)
+        return number if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: finite(value, digits) for key, value in content.items()}
+    return [finite(one, digits) for one in content] if isinstance(content, list | tuple) else content
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -5,9 +5,17 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_verl.errors import ConfigError
+from opd_verl.errors import ConfigError, first_line
 
 Settings = TypeVar("Settings")
+
+
+def check_least(settings: Any, **least: int) -> None:
+    """Raises ConfigError for a key whose value is set and below the least that works."""
+    for name, lowest in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < lowest:
+            raise ConfigError(name, value, f"must be at least {lowest}", f"{name}={lowest}")
 
 
 def read_settings(schema: type[Settings], config: DictConfig, file: str) -> Settings:
@@ -24,7 +32,6 @@ def read_settings(schema: type[Settings], config: DictConfig, file: str) -> Sett
         found: Any = OmegaConf.to_object(OmegaConf.merge(structured, config))
     except OmegaConfBaseException as error:
         key = error.full_key or str(error.key)
-        problem = str(error).splitlines()[0]
-        raise ConfigError(key, OmegaConf.select(config, key), problem, f"see {file}") from error
+        raise ConfigError(key, OmegaConf.select(config, key), first_line(error), f"see {file}") from error
     assert isinstance(found, schema)
     return found

@@ -1,8 +1,11 @@
 """How series look in every picture: colours, lines and markers that colour-blind readers tell apart, and names."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from opd_verl.metrics.estimate import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +35,18 @@ def series(index: int) -> dict[str, Any]:
         "linestyle": LINES[index % len(LINES)],
         "marker": MARKERS[index % len(MARKERS)],
     }
+
+
+def line_with_band(
+    axes: "Axes", places: Sequence[float], values: Sequence[Estimate], index: int, name: str
+) -> list[End]:
+    """A series with its 95% interval; gives its last known point, or nothing where none is known."""
+    look = series(index)
+    axes.plot(places, [one.value for one in values], markersize=4, label=name, **look)
+    low, high = [one.low for one in values], [one.high for one in values]
+    axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    known = [(place, one.value) for place, one in zip(places, values, strict=True) if math.isfinite(one.value)]
+    return [End(name, *known[-1], look["color"])] if known else []
 
 
 def short(name: str) -> str:

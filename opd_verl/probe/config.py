@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opd_verl.errors import ConfigError
+from opd_verl.hydra_settings import check_least
 from opd_verl.metrics.thresholds import LOW_ENTROPY
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 
@@ -51,17 +52,7 @@ class ProbeConfig:
     @property
     def sampling(self) -> SamplingSettings:
         """What decides which tokens are sampled."""
-        return SamplingSettings(
-            n=self.n,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            suffix=self.suffix,
-            chat_template_kwargs=self.chat_template_kwargs,
-            max_prompt_tokens=self.max_prompt_tokens,
-            prompts_per_shard=self.prompts_per_shard,
-        )
+        return SamplingSettings.of(self)
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot work, whatever the models and files."""
@@ -72,10 +63,7 @@ class ProbeConfig:
         if self.temperature == 0.0:
             problem = "the probe measures the distribution that is sampled from"
             raise ConfigError("temperature", self.temperature, problem, "temperature=1.0")
-        for name, least in (("rollouts", 2), ("k", 1), ("resamples", 100), ("samples", 0), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(name, value, f"must be at least {least}", f"{name}={least}")
+        check_least(self, rollouts=2, k=1, resamples=100, samples=0, workers=1)
         for share in self.continuation:
             if not 0.0 <= share < 1.0:
                 problem = f"{share:g} is no share of a rollout below 1"

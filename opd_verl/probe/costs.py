@@ -7,9 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opd_verl.metrics.bootstrap import draws, estimate, replicates
+from opd_verl.metrics.bootstrap import estimate, replicates
 from opd_verl.metrics.ratio import of_rollouts, of_tokens
-from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.observe import padded
 from opd_verl.probe.readings import Pair
 from opd_verl.probe.record import Continuation, Mass
@@ -40,7 +39,7 @@ def wire_bytes(k: int) -> int:
 
 
 def continuations(
-    finished: Mapping[float, NDArray[np.bool_]], correct: Tensor, prompts: Tensor, config: ProbeConfig
+    finished: Mapping[float, NDArray[np.bool_]], correct: Tensor, prompts: Tensor, drawn: Tensor
 ) -> list[Continuation]:
     """Accuracy of the teacher behind each share of the rollouts, alone and less that of the student's own ends.
 
@@ -48,8 +47,8 @@ def continuations(
         finished: share: whether the continuation of each rollout is correct, [B].
         correct: whether the rollout itself is, bool [B].
         prompts: [B] row of each rollout's prompt.
+        drawn: how often each prompt is drawn in each replicate of the bootstrap.
     """
-    drawn = draws(int(prompts.max()) + 1, config.resamples, config.seed)
     found = []
     for share, right in finished.items():
         teacher = torch.from_numpy(right).double()

@@ -8,14 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from opd_verl.eval.entropies import summarise
 from opd_verl.metrics.auroc import auroc, weighted_auroc
-from opd_verl.metrics.bootstrap import draws, estimate, replicates, with_interval
+from opd_verl.metrics.bootstrap import estimate, replicates, with_interval
 from opd_verl.metrics.depth import by_depth, depth_buckets
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.measurements import Observed, measurements
 from opd_verl.metrics.ratio import Ratio, of_rollouts, of_tokens
-from opd_verl.metrics.uncertainty import histogram
-from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.record import Depth
 from opd_verl.probe.verdict import THRESHOLDS
 
@@ -54,16 +53,19 @@ class Measured:
         return {name: one.estimate for name, one in self.values.items()}
 
 
-def measure(seen: Observed, prompts: Tensor, lengths: Tensor, accuracies: Accuracies, config: ProbeConfig) -> Measured:
+def measure(
+    seen: Observed, prompts: Tensor, lengths: Tensor, accuracies: Accuracies, drawn: Tensor, low_entropy: float
+) -> Measured:
     """Everything but the continuations and masses.
 
     Args:
         prompts: [B] row of each rollout's prompt; the rollouts of a prompt are drawn together.
         lengths: [B] response tokens, those without finite values among them.
+        drawn: how often each prompt is drawn in each replicate of the bootstrap.
+        low_entropy: student entropy below which a token counts as committed, nats.
     """
     assert seen.teacher_entropy is not None
-    drawn = draws(int(prompts.max()) + 1, config.resamples, config.seed)
-    of_rollout = measurements(seen, config.low_entropy) | {"end_reward": end_reward(seen, lengths)}
+    of_rollout = measurements(seen, low_entropy) | {"end_reward": end_reward(seen, lengths)}
     of_rollout["missing_share"] = Ratio((lengths - seen.mask.sum(-1)).double(), lengths.double())
     of_rollout["response_length"] = of_rollouts(lengths.double())
     of_prompt = accuracy_ratios(accuracies)
@@ -120,3 +122,8 @@ def depth(seen: Observed, prompts: Tensor, drawn: Tensor) -> list[Depth]:
         Depth(bucket.start, bucket.stop - 1, estimate(ratio.grouped(prompts), drawn), int(ratio.denominator.sum()))
         for bucket, ratio in found.items()
     ]
+
+
+def histogram(entropy: Tensor, mask: Tensor) -> list[int]:
+    """Tokens per bin of entropy, as the evaluation counts them."""
+    return summarise([entropy[mask.bool()].numpy()]).counts

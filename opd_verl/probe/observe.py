@@ -3,6 +3,8 @@
 Shapes: B rollouts, R response tokens, K ids.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,16 @@ from opd_verl.metrics.overlap import measure_overlap
 from opd_verl.objectives.support import SupportTensors
 from opd_verl.probe.readings import Arrays, Pair
 from opd_verl.probe.rollouts import Rollout
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A student and a teacher by name: what was read, and the same for the measurements."""
+
+    student: str
+    teacher: str
+    pair: Pair
+    observed: Observed
 
 
 def padded(rows: Arrays) -> Tensor:

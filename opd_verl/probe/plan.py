@@ -8,6 +8,7 @@ import pyarrow as pa
 from opd_verl.checks.models import load_config
 from opd_verl.errors import ConfigError
 from opd_verl.eval.names import named
+from opd_verl.hydra_values import strings
 from opd_verl.probe.compatibility import compatibility
 from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.record import Finding
@@ -43,7 +44,7 @@ def make_plan(config: ProbeConfig) -> Plan:
     students = open_students(config)
     opened = {name: open_one("teacher", path, config) for name, path in named("teacher", config.teacher).items()}
     check_names(opened)
-    rows = read_rows("prompts", files(config.prompts), config.rollouts)
+    rows = read_rows("prompts", [Path(one) for one in strings(config.prompts)], config.rollouts)
     per_prompt = -(-config.rollouts // len(rows))
     if per_prompt > config.n:
         problem = f"{len(rows)} prompts with n={config.n} responses each give fewer"
@@ -72,11 +73,6 @@ def check_names(teachers: dict[str, Model]) -> None:
     for name in (BEFORE, AFTER):
         if name in teachers:
             raise ConfigError("teacher", name, "is the name of a student here", f"teacher=[big={teachers[name].path}]")
-
-
-def files(value: str | list[str]) -> list[Path]:
-    """One file or several."""
-    return [Path(one) for one in ([value] if isinstance(value, str) else value)]
 
 
 def prepare_one(name: str, model: Model, rows: pa.Table, config: ProbeConfig) -> Job:

@@ -40,10 +40,10 @@ def read_pairs(plan: Plan, rollouts: dict[str, list[Rollout]], config: ProbeConf
     own = {name: Reading(requests(rollouts[name]), folder / name / name, wanted) for name in plan.students}
     for name, model in plan.students.items():
         read(model, [own[name]], config)
-    both = {name: own[name].column("topk_ids") for name in own}
+    own_ids = {name: own[name].column("topk_ids") for name in own}
     teachers = {
         (student, teacher): Reading(
-            requests(rollouts[student], at_ids=both[student]),
+            requests(rollouts[student], at_ids=own_ids[student]),
             folder / student / teacher,
             Wanted(config.k, True, config.temperature),
         )

@@ -1,10 +1,10 @@
 """One pair's results, as they are written to probe.json."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from opd_verl.files import finite
 from opd_verl.metrics.thresholds import BIN_WIDTH
 from opd_verl.probe.measure import Measured
 from opd_verl.probe.record import Continuation, Finding, Mass, Verdict
@@ -36,7 +36,7 @@ def to_json(pair: PairResult) -> dict[str, Any]:
         found |= measured_json(pair.measured)
         found["mass"] = [asdict(one) for one in pair.masses]
         found["continuation"] = [asdict(one) for one in pair.continuation]
-    return without_nan(found)
+    return finite(found)
 
 
 def measured_json(measured: Measured) -> dict[str, Any]:
@@ -52,12 +52,3 @@ def measured_json(measured: Measured) -> dict[str, Any]:
             "teacher": measured.teacher_histogram,
         },
     }
-
-
-def without_nan(value: Any) -> Any:
-    """The same with None for every NaN: JSON has no word for it."""
-    if isinstance(value, dict):
-        return {key: without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -14,16 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from opd_verl.eval.rows import CORRECT
 from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.plan import Plan
-from opd_verl.sampling.generate import generate_in_child
+from opd_verl.sampling.generate import REQUESTS_SCHEMA, generate_in_child
 from opd_verl.sampling.judging import RESPONSE_PREFIX
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
 from opd_verl.sampling.rows import identities
-
-CORRECT = 0.5
-"""A score above is a correct response, as in the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,7 @@ def continue_rollouts(
     texts = [student.tokenizer.decode(one.response_ids[:length], skip_special_tokens=True) for _, one, length in starts]
     source = plan.rows.take([one.prompt for _, one, _ in starts]).append_column(RESPONSE_PREFIX, pa.array(texts))
     names = identities([[{"share": share, "prompt": ids}] for (share, _, _), ids in zip(starts, prompts, strict=True)])
-    schema = pa.schema({"identity": pa.string(), "prompt_ids": pa.list_(pa.int32())})
-    job = Job(teacher, source, pa.table({"identity": names, "prompt_ids": prompts}, schema=schema), out)
+    job = Job(teacher, source, pa.table({"identity": names, "prompt_ids": prompts}, schema=REQUESTS_SCHEMA), out)
     room = config.max_tokens if teacher.context is None else teacher.context - job.longest_prompt
     settings = replace(config.sampling, n=1, max_tokens=min(config.max_tokens, room))
     sample_jobs([job], settings, config.engine, config.reward, config.workers, generate)

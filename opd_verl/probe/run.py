@@ -13,12 +13,13 @@ import torch
 
 from opd_verl.checks.models import check_k
 from opd_verl.files import write_json, write_text
+from opd_verl.metrics.bootstrap import draws
 from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.costs import continuations, masses
 from opd_verl.probe.measure import Accuracies, measure
-from opd_verl.probe.observe import observe
+from opd_verl.probe.observe import Seen, observe
 from opd_verl.probe.plan import AFTER, BEFORE, Plan, make_plan
-from opd_verl.probe.readings import Pair, read_pairs
+from opd_verl.probe.readings import read_pairs
 from opd_verl.probe.record import VERSION
 from opd_verl.probe.result import PairResult, to_json
 from opd_verl.probe.rollouts import Rollout, accuracies, continue_rollouts, measured_rollouts, sample_all
@@ -45,9 +46,10 @@ def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[P
         rollouts = {
             name: measured_rollouts(plan.jobs[name], plan.per_prompt, config.rollouts) for name in plan.students
         }
-        pairs = read_pairs(plan, rollouts, config)
-        results = [result(names, pair, rollouts[names[0]], plan, config, generate) for names, pair in pairs.items()]
-        write_json(Path(config.out) / "tokens.json", {"rollouts": shown(pairs, rollouts, plan, config)})
+        pairs = [(*names, pair) for names, pair in read_pairs(plan, rollouts, config).items()]
+        seen = [Seen(student, teacher, pair, observe(pair, rollouts[student])) for student, teacher, pair in pairs]
+        results = [result(one, rollouts[one.student], plan, config, generate) for one in seen]
+        write_json(Path(config.out) / "tokens.json", {"rollouts": shown(seen, rollouts, plan, config)})
     else:
         results = []
     ordered = in_order([*results, *unable(plan)])
@@ -55,23 +57,22 @@ def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[P
     return ordered
 
 
-def result(
-    names: tuple[str, str], pair: Pair, rollouts: list[Rollout], plan: Plan, config: ProbeConfig, generate: Generate
-) -> PairResult:
+def result(one: Seen, rollouts: list[Rollout], plan: Plan, config: ProbeConfig, generate: Generate) -> PairResult:
     """One pair, measured and judged."""
-    student, teacher = names
-    seen, prompts = observe(pair, rollouts), torch.tensor([one.prompt for one in rollouts])
+    student, teacher, seen = one.student, one.teacher, one.observed
+    prompts = torch.tensor([one.prompt for one in rollouts])
     answers = Accuracies(accuracies(plan.jobs[student]), accuracies(plan.jobs[teacher]) if config.headroom else None)
     lengths = torch.tensor([len(one.response_ids) for one in rollouts])
     if not seen.mask.any():
         return PairResult(student, teacher, plan.compatibility[teacher], cannot([NOT_FINITE]))
-    measured = measure(seen, prompts, lengths, answers, config)
+    drawn = draws(len(plan.rows), config.resamples, config.seed)
+    measured = measure(seen, prompts, lengths, answers, drawn, config.low_entropy)
     out = Path(config.out) / "continuation" / f"{student}-{teacher}.parquet"
     finished = continue_rollouts(rollouts, plan.students[student], plan.teachers[teacher], plan, config, out, generate)
     assert seen.correct is not None
-    going_on = continuations(finished, seen.correct, prompts, config)
+    going_on = continuations(finished, seen.correct, prompts, drawn)
     verdict = judge(Evidence(measured.estimates, measured.above, going_on))
-    found = masses(pair, seen.mask)
+    found = masses(one.pair, seen.mask)
     return PairResult(student, teacher, plan.compatibility[teacher], verdict, measured, found, going_on)
 
 
@@ -96,16 +97,14 @@ def in_order(results: list[PairResult]) -> list[PairResult]:
 
 
 def shown(
-    pairs: dict[tuple[str, str], Pair], rollouts: dict[str, list[Rollout]], plan: Plan, config: ProbeConfig
+    pairs: list[Seen], rollouts: dict[str, list[Rollout]], plan: Plan, config: ProbeConfig
 ) -> list[dict[str, Any]]:
     """Rollouts token by token, of every pair."""
     decode = partial(plan.students[BEFORE].tokenizer.decode, skip_special_tokens=False)
     return [
         rollout
-        for (student, teacher), pair in pairs.items()
-        for rollout in sample_tokens(
-            student, teacher, pair, rollouts[student], decode, config.samples, config.low_entropy
-        )
+        for one in pairs
+        for rollout in sample_tokens(one, rollouts[one.student], decode, config.samples, config.low_entropy)
     ]
 
 

@@ -11,6 +11,7 @@ from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.plan import BEFORE
 from opd_verl.probe.result import PairResult
 from opd_verl.probe.table import caption, cell
+from opd_verl.probe.verdict import CANNOT, GAIN, NO_HEADROOM, REGRESSION
 
 SHOWN = (
     "student_accuracy",
@@ -25,7 +26,7 @@ SHOWN = (
     "response_length",
 )
 """Measurements on the terminal; probe.md has all."""
-COLOURS = {"gain expected": "green", "no headroom": "yellow", "regression risk": "red", "cannot distil": "red"}
+COLOURS = {GAIN: "green", NO_HEADROOM: "yellow", REGRESSION: "red", CANNOT: "red"}
 
 
 def print_verdicts(results: Sequence[PairResult], config: ProbeConfig, console: Console) -> None:

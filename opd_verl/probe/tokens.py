@@ -5,8 +5,7 @@ from typing import Any
 
 from opd_verl.metrics.measurements import Observed
 from opd_verl.metrics.quadrants import quadrant
-from opd_verl.probe.observe import observe
-from opd_verl.probe.readings import Pair
+from opd_verl.probe.observe import Seen
 from opd_verl.probe.rollouts import Rollout
 from opd_verl.samples.choose import Chosen, choose
 from opd_verl.samples.record import Sample, Token, to_json
@@ -16,20 +15,20 @@ Decode = Callable[[list[int]], str]
 
 
 def sample_tokens(
-    student: str, teacher: str, pair: Pair, rollouts: list[Rollout], decode: Decode, count: int, low_entropy: float
+    pair: Seen, rollouts: list[Rollout], decode: Decode, count: int, low_entropy: float
 ) -> list[dict[str, Any]]:
     """`count` rollouts: lowest and highest mean r_t, the others by lot."""
-    seen = observe(pair, rollouts)
+    seen, k = pair.observed, pair.pair.k
     means = [seen.reward[row, : len(one.response_ids)].mean().item() for row, one in enumerate(rollouts)]
-    names = [f"{student}, prompt {one.prompt}, rollout {row}" for row, one in enumerate(rollouts)]
-    ids, log_q = pair.teacher.column("topk_ids", pair.k), pair.teacher.column("topk_log_probs", pair.k)
+    names = [f"{pair.student}, prompt {one.prompt}, rollout {row}" for row, one in enumerate(rollouts)]
+    ids, log_q = (pair.pair.teacher.column(name, k) for name in ("topk_ids", "topk_log_probs"))
 
     def shown(chosen: Chosen) -> Sample:
         row, one = chosen.row, rollouts[chosen.row]
         top = top_tokens(ids[row].tolist(), log_q[row].tolist(), decode)
         tokens = tokens_of(one.response_ids, row, seen, top, decode, low_entropy)
         prompt = decode(one.prompt_ids)
-        return Sample(names[row], chosen.why, prompt, tokens, means[row], one.score, one.correct, teacher)
+        return Sample(names[row], chosen.why, prompt, tokens, means[row], one.score, one.correct, pair.teacher)
 
     return [to_json(shown(chosen)) for chosen in choose(names, means, count, seed=0)]
 

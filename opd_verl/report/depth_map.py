@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from opd_verl.plot_style import End, label_ends, series
+from opd_verl.plot_style import label_ends, line_with_band
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.probe import Pair
 from opd_verl.report.runs import Run, depth_metrics, every_pair, points
@@ -95,18 +95,7 @@ def draw_lines(pairs: Sequence[tuple[Run, Pair]], figure: Figure, theme: Theme) 
     axes, ends = figure.subplots(), []
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     for index, (_, pair) in enumerate(pairs):
-        look, rewards = series(index), [one.reward for one in pair.depth]
         middles = [(one.first + one.last) / 2 for one in pair.depth]
-        axes.plot(middles, [one.value for one in rewards], markersize=4, label=pair.name, **look)
-        axes.fill_between(
-            middles,
-            [one.low for one in rewards],
-            [one.high for one in rewards],
-            color=look["color"],
-            alpha=0.15,
-            linewidth=0,
-        )
-        known = [at for at, one in enumerate(rewards) if math.isfinite(one.value)]
-        ends += [End(pair.name, middles[known[-1]], rewards[known[-1]].value, look["color"])] if known else []
+        ends += line_with_band(axes, middles, [one.reward for one in pair.depth], index, pair.name)
     axes.set(xlabel="token position", ylabel="mean r_t, nats")
     label_ends(axes, ends)

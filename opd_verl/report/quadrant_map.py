@@ -10,10 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from opd_verl.metrics.thresholds import LOW_ENTROPY
+from opd_verl.plot_style import COLOURS
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.runs import Run, last
 
-BLUE, ORANGE = "#0072b2", "#d55e00"
+BLUE, ORANGE = COLOURS[:2]
 PLACES = {1: (0, 1), 2: (1, 1), 3: (0, 0), 4: (1, 0)}
 """Column and row of each quadrant: committed left, r_t > 0 above."""
 NAMES = {1: "Q1 confirmed", 2: "Q2 useful distillation", 3: "Q3 forced correction", 4: "Q4 discouraged fork"}
@@ -112,7 +114,7 @@ def draw_cells(axes: Axes, found: Quadrants, theme: Theme) -> None:
         axes.text(column + 0.5, row + 0.98, NAMES[number], ha="center", va="top", fontweight="bold", fontsize=7.5)
         axes.text(column + 0.5, row + 0.03, text, ha="center", va="bottom", fontsize=7.2)
     axes.set(xlim=(0, 2), ylim=(0, 2), xticks=[0.5, 1.5], yticks=[0.5, 1.5], ylabel="sign of r_t")
-    axes.set_xticks([0.5, 1.5], labels=["committed, H < 0.3", "forking, H ≥ 0.3 nats"])
+    axes.set_xticks([0.5, 1.5], labels=[f"committed, H < {LOW_ENTROPY:g}", f"forking, H ≥ {LOW_ENTROPY:g} nats"])
     axes.set_yticks([0.5, 1.5], labels=["-", "+"], fontsize=11)
     axes.tick_params(length=0)
     axes.grid(visible=False)

@@ -6,7 +6,7 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from opd_verl.plot_style import End, label_ends, series
+from opd_verl.plot_style import End, label_ends, line_with_band, series
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.probe import Pair
 from opd_verl.report.runs import Run, every_pair
@@ -48,16 +48,12 @@ def draw_continuation(pairs: Sequence[Pair], figure: Figure, theme: Theme) -> No
     """Teacher's accuracy over the share of the rollout, from its own beginning (0) on."""
     axes, ends = figure.subplots(), []
     for index, pair in enumerate(pairs):
-        look, known = series(index), pair.continuation
-        start = pair.measurements.get("teacher_accuracy")
+        start, known = pair.measurements.get("teacher_accuracy"), pair.continuation
         shares = [*([0.0] if start else []), *(one.share for one in known)]
         values = [*([start] if start else []), *(one.teacher for one in known)]
-        axes.plot(shares, [one.value for one in values], markersize=4, label=pair.name, **look)
-        low, high = [one.low for one in values], [one.high for one in values]
-        axes.fill_between(shares, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        ends += line_with_band(axes, shares, values, index, pair.name)
         if student := pair.measurements.get("accuracy"):
-            axes.axhline(student.value, color=look["color"], linestyle=":", linewidth=1.2)
-        ends.append(End(pair.name, shares[-1], values[-1].value, look["color"]))
+            axes.axhline(student.value, color=series(index)["color"], linestyle=":", linewidth=1.2)
     axes.set(xlabel="share of the student's rollout", ylabel="accuracy", ylim=(0, None))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

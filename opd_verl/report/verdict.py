@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from html import escape
 
 from opd_verl.probe.record import Finding, Verdict
+from opd_verl.probe.verdict import CANNOT, GAIN, NO_HEADROOM, REGRESSION
 from opd_verl.report.overview import badge
 from opd_verl.report.probe import Pair
 from opd_verl.report.runs import Run, every_pair
 
 LOOKS = {
-    "gain expected": ("good", "✓"),
-    "no headroom": ("even", "="),
-    "regression risk": ("warn", "!"),
-    "cannot distil": ("bad", "✗"),
+    GAIN: ("good", "✓"),
+    NO_HEADROOM: ("even", "="),
+    REGRESSION: ("warn", "!"),
+    CANNOT: ("bad", "✗"),
 }
 UNKNOWN = ("even", "?")
 

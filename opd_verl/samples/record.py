@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from opd_verl.files import finite
+
 DIGITS = 6
 """Behind the decimal point of every number in the JSON."""
 
@@ -44,16 +46,7 @@ class Sample:
 
 def to_json(sample: Sample) -> dict[str, Any]:
     """All of it; a number that is none (NaN) is null."""
-    return plain(asdict(sample))
-
-
-def plain(content: Any) -> Any:
-    """The same with rounded numbers, and None for NaN and infinities, which JSON has no word for."""
-    if isinstance(content, float):
-        return round(content, DIGITS) if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: plain(value) for key, value in content.items()}
-    return [plain(one) for one in content] if isinstance(content, (list, tuple)) else content
+    return finite(asdict(sample), DIGITS)
 
 
 def from_json(content: dict[str, Any]) -> Sample:

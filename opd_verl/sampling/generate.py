@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_verl.sampling.child import carry_out, run_child
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 REQUESTS = "requests.parquet"
 """Beside the shards: identity and prompt_ids of every prompt."""
+REQUESTS_SCHEMA = pa.schema({"identity": pa.string(), "prompt_ids": pa.list_(pa.int32())})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,6 @@ class Parts:
         """Saves one piece."""
         write_table(self.path(index), table)
 
-    def read(self, index: int) -> pa.Table:
-        """One finished piece."""
-        return pq.read_table(self.path(index))
+    def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One finished piece; these columns alone, if any are named."""
+        return pq.read_table(self.path(index), columns=None if columns is None else list(columns))

@@ -56,7 +56,7 @@ class Reading:
     def column(self, name: str, width: int = 0) -> list[NDArray[Any]]:
         """What was read at each response: [R], or [R, width]."""
         parts = self.parts
-        rows = [row for index in range(parts.count) for row in ragged(parts.read(index)[name])]
+        rows = [row for index in range(parts.count) for row in ragged(parts.read(index, [name])[name])]
         return [row.reshape(-1, width) for row in rows] if width else rows
 
 

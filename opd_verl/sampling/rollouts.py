@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from opd_verl.files import json_digest, whole, write_table
 from opd_verl.off_policy import ROLLOUT_COLUMNS
 from opd_verl.sampling import judging, shards
-from opd_verl.sampling.generate import REQUESTS, Work, generate_in_child
+from opd_verl.sampling.generate import REQUESTS, REQUESTS_SCHEMA, Work, generate_in_child
 from opd_verl.sampling.parts import Parts
 from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
 from opd_verl.sampling.rows import identities, read_rows
@@ -59,8 +59,7 @@ def prepare(model: Model, rows: pa.Table, settings: SamplingSettings, out: Path,
     messages = source["prompt"].to_pylist()
     ids = [encode(model.tokenizer, prompt, settings) for prompt in messages]
     check_lengths(model, ids, settings, where)
-    schema = pa.schema({"identity": pa.string(), "prompt_ids": pa.list_(pa.int32())})
-    requests = pa.table({"identity": identities(messages), "prompt_ids": ids}, schema=schema)
+    requests = pa.table({"identity": identities(messages), "prompt_ids": ids}, schema=REQUESTS_SCHEMA)
     return Job(model, source, requests, out)
 
 

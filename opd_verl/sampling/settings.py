@@ -1,8 +1,8 @@
 """What is sampled, by which engine, and who judges it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from opd_verl.errors import ConfigError
 
@@ -34,6 +34,12 @@ class SamplingSettings:
     """A longer prompt is an error; None: what the model's context leaves beside max_tokens."""
     prompts_per_shard: int = 64
     """Prompts that are sampled in one batch and saved together."""
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """From a command's own settings, whose keys have the same names; what it has no key for stays as it is."""
+        names = [one.name for one in fields(cls) if hasattr(config, one.name)]
+        return cls(**{name: getattr(config, name) for name in names})
 
     def check(self) -> None:
         """Raises ConfigError for a value out of range."""

@@ -3,6 +3,7 @@
 from opd_verl.config import OpdConfig, every_teacher
 from opd_verl.config_sections import Combine, Engine
 from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
+from opd_verl.teacher.settings import due
 
 
 def teacher_topk(opd: OpdConfig) -> int:
@@ -37,7 +38,7 @@ def looks_at_all(opd: OpdConfig) -> bool:
 
 def looks(opd: OpdConfig, step: int) -> bool:
     """Whether they do in this step."""
-    return looks_at_all(opd) and step % opd.diagnostics.every == 0
+    return looks_at_all(opd) and due(step, opd.diagnostics.every)
 
 
 def gives_entropy(opd: OpdConfig) -> bool:

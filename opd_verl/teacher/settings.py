@@ -5,6 +5,11 @@ from dataclasses import dataclass
 WIRE_DTYPES = ("float16", "float32")
 
 
+def due(step: int, every: int) -> bool:
+    """Whether something that comes every so many steps comes in this one; 0: in none."""
+    return every > 0 and step % every == 0
+
+
 @dataclass(frozen=True)
 class TeacherSettings:
     """How a replica loads and runs the teacher; the model's path is given beside it."""
@@ -60,7 +65,7 @@ class TeacherSettings:
 
     def looks(self, step: int) -> bool:
         """Whether the diagnostics look closer in this step."""
-        return self.look_every > 0 and step % self.look_every == 0
+        return due(step, self.look_every)
 
     def check_wanted(self, topk: int, at_ids: bool, hidden: bool, looks: bool = False) -> None:
         """Raises ValueError for what a replica of these settings leaves out (in a step that `looks` closer)."""
