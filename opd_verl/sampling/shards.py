@@ -23,12 +23,18 @@ SCHEMA = pa.schema(
 """Columns of a shard, a row per prompt, n entries each; `judging.SCHEMA` has the judge's."""
 
 
+MAX_TOKENS = "max_tokens"
+"""Column of the requests: the most tokens behind each prompt."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One response to sample."""
 
     prompt_ids: list[int]
     seed: int
+    max_tokens: int | None = None
+    """Of this response; None: the settings'."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,12 @@ def shard_ranges(prompts: int, size: int) -> list[range]:
     return [range(first, min(first + size, prompts)) for first in range(0, prompts, size)]
 
 
-def shard_requests(identities: Sequence[str], prompts: Sequence[list[int]], n: int, seed: int) -> list[Request]:
-    """n requests per prompt, those of one prompt next to each other."""
-    pairs = zip(identities, prompts, strict=True)
-    return [Request(ids, request_seed(seed, name, sample)) for name, ids in pairs for sample in range(n)]
+def shard_requests(
+    identities: Sequence[str], prompts: Sequence[list[int]], n: int, seed: int, limits: Sequence[int] | None = None
+) -> list[Request]:
+    """n requests per prompt, those of one prompt next to each other; limits: the most tokens behind each prompt."""
+    rows = zip(identities, prompts, limits or [None] * len(prompts), strict=True)
+    return [Request(ids, request_seed(seed, name, one), most) for name, ids, most in rows for one in range(n)]
 
 
 def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
@@ -78,11 +86,13 @@ def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
 def fill(parts: Parts, requests: pa.Table, settings: SamplingSettings, sample: Sample) -> None:
     """Samples and saves every shard that is not there yet.
 
-    requests: `identity` (string) and `prompt_ids` (list of int32), a row per prompt.
+    requests: `identity` (string) and `prompt_ids` (list of int32), a row per prompt; `max_tokens` (int32) where it
+    differs from prompt to prompt.
     """
     ranges = shard_ranges(len(requests), settings.prompts_per_shard)
     assert parts.count == len(ranges)
     for index in parts.missing():
         prompts = requests.slice(ranges[index].start, len(ranges[index])).to_pydict()
-        wanted = shard_requests(prompts["identity"], prompts["prompt_ids"], settings.n, settings.seed)
+        limits = prompts.get(MAX_TOKENS)
+        wanted = shard_requests(prompts["identity"], prompts["prompt_ids"], settings.n, settings.seed, limits)
         parts.write(index, shard_table(sample(wanted), settings.n))

@@ -48,11 +48,11 @@ class VllmEngine:
         # A prompt that an earlier call left in the cache is read in other pieces, which rounds differently.
         self.llm.reset_prefix_cache()
         prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
-        params = [self._params(request.seed) for request in requests]
+        params = [self._params(request) for request in requests]
         outputs = self.llm.generate(prompts, params, use_tqdm=bar or False)  # pyright: ignore[reportArgumentType]
         return [self._response(output.outputs[0]) for output in outputs]
 
-    def _params(self, seed: int) -> Any:
+    def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
 
         wanted = self.settings
@@ -60,8 +60,8 @@ class VllmEngine:
             temperature=wanted.temperature,
             top_p=wanted.top_p,
             top_k=wanted.top_k,
-            max_tokens=wanted.max_tokens,
-            seed=seed,
+            max_tokens=request.max_tokens or wanted.max_tokens,
+            seed=request.seed,
             detokenize=False,
         )
 

@@ -1,0 +1,154 @@
+"""Targeted rollouts, one depth window of all questions at a time, shallow windows first.
+
+A window's targets are chosen on the trees as they then are: what shallower windows already brought to a deep node is not
+sampled again.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from opd_verl.alignment.question import Question
+from opd_verl.alignment.targets import Target, TargetSettings, missing, path_targets
+from opd_verl.alignment.tree import Rollouts
+from opd_verl.alignment.windows import depth_windows
+
+
+@dataclass(frozen=True)
+class Order:
+    """Rollouts that are wanted behind one token."""
+
+    target: Target
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Launched:
+    """What came of a window's orders."""
+
+    rollouts: Mapping[int, Rollouts]
+    """By the question's number."""
+    count: int
+    seconds: float
+
+
+Launch = Callable[[int, Callable[[], Sequence[Order]]], Launched]
+"""(window, its orders) -> rollouts; the orders are not made where the window is finished already."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that targeted rollouts may cost; None: what it takes."""
+
+    rollouts: int | None = None
+    minutes: float | None = None
+
+    def left(self, used: int, seconds: float, initial: tuple[int, float]) -> float:
+        """Rollouts that may still be launched.
+
+        initial: rollouts and seconds of the initial ones, whose rate is the first guess of the next ones'.
+        """
+        limits = [float("inf")]
+        if self.rollouts is not None:
+            limits.append(self.rollouts - used)
+        if self.minutes is not None:
+            rate = (used + initial[0]) / max(seconds + initial[1], 1e-6)
+            limits.append((60.0 * self.minutes - seconds) * rate)
+        return max(min(limits), 0.0)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Targeted rollouts so far."""
+
+    rollouts: int
+    seconds: float
+    windows: int
+
+
+def enrich(
+    questions: Sequence[Question],
+    launch: Launch,
+    settings: TargetSettings,
+    budget: Budget | None = None,
+    initial: tuple[int, float] = (0, 0.0),
+    tell: Callable[[str], None] = lambda text: None,
+) -> Spent:
+    """Adds targeted rollouts to every question's tree.
+
+    Args:
+        initial: how many initial rollouts there are, and the seconds that they took: the first guess of a rate.
+        tell: is told before each window what it wants and what may be left behind it.
+    """
+    allowed, spent = budget or Budget(), Spent(0, 0.0, 0)
+    windows = depth_windows(longest(questions), settings.first_window)
+    for number, window in enumerate(windows):
+
+        def wanted(number: int = number, window: range = window, spent: Spent = spent) -> Sequence[Order]:
+            share = allowed.left(spent.rollouts, spent.seconds, initial) / (len(windows) - number)
+            found = within(orders(questions, window, settings), share)
+            rate = (spent.rollouts + initial[0]) / max(spent.seconds + initial[1], 1e-6)
+            tell(forecast(window, found, expected(questions, windows[number + 1 :], settings), rate))
+            return found
+
+        done = launch(number, wanted)
+        for question in questions:
+            if question.number in done.rollouts:
+                question.tree.add(done.rollouts[question.number])
+        spent = Spent(spent.rollouts + done.count, spent.seconds + done.seconds, number + 1)
+    return spent
+
+
+def forecast(window: range, found: Sequence[Order], later: int, rate: float) -> str:
+    """What a window wants and what may be left behind it, with the time at this rate (rollouts a second)."""
+
+    def cost(count: int) -> str:
+        return f"{count:,} rollouts" + (f" ({count / rate / 60:.1f} min)" if rate > 0 else "")
+
+    places = f"tokens {window.start + 1} to {window.stop}"
+    now = f"{len(found)} targets want {cost(sum(one.count for one in found))}"
+    return f"{places}: {now}; deeper ones at most {cost(later)} more"
+
+
+def longest(questions: Sequence[Question]) -> int:
+    """Tokens of the longest path."""
+    return max((len(path.tokens) for one in questions for path in one.paths), default=0)
+
+
+def orders(questions: Sequence[Question], window: range, settings: TargetSettings) -> list[Order]:
+    """What a window's targets lack; the first of every list before the second of any."""
+    found = [order for question in questions for order in _of_question(question, window, settings)]
+    return sorted(found, key=lambda one: (one.target.rank, one.target.question, one.target.path, one.target.depth))
+
+
+def _of_question(question: Question, window: range, settings: TargetSettings) -> Iterator[Order]:
+    """No node twice, where paths share it."""
+    targets, seen = list[Target](), set[tuple[int, int]]()
+    for path, one in enumerate(question.paths):
+        nodes = question.nodes(one)
+        for target in path_targets(question, path, window, settings):
+            place = (int(nodes[target.depth]), target.token)
+            if place not in seen:
+                seen.add(place)
+                targets.append(target)
+    for target, count in zip(targets, missing(question, targets, settings).tolist(), strict=True):
+        if count:
+            yield Order(target, count)
+
+
+def within(wanted: Sequence[Order], allowed: float) -> list[Order]:
+    """The first orders that `allowed` rollouts pay for."""
+    total = np.cumsum([one.count for one in wanted])
+    return list(wanted[: int(np.searchsorted(total, allowed, side="right"))])
+
+
+def expected(questions: Sequence[Question], windows: Sequence[range], settings: TargetSettings) -> int:
+    """The most rollouts that these windows can take: what they lack as the trees are now."""
+    return sum(one.count for window in windows for one in orders(questions, window, settings))
+
+
+def say(text: str) -> None:
+    """A line on the terminal that no progress bar hides."""
+    print(text, file=sys.stderr, flush=True)

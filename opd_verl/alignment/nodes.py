@@ -1,0 +1,167 @@
+"""The node table: one row for each question, path, position on it and teacher.
+
+Shapes: L tokens of a path, K known ids at a position; S_u, the children with enough visits, is a part of them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from opd_verl.alignment import gradients
+from opd_verl.alignment.losses import LossSettings, chosen
+from opd_verl.alignment.question import Path, Question
+from opd_verl.alignment.tree import NOBODY, Ints
+
+GKD, SINGLE, DR_GRPO, MINILLM = "gkd", "single_sample", "dr_grpo", "minillm"
+OBJECTIVES = (GKD, SINGLE, DR_GRPO, MINILLM)
+COSINE = "cosine/"
+SCHEMA = (
+    ("question", pa.int32()),
+    ("path", pa.int32()),
+    ("correct", pa.bool_()),
+    ("pass_rate", pa.float64()),
+    ("depth", pa.int32()),
+    ("length", pa.int32()),
+    ("token", pa.int32()),
+    ("teacher", pa.string()),
+    ("support", pa.list_(pa.int32())),
+    ("p", pa.list_(pa.float64())),
+    ("q", pa.list_(pa.float64())),
+    ("p_succ", pa.list_(pa.float64())),
+    ("visits", pa.list_(pa.float64())),
+    ("success_range", pa.float64()),
+    ("decision", pa.bool_()),
+    ("advantage", pa.float64()),
+    ("kl", pa.float64()),
+    ("js", pa.float64()),
+    ("l2", pa.float64()),
+    ("similarity", pa.float64()),
+)
+ROUNDING = 1e-12
+"""A range of success below is none."""
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """What makes a child count, and which objectives are compared."""
+
+    significant: float = 20.0
+    """Visits of a child of S_u (N_sig); 40 for long traces."""
+    objectives: Sequence[str] = (GKD,)
+    """gkd, single_sample, dr_grpo, minillm."""
+    losses: Mapping[str, LossSettings] | None = None
+    """Further ones, by name."""
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [*self.objectives, *(self.losses or {})]
+
+
+@dataclass(frozen=True, eq=False)
+class Children:
+    """What is known of the children along a path, [L, K]; float64."""
+
+    ids: Ints
+    member: Tensor
+    """S_u."""
+    p_succ: Tensor
+    visits: Tensor
+    """Effective."""
+    drawn: Tensor
+    """Rollouts that the student took there by itself."""
+    drawn_successes: Tensor
+    to_go: Mapping[str, Tensor]
+    """Teacher: sum of the reward-to-go of those rollouts, where it was measured."""
+
+
+def children_of(question: Question, path: Path, significant: float) -> Children:
+    """Estimates along a path, without the path's own rollout."""
+    estimates = question.estimates(without=path)
+    nodes = question.tree.child(question.nodes(path)[:-1, None], path.ids)
+    p_succ, visits = (torch.from_numpy(one) for one in estimates.of(nodes))
+    drawn, successes = (torch.from_numpy(one) for one in estimates.drawn(nodes))
+    to_go = {name: torch.from_numpy(question.reward_to_go(name, nodes, path)) for name in question.rewards}
+    member = (visits >= significant) & torch.from_numpy(path.ids != NOBODY)
+    return Children(path.ids, member, p_succ, visits, drawn, successes, to_go)
+
+
+def directions(
+    children: Children, path: Path, teacher: str, pass_rate: float, settings: NodeSettings
+) -> Iterator[tuple[str, Tensor]]:
+    """(objective, gradient [L, K]) of each objective, in the direction that is trained in."""
+    log_p, log_q = sides(path, teacher)
+    p, member, drawn = log_p.exp(), children.member, children.drawn
+    for name in settings.objectives:
+        if name == GKD:
+            yield name, gradients.local_gradient(p, log_q - log_p, member)
+        elif name == SINGLE:
+            yield name, gradients.sampled_gradient(p, drawn * (log_q - log_p - 1.0), drawn, member)
+        elif name == DR_GRPO:
+            weight = gradients.dr_grpo_weight(drawn, children.drawn_successes, pass_rate)
+            yield name, gradients.sampled_gradient(p, weight, drawn, member)
+        elif name == MINILLM:
+            yield name, gradients.sampled_gradient(p, children.to_go[teacher] - drawn, drawn, member)
+    for name, loss in (settings.losses or {}).items():
+        ids = chosen(loss, log_p, log_q)
+        f = gradients.objective_pull(log_p, log_q, ids, loss.divergence, loss.tail, loss.beta)
+        yield name, gradients.local_gradient(p, f, member)
+
+
+def sides(path: Path, teacher: str) -> tuple[Tensor, Tensor]:
+    """log p and log q at the known ids, float64 [L, K]; -inf where there is none."""
+    known = torch.from_numpy(path.ids != NOBODY)
+    both = (torch.from_numpy(np.asarray(one, np.float64)) for one in (path.log_p, path.log_q[teacher]))
+    log_p, log_q = (torch.where(known, one, -torch.inf) for one in both)
+    return log_p, log_q
+
+
+def question_nodes(question: Question, settings: NodeSettings) -> pa.Table:
+    """The rows of one question."""
+    tables = [
+        path_nodes(question, number, children, teacher, settings)
+        for number, path in enumerate(question.paths)
+        for children in [children_of(question, path, settings.significant)]
+        for teacher in path.log_q
+    ]
+    return pa.concat_tables([schema(settings).empty_table(), *tables])
+
+
+def schema(settings: NodeSettings) -> pa.Schema:
+    """Of the node table."""
+    return pa.schema([*SCHEMA, *((COSINE + name, pa.float64()) for name in settings.names)])
+
+
+def path_nodes(question: Question, number: int, children: Children, teacher: str, settings: NodeSettings) -> pa.Table:
+    """The rows of one path and teacher."""
+    path, member = question.paths[number], children.member
+    log_p, log_q = sides(path, teacher)
+    p, q, length = log_p.exp(), log_q.exp(), len(path.tokens)
+    spread = gradients.success_range(children.p_succ, member)
+    decision = (member.sum(-1) >= 2) & (spread > ROUNDING)
+    ideal = gradients.local_gradient(p, children.p_succ, member)
+    cosines = {
+        COSINE + name: torch.where(decision, gradients.cosine(ideal, found), torch.nan)
+        for name, found in directions(children, path, teacher, question.pass_rate, settings)
+    }
+    same = {"question": question.number, "path": number, "correct": path.correct, "pass_rate": question.pass_rate}
+    same |= {"length": length, "teacher": teacher}
+    columns: dict[str, Any] = {name: [value] * length for name, value in same.items()}
+    columns |= {"depth": list(range(length)), "token": path.tokens, "decision": decision.numpy()}
+    columns |= {"support": _lists(torch.from_numpy(children.ids.astype(np.int64)), member)}
+    lists = {"p": p, "q": q, "p_succ": children.p_succ, "visits": children.visits}
+    columns |= {name: _lists(values, member) for name, values in lists.items()}
+    columns |= {"success_range": spread.numpy()}
+    columns |= {"advantage": gradients.teacher_advantage(p, q, children.p_succ, member).numpy()}
+    columns |= {name: values.numpy() for name, values in (gradients.apart(log_p, log_q) | cosines).items()}
+    wanted = schema(settings)
+    return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
+
+
+def _lists(values: Tensor, member: Tensor) -> list[list[float]]:
+    return [row[inside].tolist() for row, inside in zip(values, member, strict=True)]

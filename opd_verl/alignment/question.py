@@ -1,0 +1,86 @@
+"""One question: its tree, its representative paths, and what the models say along them.
+
+Shapes: L tokens of a path, K ids at a position.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_verl.alignment.estimate import Edge, Estimates, Left, estimate
+from opd_verl.alignment.tree import NOBODY, ROOT, GenerationTree, Ints, Rollouts
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A rollout that the models are read along."""
+
+    tokens: Ints
+    """[L]"""
+    correct: bool
+    ids: Ints
+    """[L, K] at the position of each token: those that a model gives more than the threshold, and the token itself;
+    NOBODY behind them."""
+    log_p: Floats
+    """[L, K] student, nats."""
+    log_q: Mapping[str, Floats]
+    """Teacher: [L, K], nats."""
+
+    @property
+    def log_p_token(self) -> Floats:
+        """[L] of the path's own tokens, nats."""
+        return self.log_p[self.ids == self.tokens[:, None]]
+
+    def log_q_token(self, teacher: str) -> Floats:
+        """The same of a teacher."""
+        return self.log_q[teacher][self.ids == self.tokens[:, None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt with its initial rollouts."""
+
+    number: int
+    """Row of the prompts."""
+    tree: GenerationTree
+    paths: Sequence[Path]
+    pass_rate: float
+    """Share of correct initial rollouts."""
+    rewards: dict[str, Floats] = field(default_factory=dict)
+    """Teacher: at each node [N] the sum of the reward-to-go of the rollouts that the student took there by itself."""
+
+    def nodes(self, path: Path) -> Ints:
+        """[L + 1] along a path: the root, and the node behind every token."""
+        found = self.tree.locate(Rollouts.of([path.tokens], [0], [path.correct]))
+        return np.concatenate([np.array([ROOT], found.dtype), found])
+
+    def estimates(self, without: Path | None = None) -> Estimates:
+        """Success probabilities; `without` a path's own rollout, for who asks along it."""
+        left = None if without is None else Left(self.nodes(without), without.correct)
+        return estimate(self.tree, self.edges(), left)
+
+    def edges(self) -> list[Edge]:
+        """Every edge that leaves a path's node for an id whose probability is known, deepest first."""
+        found: dict[int, tuple[int, Edge]] = {}
+        for path in self.paths:
+            nodes = self.nodes(path)[:-1]
+            children = self.tree.child(nodes[:, None], path.ids)
+            for depth, column in np.argwhere(children != NOBODY).tolist():
+                p = float(np.exp(path.log_p[depth, column]))
+                found[int(children[depth, column])] = (depth, Edge(int(nodes[depth]), int(children[depth, column]), p))
+        return [edge for _, edge in sorted(found.values(), key=lambda one: -one[0])]
+
+    def reward_to_go(self, teacher: str, nodes: Ints, without: Path) -> Floats:
+        """[L, K] sums of `sum_{t' >= t} (log q - log p)` at the nodes behind a path's children, its own left out."""
+        found = np.where(nodes == NOBODY, 0.0, self.rewards[teacher][nodes])
+        own = (nodes == self.nodes(without)[1:, None]) & (nodes != NOBODY)
+        return found - own * reward_to_go(without.log_q_token(teacher) - without.log_p_token)[:, None]
+
+
+def reward_to_go(rewards: Floats) -> Floats:
+    """[L] sum from each token on."""
+    return rewards[::-1].cumsum()[::-1]

@@ -1,0 +1,111 @@
+"""Where more rollouts tell most: tokens at which a teacher disagrees with the student (Unmasking 2.5, appendix D).
+
+Shapes: L tokens of a path, K ids at a position.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from opd_verl.alignment.question import Floats, Path, Question
+from opd_verl.alignment.tree import NOBODY, Ints
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """Which tokens get rollouts, and how many."""
+
+    threshold: float = 0.02
+    """A token counts where the student or the teacher gives it more."""
+    first_window: int = 50
+    """Tokens of the first depth window; every other is twice as long as the one before."""
+    by_gradient: int = 5
+    """Tokens of a path, window and teacher with the largest gradient of KL(p || q)."""
+    by_difference: int = 5
+    """The same with the largest |q - p|."""
+    enough: int = 100
+    """Visits that a token is brought to (N_min)."""
+    per_request: int = 10
+    """Rollouts from one prefix that are asked for together; what is missing is rounded up to a multiple."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A token at a node of a path."""
+
+    question: int
+    path: int
+    depth: int
+    """Of the node: tokens before the target."""
+    token: int
+    rank: int
+    """0: the first of its list."""
+
+
+def pull(log_p: Floats, log_q: Floats, known: np.ndarray) -> Floats:
+    """|p (log p - log q - KL)|, the size of the gradient of KL(p || q) by each logit [L, K] (appendix D)."""
+    p = np.where(known, np.exp(log_p), 0.0)
+    apart = np.where(known, log_p - log_q, 0.0)
+    return np.abs(p * (apart - (p * apart).sum(-1, keepdims=True)))
+
+
+def path_targets(question: Question, path: int, window: range, settings: TargetSettings) -> list[Target]:
+    """The targets of all teachers in one window of a path, best first; none twice."""
+    one = question.paths[path]
+    rows = slice(window.start, min(window.stop, len(one.tokens)))
+    found: dict[tuple[int, int], int] = {}
+    for name in one.log_q:
+        for rank, (place, token) in enumerate(_ranked(one, name, rows, settings)):
+            key = (rows.start + place, token)
+            found[key] = min(rank, found.get(key, rank))
+    return [
+        Target(question.number, path, depth, token, rank)
+        for (depth, token), rank in sorted(found.items(), key=lambda one: (one[1], one[0]))
+    ]
+
+
+def _ranked(path: Path, teacher: str, rows: slice, settings: TargetSettings) -> list[tuple[int, int]]:
+    """(row, token) by gradient and by difference in turn, each with its strongest rival behind it."""
+    ids, log_p, log_q = path.ids[rows], path.log_p[rows], path.log_q[teacher][rows]
+    known = ids != NOBODY
+    p, q = (np.where(known, np.exp(side), 0.0) for side in (log_p, log_q))
+    counts = np.maximum(p, q) > settings.threshold
+    gradient = np.where(counts, pull(log_p, log_q, known), -1.0)
+    difference = np.where(counts, np.abs(q - p), -1.0)
+    lists = [
+        _first(score, count)
+        for score, count in ((gradient, settings.by_gradient), (difference, settings.by_difference))
+    ]
+    chosen = dict.fromkeys(place for pair in _in_turn(*lists) for place in _with_rival(pair, gradient))
+    return [(row, int(ids[row, column])) for row, column in chosen]
+
+
+def _first(score: Floats, count: int) -> list[tuple[int, int]]:
+    """The places of the `count` highest scores that are not negative."""
+    flat = np.argsort(-score, axis=None, kind="stable")[:count]
+    places = np.stack(np.unravel_index(flat, score.shape), -1).tolist()
+    return [(row, column) for row, column in places if score[row, column] >= 0.0]
+
+
+def _in_turn(*lists: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for place in range(max(map(len, lists))):
+        yield from (one[place] for one in lists if place < len(one))
+
+
+def _with_rival(place: tuple[int, int], gradient: Floats) -> list[tuple[int, int]]:
+    """A token, and the other of its node with the largest gradient: one child alone says nothing."""
+    row, column = place
+    others = gradient[row].copy()
+    others[column] = -1.0
+    rival = int(others.argmax())
+    return [place, (row, rival)] if others[rival] >= 0.0 else [place]
+
+
+def missing(question: Question, targets: Sequence[Target], settings: TargetSettings) -> Ints:
+    """Rollouts that each target lacks, a multiple of `per_request`."""
+    nodes = [question.nodes(path) for path in question.paths]
+    at = np.array([nodes[one.path][one.depth] for one in targets], np.int64)
+    children = question.tree.child(at, np.array([one.token for one in targets], np.int64))
+    lack = np.maximum(settings.enough - question.estimates().of(children)[1], 0.0)
+    return (np.ceil(lack / settings.per_request) * settings.per_request).astype(np.int64)

@@ -1,0 +1,120 @@
+"""A language whose success probabilities are known exactly: the next token depends on the last one alone.
+
+Ids 0 .. V-1 are words, V ends a response well and V + 1 badly; one that is cut at `length` tokens fails. The probability
+that a response ends well, `s_n(last)` with n tokens left, is `s_0 = 0`, `s_n(v) = P(V | v) + sum_w P(w | v) s_{n-1}(w)`.
+
+Shapes: V words, V + 2 tokens; row v of a matrix is the next token's distribution behind v, row V the first token's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_verl.alignment.choose import representative
+from opd_verl.alignment.enrich import Launched, Order
+from opd_verl.alignment.question import Path, Question
+from opd_verl.alignment.tree import GenerationTree, Ints, Rollouts
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Language:
+    """A student, and teachers that know better or worse how to end well."""
+
+    student: Floats
+    """[V + 1, V + 2]"""
+    teachers: dict[str, Floats]
+    length: int = 40
+
+    @property
+    def words(self) -> int:
+        """V"""
+        return len(self.student) - 1
+
+    def success(self) -> Floats:
+        """[length + 1, V + 2] that a response ends well, by the tokens left and the last token."""
+        found = np.zeros((self.length + 1, self.words + 2))
+        found[:, self.words] = 1.0
+        for left in range(1, self.length + 1):
+            found[left, : self.words] = self.student[: self.words] @ found[left - 1]
+        return found
+
+    def sample(self, prefix: Sequence[int], count: int, generator: np.random.Generator) -> list[tuple[Ints, bool]]:
+        """Whole responses behind a prefix, and whether they end well."""
+        last = np.full(count, prefix[-1] if len(prefix) else self.words)
+        steps = [np.tile(np.array(prefix, np.int64), (count, 1))]
+        ended = np.full(count, bool(len(prefix)) and last[0] >= self.words) if len(prefix) else np.zeros(count, bool)
+        sizes, cumulative = np.full(count, len(prefix)), self.student.cumsum(-1)
+        for _ in range(self.length - len(prefix)):
+            rows = cumulative[np.where(ended, self.words, last)]
+            drawn = (generator.random((count, 1)) > rows).sum(-1).clip(max=self.words + 1)
+            last, sizes = np.where(ended, last, drawn), sizes + ~ended
+            steps.append(drawn[:, None])
+            ended = ended | (drawn >= self.words)
+        tokens = np.concatenate(steps, -1)
+        return [
+            (row[:size].astype(np.int32), bool(end == self.words))
+            for row, size, end in zip(tokens, sizes, last, strict=True)
+        ]
+
+    def path(self, tokens: Ints, correct: bool) -> Path:
+        """A response with both sides' exact log-probs of every token."""
+        before = np.concatenate([[self.words], tokens[:-1]])
+        ids = np.tile(np.arange(self.words + 2, dtype=np.int32), (len(tokens), 1))
+        log_q = {name: np.log(matrix[before]) for name, matrix in self.teachers.items()}
+        return Path(tokens, correct, ids, np.log(self.student[before]), log_q)
+
+    def children(self, path: Path) -> Floats:
+        """[L, V + 2] exact success probability behind each token along a path."""
+        return np.stack([self.success()[self.length - depth - 1] for depth in range(len(path.tokens))])
+
+
+def make_language(words: int = 6, sharpness: float = 1.5, seed: int = 0) -> Language:
+    """Random; one teacher leans toward success, one away from it, one is the student with noise."""
+    generator = np.random.default_rng(seed)
+    logits = sharpness * generator.normal(size=(words + 1, words + 2))
+    logits[:, words:] -= 1.5
+    student = _softmax(logits)
+    ahead = Language(student, {}).success()[-1]
+    noise = generator.normal(size=logits.shape)
+    leaning = {"good": 2.0 * ahead + 0.3 * noise, "bad": -2.0 * ahead + 0.3 * noise, "noise": noise}
+    return Language(student, {name: _softmax(logits + change) for name, change in leaning.items()})
+
+
+def _softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def ask(language: Language, number: int, rollouts: int, paths: int, seed: int) -> Question:
+    """A question: its tree of initial rollouts and its representative paths."""
+    responses = language.sample([], rollouts, np.random.default_rng((seed, number)))
+    correct = [one for _, one in responses]
+    tree = GenerationTree()
+    tree.add(Rollouts.of([tokens for tokens, _ in responses], [0] * rollouts, correct))
+    chosen = representative(correct, paths, paths, (seed, number))
+    return Question(number, tree, [language.path(*responses[row]) for row in chosen], float(np.mean(correct)))
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Launches orders in the language itself."""
+
+    language: Language
+    questions: dict[int, Question]
+    generator: np.random.Generator
+
+    def orders(self, wanted: Sequence[Order]) -> Launched:
+        """All rollouts that are ordered."""
+        rows: dict[int, list[tuple[Ints, int, bool]]] = {}
+        for order in wanted:
+            target = order.target
+            path = self.questions[target.question].paths[target.path]
+            prefix = [*path.tokens[: target.depth].tolist(), target.token]
+            found = self.language.sample(prefix, order.count, self.generator)
+            rows.setdefault(target.question, []).extend((tokens, len(prefix), correct) for tokens, correct in found)
+        grouped = {number: Rollouts.of(*zip(*found, strict=True)) for number, found in rows.items()}
+        return Launched(grouped, sum(one.count for one in wanted), 0.0)
