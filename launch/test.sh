@@ -14,6 +14,6 @@ if [[ $# -gt 0 ]]; then exec "$bin/python" -m pytest "$@"; fi
 find .ci/run launch recipes tests/unit/slurm/squeue tests/unit/slurm/scontrol -type f \
   \( -name '*.sh' -o -name '*.sbatch' -o ! -name '*.*' \) -exec "$bin/shellcheck" -x {} +
 "$bin/basedpyright" --pythonpath "$bin/python"
-OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -n 2 --dist loadfile --no-loadscope-reorder --durations=15
-# CI's 45 minutes have no room for all; the others (20 minutes): bash launch/test.sh tests/e2e -m by_hand
+OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -n 3 --dist loadfile --no-loadscope-reorder --durations=15
+# CI's 45 minutes have no room for all; the others (25 minutes): bash launch/test.sh tests/e2e -m by_hand
 "$bin/python" -m pytest tests/e2e -m 'not by_hand' --durations=15

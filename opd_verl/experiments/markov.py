@@ -1,7 +1,7 @@
 """A language whose success probabilities are known exactly: the next token depends on the last one alone.
 
-Ids 0 .. V-1 are words, V ends a response well and V + 1 badly; one that is cut at `length` tokens fails. The probability
-that a response ends well, `s_n(last)` with n tokens left, is `s_0 = 0`, `s_n(v) = P(V | v) + sum_w P(w | v) s_{n-1}(w)`.
+Ids 0 .. V-1 are words, V ends a response well and V + 1 badly; one that is cut at `length` tokens fails. With n tokens
+left a response behind v ends well with probability `s_n(v) = P(V | v) + sum_w P(w | v) s_{n-1}(w)`, `s_0 = 0`.
 
 Shapes: V words, V + 2 tokens; row v of a matrix is the next token's distribution behind v, row V the first token's.
 """
@@ -72,16 +72,32 @@ class Language:
         return np.stack([self.success()[self.length - depth - 1] for depth in range(len(path.tokens))])
 
 
-def make_language(words: int = 6, sharpness: float = 1.5, seed: int = 0) -> Language:
-    """Random; one teacher leans toward success, one away from it, one is the student with noise."""
+def make_language(
+    words: int = 6,
+    sharpness: float = 1.5,
+    ending: float = 1.5,
+    commitment: float = 0.0,
+    length: int = 40,
+    seed: int = 0,
+) -> Language:
+    """Random; one teacher leans toward success, one away from it, one is the student with noise.
+
+    Args:
+        sharpness: deviation of the logits.
+        ending: taken off the logits of both ends: responses are longer.
+        commitment: taken off the logits between the first half of the words, which ends well, and the second, which
+            ends badly: a response rarely changes sides, and a change decides how it ends.
+    """
     generator = np.random.default_rng(seed)
     logits = sharpness * generator.normal(size=(words + 1, words + 2))
-    logits[:, words:] -= 1.5
+    logits[:, words:] -= ending
+    side = np.array([*(word >= words // 2 for word in range(words)), False, True])
+    logits[:words] -= commitment * (side[:words, None] != side[None])
     student = _softmax(logits)
-    ahead = Language(student, {}).success()[-1]
+    ahead = Language(student, {}, length).success()[-1]
     noise = generator.normal(size=logits.shape)
     leaning = {"good": 2.0 * ahead + 0.3 * noise, "bad": -2.0 * ahead + 0.3 * noise, "noise": noise}
-    return Language(student, {name: _softmax(logits + change) for name, change in leaning.items()})
+    return Language(student, {name: _softmax(logits + change) for name, change in leaning.items()}, length)
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -98,6 +98,7 @@ def test_what_no_replica_can_score_is_masked_and_counted(troubled: Steps) -> Non
     assert last["opd/reverse_kl"] == pytest.approx(last["opd/reverse_kl"]), "no NaN"
 
 
+@pytest.mark.by_hand
 def test_a_teacher_behind_verls_own_server_gives_the_same_numbers(sampled: tuple[Steps, Path], main_ppo: Run) -> None:
     steps = main_ppo("served", "opd", 2, *SAMPLED, "teacher=vllm", "trainer.save_freq=-1")
     for key in COMPARED:

@@ -16,7 +16,7 @@ def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> Non
     EOPD's gated forward KL (whose own recipe: test_eopd.py).
     """
     steps = main_ppo(
-        "mixed", "opd_grpo", 10, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "mixed", "opd_grpo", 8, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.optim.lr=6e-4",
         "opd.objective.support=union", "opd.objective.k=16",
         "opd.objective.tail=bucket", "opd.tokens.weights=[correctness]", "opd.tokens.correct=0.5",

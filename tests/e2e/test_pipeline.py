@@ -96,6 +96,7 @@ def killed_in(line: list[str], folder: Path, after: int) -> None:
     child.wait()
 
 
+@pytest.mark.by_hand
 def test_a_stage_that_was_killed_ends_with_the_same_weights(
     undisturbed: tuple[Path, str], models: Paths, tmp_path: Path
 ) -> None:
