@@ -1,0 +1,125 @@
+"""The settings of one alignment. Their defaults are those of `hydra_configs/alignment/alignment.yaml`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from opd_verl.alignment.context_settings import ContextSettings
+from opd_verl.alignment.enrich import Budget
+from opd_verl.alignment.losses import LossSettings
+from opd_verl.alignment.nodes import OBJECTIVES, NodeSettings
+from opd_verl.alignment.targets import TargetSettings
+from opd_verl.errors import ConfigError
+from opd_verl.hydra_settings import check_least
+from opd_verl.objectives.names import Support
+from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+
+
+@dataclass
+class AlignmentConfig:
+    """Which teachers are held against which student's success, on what, and how."""
+
+    student: str | None = None
+    """Folder or hub name of the model that would be trained."""
+    teachers: Any = None
+    """External models: a path, a list of paths and `name=path`, or name: path."""
+    contexts: ContextSettings = field(default_factory=ContextSettings)
+    """Self-distillation: the student with something to read before the question."""
+    prompts: Any = None
+    """verl-format files, one or a list."""
+    limit: int | None = None
+    """The first so many prompts."""
+    out: str = "runs/alignment"
+    rollouts: int = 200
+    """Initial rollouts of a question (G)."""
+    correct_paths: int = 2
+    incorrect_paths: int = 2
+    targets: TargetSettings = field(default_factory=TargetSettings)
+    budget: Budget = field(default_factory=Budget)
+    significant: float = 20.0
+    """Visits of a child that counts (N_sig)."""
+    objectives: list[str] = field(default_factory=lambda: ["gkd"])
+    """The first is the one that tables and pictures are about."""
+    losses: dict[str, LossSettings] = field(default_factory=dict)
+    """Further objectives, each as `opd.objective`."""
+    temperature: float = 1.0
+    max_tokens: int = 4096
+    suffix: str = ""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    max_prompt_tokens: int | None = None
+    prompts_per_shard: int = 16
+    resamples: int = 2000
+    workers: int | None = None
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How the initial rollouts are sampled."""
+        return SamplingSettings(
+            n=self.rollouts,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            suffix=self.suffix,
+            chat_template_kwargs=self.chat_template_kwargs,
+            max_prompt_tokens=self.max_prompt_tokens,
+            prompts_per_shard=self.prompts_per_shard,
+        )
+
+    @property
+    def nodes(self) -> NodeSettings:
+        """What goes into the node table."""
+        return NodeSettings(self.significant, self.objectives, self.losses)
+
+    def check(self) -> None:
+        """Raises ConfigError for values that cannot work, whatever the models and files."""
+        for name, example in (("student", "/path/to/student"), ("prompts", "train.parquet")):
+            if not getattr(self, name):
+                raise ConfigError(name, None, "is not set", f"{name}={example}")
+        if not self.teachers and not self.contexts.names:
+            raise ConfigError("teachers", None, "there is nobody to hold against the student's success",
+                              "teachers=[/path/to/teacher], or contexts.names=[1c]")  # fmt: skip
+        self.contexts.check()
+        self.sampling.check()
+        if self.temperature == 0.0:
+            problem = "success probabilities are those of sampled rollouts"
+            raise ConfigError("temperature", self.temperature, problem, "temperature=1.0")
+        check_least(self, rollouts=2, correct_paths=0, incorrect_paths=0, resamples=100, workers=1, limit=1)
+        if self.correct_paths + self.incorrect_paths == 0:
+            raise ConfigError("correct_paths", 0, "no path is left to look at", "correct_paths=2 incorrect_paths=2")
+        self._check_targets()
+        self._check_objectives()
+
+    def _check_targets(self) -> None:
+        wanted = self.targets
+        if not 0.001 <= wanted.threshold < 1.0:
+            problem = "must lie in [0.001, 1): ids below it are not read"
+            raise ConfigError("targets.threshold", wanted.threshold, problem, "targets.threshold=0.02")
+        for name, least in {
+            "first_window": 1,
+            "by_gradient": 0,
+            "by_difference": 0,
+            "enough": 1,
+            "per_request": 1,
+        }.items():
+            if getattr(wanted, name) < least:
+                raise ConfigError(
+                    f"targets.{name}", getattr(wanted, name), f"must be at least {least}", f"targets.{name}={least}"
+                )
+        if not 1 <= self.significant <= wanted.enough:
+            problem = f"must lie between 1 and targets.enough={wanted.enough}, which targets are brought to"
+            raise ConfigError("significant", self.significant, problem, f"significant={min(20, wanted.enough)}")
+
+    def _check_objectives(self) -> None:
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                raise ConfigError("objectives", name, f"is none of {', '.join(OBJECTIVES)}", "objectives=[gkd]")
+        if not self.nodes.names:
+            raise ConfigError("objectives", [], "nothing is compared with the ideal", "objectives=[gkd]")
+        for name, loss in self.losses.items():
+            if name in OBJECTIVES:
+                raise ConfigError("losses", name, "is the name of an objective", "give it another name")
+            if loss.support is Support.sampled:
+                problem = "the sampled token alone is no exact divergence"
+                raise ConfigError(f"losses.{name}.support", "sampled", problem, "objectives=[single_sample]")

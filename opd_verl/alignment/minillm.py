@@ -1,0 +1,57 @@
+"""MiniLLM's reward-to-go at every node: student and teachers read every rollout, not the paths alone (eq. 2.10)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as File
+
+import numpy as np
+
+from opd_verl.alignment.question import Floats, Question, reward_to_go
+from opd_verl.alignment.readings import STUDENT, Chosen, Reader, read_tokens
+from opd_verl.alignment.tree import NOBODY, Rollouts
+from opd_verl.sampling.prompts import Model
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rollouts of one question."""
+
+    question: Question
+    rollouts: Rollouts
+    prompts: Mapping[str, Sequence[int]]
+    """What the student and each teacher read before them."""
+
+
+def measure_rewards(
+    groups: Sequence[Group], models: Mapping[str, Model], temperature: float, folder: File, trust: bool
+) -> None:
+    """Fills `Question.rewards`; one forward pass of every model over every rollout."""
+    chosen = [
+        Chosen(group.question.number, tokens, correct=False)
+        for group in groups
+        for tokens in np.split(group.rollouts.tokens, group.rollouts.ends[:-1])
+    ]
+    counts = [len(group.rollouts.ends) for group in groups]
+    prompts = {
+        name: [group.prompts[name] for group, count in zip(groups, counts, strict=True) for _ in range(count)]
+        for name in models
+    }
+    read = {name: Reader(model, prompts[name]) for name, model in models.items()}
+    log_probs = read_tokens(read, chosen, temperature, folder, trust)
+    begins = np.cumsum([0, *counts])
+    for group, begin, end in zip(groups, begins, begins[1:], strict=False):
+        for name in log_probs:
+            if name != STUDENT:
+                pairs = zip(log_probs[name][begin:end], log_probs[STUDENT][begin:end], strict=True)
+                _add(group, name, [log_q - log_p for log_q, log_p in pairs])
+
+
+def _add(group: Group, teacher: str, rewards: Sequence[Floats]) -> None:
+    """A rollout counts behind the tokens that the student chose: not behind those that it was given."""
+    tree, rollouts = group.question.tree, group.rollouts
+    nodes = tree.locate(rollouts)
+    assert (nodes != NOBODY).all()
+    chose = rollouts.depths >= np.repeat(rollouts.given, rollouts.ends - rollouts.starts)
+    values = np.concatenate([reward_to_go(one) for one in rewards])
+    sums = np.bincount(nodes[chose], weights=values[chose], minlength=len(tree))
+    group.question.rewards[teacher] = group.question.rewards.get(teacher, 0.0) + sums

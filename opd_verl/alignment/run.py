@@ -1,0 +1,132 @@
+"""One alignment: contexts, rollouts, trees, targeted rollouts, tables. What is finished is kept, whatever is killed.
+
+OUT/contexts, rollouts, reading, targeted      what the models said
+OUT/nodes.parquet, nodes.jsonl                 every node of every path, for every teacher
+OUT/alignment.json, alignment.md, *.png        results
+OUT/conf/                                      what they suggest for training
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path as File
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd_verl.alignment.config import AlignmentConfig
+from opd_verl.alignment.contexts import Prepared, prepare_contexts
+from opd_verl.alignment.enrich import Launched, Order, Spent, enrich, say
+from opd_verl.alignment.gather import Responses, Voice, initial_rollouts, make_questions, voices
+from opd_verl.alignment.launch import Launcher
+from opd_verl.alignment.minillm import Group, measure_rewards
+from opd_verl.alignment.nodes import MINILLM, question_nodes, schema
+from opd_verl.alignment.plan import Plan, make_plan
+from opd_verl.alignment.question import Question
+from opd_verl.alignment.responses import judged_responses
+from opd_verl.alignment.rounds import Sampler
+from opd_verl.alignment.screening import screen_contexts
+from opd_verl.files import json_digest, write_json
+from opd_verl.sampling.generate import generate_in_child
+from opd_verl.sampling.rollouts import MADE_WITH, Generate, sample_jobs
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """What was measured."""
+
+    nodes: pa.Table
+    questions: Sequence[Question]
+    spent: Spent
+    plan: Plan
+
+
+def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> Aligned:
+    """Builds a tree for every question and holds every teacher against it.
+
+    Raises ConfigError before anything is sampled if a setting, model or file cannot work, and ChildError if a model's
+    process fails.
+    """
+    plan, out = make_plan(config), File(config.out)
+    sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
+    prepared = prepare_contexts(plan.student, plan.rows, config.contexts, sampler, out / "contexts")
+    seconds = sample_initial(plan, sampler, out)
+    initial = list(judged_responses(plan.job.out))
+    screen(plan, prepared, initial, sampler, config)
+    speaking = voices(plan, prepared.rows, prepared.usable, config)
+    questions = make_questions(plan, initial, speaking, prepared.usable, config)
+    launched = list[Launched]()
+    launcher = make_launcher(plan, questions, speaking, config, generate)
+
+    def launch(window: int, wanted: Callable[[], Sequence[Order]]) -> Launched:
+        launched.append(launcher(window, wanted))
+        return launched[-1]
+
+    done = (len(initial) * config.rollouts, seconds)
+    spent = enrich(questions, launch, config.targets, config.budget, done, say)
+    if MINILLM in config.objectives:
+        rewards(questions, initial, launched, speaking, config)
+    tables = [question_nodes(one, config.nodes) for one in questions]
+    return Aligned(pa.concat_tables([schema(config.nodes).empty_table(), *tables]), questions, spent, plan)
+
+
+def sample_initial(plan: Plan, sampler: Sampler, out: File) -> float:
+    """The initial rollouts of every question, and the seconds that they took."""
+    timer, started = out / "rollouts" / "initial.seconds.json", time.monotonic()
+    sampler.run([plan.job])
+    if not timer.exists():
+        write_json(timer, time.monotonic() - started)
+    return float(json.loads(timer.read_text()))
+
+
+def screen(
+    plan: Plan, prepared: Prepared, initial: Sequence[Responses], sampler: Sampler, config: AlignmentConfig
+) -> None:
+    """Tables 8 and 9, if they are asked for."""
+    if config.contexts.screen:
+        rates = [sum(correct for _, correct in one) / len(one) for one in initial]
+        folder = File(config.out) / "contexts"
+        screen_contexts(plan.student, prepared, config.contexts, sampler, folder, rates, config.resamples)
+
+
+def make_launcher(
+    plan: Plan,
+    questions: Sequence[Question],
+    speaking: Mapping[str, Voice],
+    config: AlignmentConfig,
+    generate: Generate,
+) -> Launcher:
+    """What is ordered depends on the initial rollouts, on who was read along the paths, and on these settings."""
+    made_with = json_digest(
+        {
+            "initial": (pq.read_schema(plan.job.out).metadata or {})[MADE_WITH].decode(),
+            "voices": {name: [one.model.fingerprint, one.prompts] for name, one in speaking.items()},
+            "settings": [asdict(config.targets), asdict(config.budget), config.correct_paths, config.incorrect_paths],
+            "seed": config.seed,
+        }
+    )
+    asked = plan.job.requests["prompt_ids"].to_pylist()
+    numbered = {one.number: one for one in questions}
+    return Launcher(numbered, plan.student, plan.rows, asked, config, generate, made_with)
+
+
+def rewards(
+    questions: Sequence[Question],
+    initial: Sequence[Responses],
+    launched: Sequence[Launched],
+    speaking: Mapping[str, Voice],
+    config: AlignmentConfig,
+) -> None:
+    """MiniLLM's, of every rollout."""
+    groups = [
+        Group(question, rollouts, {name: one.prompts[question.number] for name, one in speaking.items()})
+        for question in questions
+        for rollouts in [
+            initial_rollouts(initial[question.number]),
+            *(one.rollouts[question.number] for one in launched if question.number in one.rollouts),
+        ]
+    ]
+    folder, trust = File(config.out) / "reading" / "rollouts", config.engine.trust_remote_code
+    models = {name: one.model for name, one in speaking.items()}
+    measure_rewards(groups, models, config.temperature, folder, trust)
