@@ -11,8 +11,8 @@ tokens are aligned by their offset in the response, never by absolute position.
         return f"A correct solution:\\n\\n{sample['extra_info']['solution']}\\n\\n"
 
 The built-in ones are those of Unmasking, appendix E.9, which shows their structure and not their words: `1c`, `3c`,
-`1c1w`, and `sum_1c`, `sum_1c1w` on summaries. They read lists of texts, `extra_info.correct` and `extra_info.wrong`
-(`extra_info.correct_summaries` and `extra_info.wrong_summaries`).
+`1c1w`, `1c_large` (a larger model's solution), and `sum_1c`, `sum_1c1w` on summaries. They read lists of texts:
+`extra_info.correct`, `wrong`, `correct_large`, `correct_summaries` and `wrong_summaries`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,20 +49,28 @@ def texts(sample: Mapping[str, Any], field: str, count: int) -> list[str]:
     return found[:count]
 
 
-def demonstrations(sample: Mapping[str, Any], correct: int, wrong: int, kind: str) -> str:
-    """Correct solutions, then wrong ones under a warning, then the call to solve the problem."""
-    good, bad = texts(sample, f"correct{kind}", correct), texts(sample, f"wrong{kind}", wrong)
-    return "".join([*map(CORRECT.format, good), *map(WRONG.format, bad), TASK])
+def demonstrations(sample: Mapping[str, Any], needs: Mapping[str, int]) -> str:
+    """The texts of each field, wrong ones under a warning, then the call to solve the problem."""
+    shown = [
+        (WRONG if field.startswith("wrong") else CORRECT).format(text)
+        for field, count in needs.items()
+        for text in texts(sample, field, count)
+    ]
+    return "".join([*shown, TASK])
 
 
-for _name, _settings in {
-    "1c": (1, 0, ""),
-    "3c": (3, 0, ""),
-    "1c1w": (1, 1, ""),
-    "sum_1c": (1, 0, "_summaries"),
-    "sum_1c1w": (1, 1, "_summaries"),
-}.items():
-    register_context(_name)(partial(demonstrations, correct=_settings[0], wrong=_settings[1], kind=_settings[2]))
+NEEDS: dict[str, dict[str, int]] = {
+    "1c": {"correct": 1},
+    "3c": {"correct": 3},
+    "1c1w": {"correct": 1, "wrong": 1},
+    "1c_large": {"correct_large": 1},
+    "sum_1c": {"correct_summaries": 1},
+    "sum_1c1w": {"correct_summaries": 1, "wrong_summaries": 1},
+}
+"""Of each built-in context: how many texts of which fields of extra_info it shows, in this order."""
+
+for _name, _needs in NEEDS.items():
+    register_context(_name)(partial(demonstrations, needs=_needs))
 
 
 def with_context(messages: Sequence[Message], context: str) -> list[dict[str, Any]]:

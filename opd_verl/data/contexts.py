@@ -6,7 +6,8 @@
 Writes extra_info.correct and extra_info.wrong: per question the first finished correct, or wrong, responses in the
 order of the rollouts, files as given, no text twice. --use-solution puts the data set's own solution before them.
 --summaries does the same for extra_info.correct_summaries and wrong_summaries: rollouts files whose responses are
-summaries, each with the score of what it sums up.
+summaries, each with the score of what it sums up. --large fills extra_info.correct_large from the correct responses in
+a larger model's rollouts.
 
 --needs CONTEXT leaves out the rows that have too little for it: they are counted, and written to OUT with the suffix
 .removed.jsonl.
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="verl parquet")
     parser.add_argument("--rollouts", type=Path, nargs="+", required=True, help="judged rollouts of FILE's prompts")
     parser.add_argument("--summaries", type=Path, nargs="+", default=[], help="the same, with summaries as responses")
+    parser.add_argument("--large", type=Path, nargs="+", default=[], help="judged rollouts of a larger model")
     parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
     parser.add_argument("--correct", type=int, default=3, help="the most correct texts of a row; default 3")
     parser.add_argument("--wrong", type=int, default=1, help="the most wrong texts of a row; default 1")
@@ -72,11 +74,13 @@ def _filled(
         problem = f"no row of {options.file} has extra_info.solution"
         raise ConfigError("--use-solution", True, problem, "`convert` fills it for sets that have solutions")
     summaries = [read_judged(path, options.key) for path in options.summaries]
+    large = [read_judged(path, options.key) for path in options.large]
     filled = []
     for extra, name in zip(own, names, strict=True):
         first = extra.get("solution") if options.use_solution else None
         lists = fill(name, rollouts, first, options.correct, options.wrong, "")
         lists |= fill(name, summaries, None, options.correct, options.wrong, "_summaries") if summaries else {}
+        lists |= {"correct_large": fill(name, large, None, options.correct, 0, "")["correct"]} if large else {}
         filled.append({**extra, **lists})
     return filled
 

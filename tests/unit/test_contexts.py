@@ -12,6 +12,7 @@ SAMPLE = {
     "extra_info": {
         "correct": ["right one", "right two", "right three"],
         "wrong": ["wrong one"],
+        "correct_large": ["large right", "large too"],
         "correct_summaries": ["short right"],
         "wrong_summaries": ["short wrong"],
     },
@@ -39,6 +40,7 @@ def render(messages: Any) -> list[int]:
         ("1c", ["right one"], ["right two", "wrong", "short"]),
         ("3c", ["right one", "right two", "right three"], ["wrong"]),
         ("1c1w", ["right one", "Warning: ", "wrong one"], ["right two"]),
+        ("1c_large", ["large right"], ["large too", "right one", "wrong", "short"]),
         ("sum_1c", ["short right"], ["right one", "wrong"]),
         ("sum_1c1w", ["short right", "Warning: ", "short wrong"], ["wrong one"]),
     ],

@@ -230,6 +230,22 @@ def test_summaries_have_lists_of_their_own(tmp_path: Path) -> None:
     assert "correct_summaries" not in pq.read_table(out)["extra_info"].to_pylist()[0]
 
 
+def test_a_larger_models_solutions_have_a_list_of_their_own(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.parquet", [prompt_row("a"), prompt_row("b")])
+    rollouts = write(tmp_path / "r.parquet", [rollout_row("a", [1.0, 0.0]), rollout_row("b", [1.0, 0.0])])
+    large = write(tmp_path / "l.parquet", [rollout_row("b", [0.0, 1.0, 1.0], name="big"), rollout_row("a", [0.0])])
+    out = tmp_path / "out.parquet"
+    command = ["contexts", str(file), "--rollouts", str(rollouts), "--out", str(out)]
+    assert main([*command, "--large", str(large)]) == 0
+    infos = pq.read_table(out)["extra_info"].to_pylist()
+    assert [info["correct_large"] for info in infos] == [[], ["big-b-1", "big-b-2"]]
+    assert [info["correct"] for info in infos] == [["m-a-0"], ["m-b-0"]] and "wrong_large" not in infos[0]
+    assert main([*command, "--large", str(large), "--needs", "1c_large"]) == 0
+    (row,) = pq.read_table(out).to_pylist()
+    text = CONTEXT_HOOKS["1c_large"](row)
+    assert "big-b-1" in text and "big-b-2" not in text and "m-b" not in text
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
         ["opd.context.name=2c"],
         "opd.context.name",
         "2c",
-        "no such context (there are: 1c, 1c1w, 3c, sum_1c, sum_1c1w)",
+        "no such context (there are: 1c, 1c1w, 1c_large, 3c, sum_1c, sum_1c1w)",
         "opd.plugins",
     ),
     "context without room": (

@@ -1,0 +1,77 @@
+"""The contexts of self-distilling teachers, from nothing but questions and models (Unmasking, appendix E.9).
+
+OUT/self, OUT/large, OUT/summaries      sampled and judged, round by round (`opd_verl.alignment.rounds`)
+OUT/contexts.json, contexts.md          how many questions have what they need
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from opd_verl.alignment.availability import Counts, count, to_markdown
+from opd_verl.alignment.context_settings import ContextSettings
+from opd_verl.alignment.rounds import Sampler
+from opd_verl.alignment.sources import Found, find_texts, open_sources
+from opd_verl.alignment.teacher_prompts import check_prompts, lacks
+from opd_verl.data.files import replace_column
+from opd_verl.data.prompts import rows_of
+from opd_verl.data.rows import info
+from opd_verl.errors import ConfigError
+from opd_verl.files import write_json, write_text
+from opd_verl.sampling.prompts import Model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The questions with what the contexts show."""
+
+    rows: pa.Table
+    """As given, with the texts in extra_info: `CONTEXT_HOOKS[name](row)` works for every usable row."""
+    usable: list[int]
+    """Rows that have enough for every context: the analysis is restricted to them."""
+    counts: Counts
+
+
+def prepare_contexts(
+    student: Model, rows: pa.Table, contexts: ContextSettings, sampler: Sampler, out: Path
+) -> Prepared:
+    """Samples what the contexts show of every question, and says who has enough. Without contexts nothing is done.
+
+    Args:
+        rows: verl's format; texts that extra_info has in the fields that are filled are replaced, and counted.
+        sampler: the run's; demonstrations take temperature and max_tokens from `contexts`.
+
+    Raises:
+        ConfigError: a setting, model or prompt cannot work, or no question has enough for all contexts.
+    """
+    sources = open_sources(student, rows, contexts, sampler)
+    found = find_texts(sources, rows, contexts, sampler, out)
+    before = [info(row) for row in rows_of(rows)]
+    filled = _filled(rows, before, found)
+    every = filled.to_pylist()
+    lacking = {name: [place for place, row in enumerate(every) if lacks(row, name)] for name in contexts.names}
+    counts = count(found, lacking, before)
+    if contexts.names:
+        write_json(out / "contexts.json", {"settings": asdict(contexts), "counts": asdict(counts)})
+        write_text(out / "contexts.md", to_markdown(counts))
+        _check_usable(counts, out / "contexts.md")
+        check_prompts(student, filled, counts.usable, contexts.names, sampler.settings)
+    return Prepared(filled, counts.usable, counts)
+
+
+def _filled(rows: pa.Table, before: list[dict[str, Any]], found: Found) -> pa.Table:
+    if not found.fields:
+        return rows
+    extra = [own | {name: texts[place] for name, texts in found.fields.items()} for place, own in enumerate(before)]
+    return replace_column(rows, "extra_info", extra)
+
+
+def _check_usable(counts: Counts, table: Path) -> None:
+    if counts.usable:
+        return
+    enough = {name: counts.questions - len(rows) for name, rows in counts.lacking.items()}
+    numbers = ", ".join(f"{name} {number}" for name, number in enough.items())
+    problem = f"no question of {counts.questions} has enough for all of them ({numbers}; see {table})"
+    raise ConfigError("contexts.names", [*enough], problem, "raise contexts.trials, or ask for fewer contexts")

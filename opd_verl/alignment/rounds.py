@@ -1,0 +1,88 @@
+"""Asks a model again and again, in rounds, until every row has what it needs.
+
+    FOLDER/round-00.parquet, round-01.parquet, ...       judged responses to the rows that still lacked something
+
+Each round is a rollouts file (`opd_verl.sampling.rollouts`): whatever is killed goes on where it was, and ends with the
+same responses.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd_verl.data.files import take
+from opd_verl.data.judged import Judged
+from opd_verl.eval.rows import CORRECT
+from opd_verl.sampling.generate import generate_in_child
+from opd_verl.sampling.prompts import Model
+from opd_verl.sampling.rollouts import Generate, Job, prepare, sample_jobs
+from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+from opd_verl.sampling.shards import request_seed
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How responses are sampled and judged."""
+
+    settings: SamplingSettings
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    workers: int | None = None
+    generate: Generate = generate_in_child
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Writes the rollouts files of jobs of one model; what is there already is kept."""
+        sample_jobs(jobs, self.settings, self.engine, self.reward, self.workers, self.generate)
+
+
+def round_sizes(trials: int, per_round: int) -> list[int]:
+    """Responses per row in each round; the last one has the rest."""
+    return [min(per_round, trials - done) for done in range(0, trials, per_round)]
+
+
+def ask_in_rounds(
+    model: Model,
+    rows: pa.Table,
+    sampler: Sampler,
+    sizes: Sequence[int],
+    folder: Path,
+    lacks: Callable[[Judged], bool],
+) -> list[Judged]:
+    """All responses to each row, in the order of the rounds; scores are 1.0 (correct) and 0.0.
+
+    Args:
+        sampler: its `n` and `seed` are replaced; the seeds of two rounds, and of two folders' names, differ.
+        sizes: responses per row in each round.
+        lacks: whether a row with these responses is asked again.
+    """
+    found = [Judged() for _ in range(len(rows))]
+    for number, size in enumerate(sizes):
+        asked = [place for place, one in enumerate(found) if lacks(one)]
+        if not asked:
+            break
+        said = f"{folder.name}, round {number + 1} of at most {len(sizes)}: {len(asked)} of {len(rows)} are asked"
+        print(said, file=sys.stderr, flush=True)
+        seed = request_seed(sampler.settings.seed, f"contexts/{folder.name}", number)
+        settings = replace(sampler.settings, n=size, seed=seed)
+        job = prepare(model, take(rows, asked), settings, folder / f"round-{number:02d}.parquet", folder.name)
+        replace(sampler, settings=settings).run([job])
+        for place, row in zip(asked, _read(job.out), strict=True):
+            _add(found[place], row)
+    return found
+
+
+def _read(path: Path) -> list[Judged]:
+    rows = pq.read_table(path, columns=["responses", "finished", "scores"]).to_pylist()
+    return [
+        Judged(row["responses"], row["finished"], [float(score > CORRECT) for score in row["scores"]]) for row in rows
+    ]
+
+
+def _add(one: Judged, more: Judged) -> None:
+    one.responses += more.responses
+    one.finished += more.finished
+    one.scores += more.scores

@@ -1,0 +1,86 @@
+"""The student answers the questions behind each context (Unmasking, E.9): is the context any help?
+
+OUT/screening/NAME.parquet             judged responses, `baseline` where no rates of it are given
+OUT/screening.json, screening.md       accuracies, and what is gained over the baseline
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from opd_verl.alignment.context_settings import ContextSettings
+from opd_verl.alignment.contexts import Prepared
+from opd_verl.alignment.rounds import Sampler
+from opd_verl.alignment.screening_table import BASELINE, Screened, screen, to_markdown
+from opd_verl.alignment.teacher_prompts import messages_with
+from opd_verl.data.files import replace_column, take
+from opd_verl.eval.estimators import Array
+from opd_verl.files import finite, write_json, write_text
+from opd_verl.probe.rollouts import accuracies
+from opd_verl.sampling.prompts import Model
+from opd_verl.sampling.rollouts import Job, prepare
+
+
+@dataclass(frozen=True)
+class Screening:
+    """The table, and who is not in it."""
+
+    rows: list[Screened]
+    """The baseline, then every context."""
+    screened: list[int]
+    """Rows of the prompts."""
+    excluded: list[int]
+    """Usable rows that the baseline never answers: extremely hard."""
+
+
+def screen_contexts(
+    student: Model,
+    prepared: Prepared,
+    contexts: ContextSettings,
+    sampler: Sampler,
+    out: Path,
+    baseline: Sequence[float] | None = None,
+    resamples: int = 2000,
+) -> Screening:
+    """Screens every context on the usable rows, `contexts.screen` responses each, and writes the table.
+
+    Args:
+        sampler: the run's; its temperature and length are those of the answers.
+        baseline: the pass rate of every row of `prepared.rows` without context, such as of the run's own rollouts;
+            None: sampled here.
+        resamples: bootstrap replicates over questions.
+    """
+    sampler = replace(sampler, settings=replace(sampler.settings, n=contexts.screen, max_prompt_tokens=None))
+    if baseline is None:
+        rates = _rates(student, prepared, prepared.usable, [BASELINE], sampler, out)[BASELINE]
+    else:
+        rates = np.array(baseline, np.float64)[prepared.usable]
+    answered = rates > 0.0
+    asked = [row for row, ever in zip(prepared.usable, answered, strict=True) if ever]
+    excluded = [row for row, ever in zip(prepared.usable, answered, strict=True) if not ever]
+    found = _rates(student, prepared, asked, contexts.names, sampler, out)
+    rows = screen(rates[answered], found, resamples, sampler.settings.seed)
+    screening = Screening(rows, asked, excluded)
+    write_json(out / "screening.json", finite({"responses": contexts.screen, **asdict(screening)}))
+    write_text(out / "screening.md", to_markdown(rows, len(excluded), contexts.screen))
+    return screening
+
+
+def _rates(
+    student: Model, prepared: Prepared, rows: Sequence[int], names: Sequence[str], sampler: Sampler, out: Path
+) -> dict[str, Array]:
+    """Context: the pass rate of each of these rows."""
+    if not rows:
+        return {name: np.zeros(0) for name in names}
+    jobs = {name: _job(student, prepared, rows, name, sampler, out) for name in names}
+    sampler.run(list(jobs.values()))
+    return {name: accuracies(job) for name, job in jobs.items()}
+
+
+def _job(student: Model, prepared: Prepared, rows: Sequence[int], name: str, sampler: Sampler, out: Path) -> Job:
+    table = take(prepared.rows, rows)
+    if name != BASELINE:
+        table = replace_column(table, "prompt", [messages_with(row, name) for row in table.to_pylist()])
+    return prepare(student, table, sampler.settings, out / "screening" / f"{name}.parquet", name)

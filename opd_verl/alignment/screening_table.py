@@ -1,0 +1,97 @@
+"""Whether contexts help the student answer, overall and by difficulty (Unmasking, Tables 8 and 9). Pure numpy.
+
+Shapes: Q questions. A rate is the share of a question's responses that are correct.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_verl.eval.estimators import Array, interval
+from opd_verl.eval.table import markdown_table, percent
+from opd_verl.metrics.estimate import Estimate
+
+BASELINE = "baseline"
+EASY, HARD = 0.8, 0.25
+"""Baseline rates from which a question is easy, and below which it is hard."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The questions of one difficulty."""
+
+    accuracy: float
+    """NaN without questions."""
+    questions: int
+
+
+@dataclass(frozen=True)
+class Screened:
+    """The student behind one context; extremely hard questions are left out."""
+
+    context: str
+    bins: dict[str, Bin]
+    questions: int
+    accuracy: Estimate
+    difference: Estimate | None
+    """Less the baseline, question by question; None for the baseline itself."""
+
+
+def bins(baseline: Array) -> dict[str, NDArray[np.bool_]]:
+    """Which questions [Q] are of which difficulty, by their rates without context [Q]; 0, extremely hard, is none."""
+    return {
+        "hard": (baseline > 0.0) & (baseline < HARD),
+        "medium": (baseline >= HARD) & (baseline < EASY),
+        "easy": baseline >= EASY,
+    }
+
+
+def screen(baseline: Array, rates: Mapping[str, Array], resamples: int, seed: int) -> list[Screened]:
+    """The baseline, then every context; all rates [Q] are of the same questions, none of which has the baseline 0.
+
+    resamples: bootstrap replicates over questions, the same ones for every context.
+    """
+    assert (baseline > 0.0).all(), "a question that is never answered has no place in the table"
+    members = bins(baseline)
+    return [
+        Screened(
+            name,
+            {kind: Bin(_mean(found[where]), int(where.sum())) for kind, where in members.items()},
+            len(found),
+            _estimate(found, resamples, seed),
+            None if name == BASELINE else _estimate(found - baseline, resamples, seed),
+        )
+        for name, found in {BASELINE: baseline, **rates}.items()
+    ]
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _estimate(values: Array, resamples: int, seed: int) -> Estimate:
+    return interval([values], resamples, seed) if len(values) else Estimate(*[float("nan")] * 3)
+
+
+def to_markdown(rows: list[Screened], excluded: int, responses: int) -> str:
+    """screening.md."""
+    heads = ["context", *(f"{kind} %" for kind in rows[0].bins), "all %", "questions", "difference, points"]
+    lines = [
+        [
+            row.context,
+            *(f"{100 * one.accuracy:.1f} ({one.questions})" if one.questions else "" for one in row.bins.values()),
+            percent(row.accuracy),
+            str(row.questions),
+            "" if row.difference is None else percent(row.difference),
+        ]
+        for row in rows
+    ]
+    caption = (
+        f"{responses} responses per question and context. Hard: the baseline's pass rate is below {HARD}; easy: "
+        f"{EASY} or more (questions in brackets). {excluded} questions that it never answers are left out. In square "
+        "brackets: 95% bootstrap intervals over questions. The baseline also chooses the bins: a part of what hard "
+        "questions gain, and easy ones lose, is return to the mean."
+    )
+    return f"# What contexts do for the student\n\n{markdown_table(heads, lines)}\n\n{caption}\n"

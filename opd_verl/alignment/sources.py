@@ -1,0 +1,111 @@
+"""The models that the contexts' texts come from, and all texts that they gave."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from opd_verl.alignment.context_settings import LARGE, SUMMARIES, ContextSettings
+from opd_verl.alignment.demonstrations import SCORES, Texts, demonstrate, needed, texts
+from opd_verl.alignment.rounds import Sampler
+from opd_verl.alignment.summaries import Summaries, summarise
+from opd_verl.data.judged import Judged
+from opd_verl.data.prompts import rows_of
+from opd_verl.data.rows import BadRow, bare_question
+from opd_verl.errors import ConfigError
+from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
+from opd_verl.sampling.settings import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The models."""
+
+    student: Model
+    large: Model | None
+    summariser: Model
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the models gave; None for one that nothing is needed of."""
+
+    own: list[Judged] | None
+    """Of the student, to every row."""
+    large: list[Judged] | None
+    summaries: Summaries
+    fields: dict[str, Texts]
+    """Field of extra_info: its texts of every row, as many as a context shows or as there are."""
+
+
+def open_sources(student: Model, rows: pa.Table, contexts: ContextSettings, sampler: Sampler) -> Sources:
+    """Opens the models and looks at the questions. Raises ConfigError for what cannot work, before anything starts."""
+    contexts.check()
+    trust = sampler.engine.trust_remote_code
+    large = open_model("contexts.large", contexts.large, trust) if contexts.large else None
+    summariser = open_model("contexts.summariser", contexts.summariser, trust) if contexts.summariser else student
+    _check_questions(rows)
+    settings = demonstration_settings(contexts, sampler.settings)
+    asked = zip((student, large), needed(contexts), strict=True)
+    for model in [model for model, need in asked if model is not None and not need.nothing]:
+        ids = [encode(model.tokenizer, messages, settings) for messages in rows["prompt"].to_pylist()]
+        check_lengths(model, ids, settings, "the prompts")
+    return Sources(student, large, summariser)
+
+
+def demonstration_settings(contexts: ContextSettings, run: SamplingSettings) -> SamplingSettings:
+    """The run's, at the demonstrations' temperature and length."""
+    return replace(run, n=1, temperature=contexts.temperature, max_tokens=contexts.max_tokens or run.max_tokens)
+
+
+def find_texts(sources: Sources, rows: pa.Table, contexts: ContextSettings, sampler: Sampler, out: Path) -> Found:
+    """Asks the student and the larger model for solutions, then the summariser."""
+    sampler = replace(sampler, settings=demonstration_settings(contexts, sampler.settings))
+    own_need, large_need = needed(contexts)
+    own = large = None
+    if not own_need.nothing:
+        own = demonstrate(sources.student, rows, own_need, contexts, sampler, out / "self")
+    if not large_need.nothing:
+        assert sources.large is not None
+        large = demonstrate(sources.large, rows, large_need, contexts, sampler, out / "large")
+    summed = _summaries(sources.summariser, rows, own, contexts, sampler, out / "summaries")
+    return Found(own, large, summed, _fields(own, large, contexts) | summed.fields)
+
+
+def _check_questions(rows: pa.Table) -> None:
+    for place, row in enumerate(rows_of(rows)):
+        try:
+            bare_question(row)
+        except BadRow as bad:
+            raise ConfigError("prompts", f"row {place}", str(bad), "leave the row out") from bad
+
+
+def _summaries(
+    model: Model,
+    rows: pa.Table,
+    own: Sequence[Judged] | None,
+    contexts: ContextSettings,
+    sampler: Sampler,
+    folder: Path,
+) -> Summaries:
+    wanted = {kind: contexts.wanted.get(kind + SUMMARIES, 0) for kind in SCORES}
+    solutions = {
+        kind: [texts(one, SCORES[kind])[:count] for one in own or ()] for kind, count in wanted.items() if count
+    }
+    if not solutions:
+        return Summaries({}, 0, 0, 0)
+    settings = replace(sampler.settings, suffix="", max_prompt_tokens=None)
+    return summarise(model, rows, solutions, replace(sampler, settings=settings), folder)
+
+
+def _fields(
+    own: Sequence[Judged] | None, large: Sequence[Judged] | None, contexts: ContextSettings
+) -> dict[str, Texts]:
+    """The solutions themselves."""
+    given = {"correct": (own, 1.0), "wrong": (own, 0.0), LARGE: (large, 1.0)}
+    return {
+        name: [texts(one, score)[: contexts.wanted[name]] for one in judged or ()]
+        for name, (judged, score) in given.items()
+        if name in contexts.wanted
+    }

@@ -1,0 +1,96 @@
+"""Demonstrations condensed by a model that is asked to (Unmasking, E.9; the words of the prompt are ours)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from opd_verl.alignment.context_settings import SUMMARIES
+from opd_verl.alignment.demonstrations import SCORES, Texts
+from opd_verl.alignment.rounds import Sampler, ask_in_rounds
+from opd_verl.data.files import replace_column, take
+from opd_verl.data.judged import Judged
+from opd_verl.data.prompts import rows_of
+from opd_verl.data.rows import bare_question
+from opd_verl.sampling.prompts import Model, check_lengths, encode
+
+PROMPT = """\
+Condense the solution below to its key reasoning steps and its final answer. Keep both as they are, right or wrong: \
+correct nothing, judge nothing, add nothing. Give the final answer in the form in which the solution gives it.
+
+Problem:
+
+{question}
+
+Solution:
+
+{solution}
+
+Reply with the condensed solution alone."""
+END_OF_THINKING = "</think>"
+TRIALS = 3
+"""Attempts at a summary that finishes and is not empty."""
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """What became of the demonstrations."""
+
+    fields: dict[str, Texts]
+    """`correct_summaries`, `wrong_summaries`."""
+    asked: int
+    missing: int
+    """No attempt finished with a text."""
+    judged_otherwise: int
+    """The judge finds a right answer in the summary of a wrong solution, or none in that of a correct one."""
+
+
+def summarise(
+    model: Model, rows: pa.Table, solutions: Mapping[str, Texts], sampler: Sampler, folder: Path
+) -> Summaries:
+    """A summary of each of `solutions` (`correct` and `wrong`: the texts of every row).
+
+    Raises ConfigError for a solution that does not fit the model's context with its summary.
+    """
+    places = [(kind, row, text) for kind, every in solutions.items() for row, own in enumerate(every) for text in own]
+    origins = [row for _, row, _ in places]
+    questions = [bare_question(row) for row in rows_of(rows)]
+    prompts = [_messages(questions[row], text) for _, row, text in places]
+    _check(model, len(rows), origins, prompts, sampler)
+    asked = replace_column(take(rows, origins), "prompt", prompts)
+    judged = ask_in_rounds(model, asked, sampler, [1] * TRIALS, folder, lambda one: not summaries(one))
+    return _collected(len(rows), list(solutions), [(kind, row) for kind, row, _ in places], judged)
+
+
+def _collected(
+    count: int, kinds: Sequence[str], places: Sequence[tuple[str, int]], judged: Sequence[Judged]
+) -> Summaries:
+    fields: dict[str, Texts] = {kind + SUMMARIES: [[] for _ in range(count)] for kind in kinds}
+    otherwise = 0
+    for (kind, row), one in zip(places, judged, strict=True):
+        found = summaries(one)
+        fields[kind + SUMMARIES][row] += found
+        otherwise += bool(found) and one.scores[-1] != SCORES[kind]
+    return Summaries(fields, len(places), sum(not summaries(one) for one in judged), otherwise)
+
+
+def summaries(judged: Judged) -> list[str]:
+    """What the finished responses say behind their reasoning, where that is something."""
+    pairs = zip(judged.responses, judged.finished, strict=True)
+    said = [text.rpartition(END_OF_THINKING)[2].strip() for text, finished in pairs if finished]
+    return [text for text in said if text]
+
+
+def _messages(question: str, solution: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": PROMPT.format(question=question, solution=solution)}]
+
+
+def _check(
+    model: Model, count: int, places: Sequence[int], prompts: Sequence[list[dict[str, str]]], sampler: Sampler
+) -> None:
+    """Every row's longest prompt, so that the message names the row."""
+    longest: list[list[int]] = [[] for _ in range(count)]
+    for place, prompt in zip(places, prompts, strict=True):
+        longest[place] = max(longest[place], encode(model.tokenizer, prompt, sampler.settings), key=len)
+    check_lengths(model, longest, sampler.settings, "the prompts, with the solution to summarise,")

@@ -1,0 +1,53 @@
+"""What a self-distilling teacher reads: the question behind its context, as token ids of the student's tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from opd_verl.contexts import CONTEXT_HOOKS, with_context
+from opd_verl.data.files import take
+from opd_verl.data.rows import info
+from opd_verl.sampling.prompts import Model, check_lengths, encode
+from opd_verl.sampling.settings import SamplingSettings
+
+
+def messages_with(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The row's conversation, the context before its last user message. Raises ValueError if the row lacks a text."""
+    sample = {"index": info(row).get("index"), **row}
+    return with_context(row["prompt"], CONTEXT_HOOKS[name](sample))
+
+
+def lacks(row: Mapping[str, Any], name: str) -> bool:
+    """Whether the row has too little for the context."""
+    try:
+        messages_with(row, name)
+    except ValueError:
+        return True
+    return False
+
+
+def teacher_prompt_ids(student: Model, row: Mapping[str, Any], name: str, settings: SamplingSettings) -> list[int]:
+    """Token ids [P'] of the teacher's prompt: the student's chat template and suffix, as its own prompts are made.
+
+    Args:
+        row: a row of `Prepared.rows`, as a dictionary.
+        name: a context.
+
+    Raises:
+        ValueError: the row lacks a text that the context shows.
+    """
+    return encode(student.tokenizer, messages_with(row, name), settings)
+
+
+def check_prompts(
+    student: Model, rows: pa.Table, usable: Sequence[int], names: Sequence[str], settings: SamplingSettings
+) -> None:
+    """Raises ConfigError, with the context and the row, for a prompt that does not fit with a response behind it."""
+    open_ended = replace(settings, max_prompt_tokens=None)
+    for name in names:
+        ids: list[list[int]] = [[] for _ in range(len(rows))]
+        for place, row in zip(usable, take(rows, usable).to_pylist(), strict=True):
+            ids[place] = teacher_prompt_ids(student, row, name, open_ended)
+        check_lengths(student, ids, open_ended, f"the prompts, with the context {name},")
