@@ -1,7 +1,6 @@
 """The typed `opd:` section of the config, and every check that needs nothing but the config itself."""
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +22,7 @@ from opd_verl.config_sections import (
 )
 from opd_verl.errors import ConfigError
 from opd_verl.objectives.names import Support
+from opd_verl.registry import import_modules
 
 
 @dataclass
@@ -130,8 +130,4 @@ def parse_opd(config: DictConfig) -> OpdConfig:
 
 def import_plugins(opd: OpdConfig) -> None:
     """Imports the user's modules named in `opd.plugins`."""
-    for module in opd.plugins:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise ConfigError("opd.plugins", module, str(error), "put the module on PYTHONPATH") from error
+    import_modules("opd.plugins", opd.plugins)

@@ -11,6 +11,7 @@ from opd_verl.alignment.targets import TargetSettings
 from opd_verl.errors import ConfigError
 from opd_verl.hydra_settings import check_least
 from opd_verl.objectives.names import Support
+from opd_verl.registry import import_modules
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 
 
@@ -41,6 +42,8 @@ class AlignmentConfig:
     """The first is the one that tables and pictures are about."""
     losses: dict[str, LossSettings] = field(default_factory=dict)
     """Further objectives, each as `opd.objective`."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of yours that register contexts."""
     temperature: float = 1.0
     max_tokens: int = 4096
     suffix: str = ""
@@ -74,6 +77,7 @@ class AlignmentConfig:
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot work, whatever the models and files."""
+        import_modules("plugins", self.plugins)
         for name, example in (("student", "/path/to/student"), ("prompts", "train.parquet")):
             if not getattr(self, name):
                 raise ConfigError(name, None, "is not set", f"{name}={example}")

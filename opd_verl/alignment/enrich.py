@@ -1,6 +1,6 @@
 """Targeted rollouts, one depth window of all questions at a time, shallow windows first.
 
-A window's targets are chosen on the trees as they then are: what shallower windows already brought to a deep node is not
+A window's targets are chosen on the trees as they then are: what shallower windows brought to a deep node is not
 sampled again.
 """
 
@@ -94,11 +94,16 @@ def enrich(
             return found
 
         done = launch(number, wanted)
-        for question in questions:
-            if question.number in done.rollouts:
-                question.tree.add(done.rollouts[question.number])
+        add(questions, done)
         spent = Spent(spent.rollouts + done.count, spent.seconds + done.seconds, number + 1)
     return spent
+
+
+def add(questions: Sequence[Question], done: Launched) -> None:
+    """Counts rollouts in their questions' trees."""
+    for question in questions:
+        if question.number in done.rollouts:
+            question.tree.add(done.rollouts[question.number])
 
 
 def forecast(window: range, found: Sequence[Order], later: int, rate: float) -> str:

@@ -76,7 +76,7 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
 
 
 def teacher_advantage(p: Tensor, q: Tensor, p_succ: Tensor, member: Tensor) -> Tensor:
-    """`sum_k q_k P_k - sum_k p_k P_k`, p and q renormalised over S_u, [M] (eq. 2.1); NaN with fewer than two members."""
+    """`sum_k q_k P_k - sum_k p_k P_k`, p and q renormalised over S_u, [M] (eq. 2.1); NaN for fewer than 2 members."""
     p_succ = torch.where(member, p_succ, 0.0)
     gain = ((renormalised(q, member) - renormalised(p, member)) * p_succ).sum(-1)
     return torch.where(member.sum(-1) >= 2, gain, torch.nan)

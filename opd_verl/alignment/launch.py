@@ -1,15 +1,19 @@
-"""Targeted rollouts through vLLM: from orders to judged responses, each window in a file of its own.
+"""Targeted rollouts through vLLM: from orders to judged responses, each window in files of its own.
 
-OUT/targeted/window-0.json          what was ordered: made once, so that a run that is killed goes on with the same
-OUT/targeted/window-0.parquet       the judged responses, `per_request` in a row
-OUT/targeted/window-0.done.json     seconds that they took
+OUT/targeted/generations.json                 what was ordered for, first to last
+OUT/targeted/0/window-0.orders.parquet        what was ordered: made once, so that a run that is killed goes on with it
+OUT/targeted/0/window-0.parquet               the judged responses, `per_request` in a row
+OUT/targeted/0/window-0.done.json             seconds that they took
+
+Other teachers, another budget: another generation, whose trees have the rollouts of all earlier ones. The same command
+again goes on with its own generation, and gives the same.
 """
 
 import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path as File
 from typing import Any
 
@@ -21,16 +25,41 @@ from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.enrich import Launched, Order
 from opd_verl.alignment.question import Question
 from opd_verl.alignment.responses import judged_responses
-from opd_verl.alignment.targets import Target
 from opd_verl.alignment.tree import Ints, Rollouts
 from opd_verl.eval.rows import CORRECT
-from opd_verl.files import json_digest, write_json
+from opd_verl.files import json_digest, write_json, write_table
 from opd_verl.sampling.generate import REQUESTS_SCHEMA
 from opd_verl.sampling.judging import RESPONSE_PREFIX, verdict
 from opd_verl.sampling.prompts import Model
+from opd_verl.sampling.read import ragged
 from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
 from opd_verl.sampling.rows import identities
 from opd_verl.sampling.shards import MAX_TOKENS
+
+ORDERS = pa.schema({"question": pa.int32(), "prefix": pa.list_(pa.int32()), "count": pa.int32()})
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Rollouts that are wanted behind a prefix of a response."""
+
+    question: int
+    prefix: Ints
+    count: int
+
+
+Response = tuple[Piece, Ints, bool]
+"""What it is of, the whole path, and whether it is correct."""
+
+
+def generations(folder: File, identity: str) -> tuple[File, list[File]]:
+    """The folder of what is ordered for `identity`, and those before it."""
+    index = folder / "generations.json"
+    known: list[str] = json.loads(index.read_text()) if index.exists() else []
+    if identity not in known:
+        write_json(index, known := [*known, identity])
+    place = known.index(identity)
+    return folder / str(place), [folder / str(before) for before in range(place)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,96 +73,89 @@ class Launcher:
     prompt_ids: Sequence[Sequence[int]]
     config: AlignmentConfig
     generate: Generate
-    identity: str
-    """Of everything that the orders depend on."""
+    folder: File
+    """Of the generation."""
 
     def __call__(self, window: int, wanted: Callable[[], Sequence[Order]]) -> Launched:
         """Samples and judges what is ordered."""
-        folder = File(self.config.out) / "targeted"
-        orders = self._orders(folder / f"window-{window}.json", wanted)
-        timer, started = folder / f"window-{window}.done.json", time.monotonic()
-        ended, going = self._split(orders)
-        found = [*self._given(ended), *self._sampled(going, folder / f"window-{window}.parquet", window)]
+        stem = self.folder / f"window-{window}"
+        orders, timer = stem.with_suffix(".orders.parquet"), stem.with_suffix(".done.json")
+        if not orders.exists():
+            write_table(orders, self._pieces(wanted()))
+        started, found = time.monotonic(), self._carry_out(orders, stem.with_suffix(".parquet"))
         if not timer.exists():
-            write_json(timer, {"seconds": time.monotonic() - started})
-        rollouts = defaultdict[int, list[tuple[Ints, int, bool]]](list)
-        for order, path, correct in found:
-            rollouts[order.target.question].append((path, order.target.depth + 1, correct))
-        grouped = {number: Rollouts.of(*zip(*rows, strict=True)) for number, rows in rollouts.items()}
-        seconds = float(json.loads(timer.read_text())["seconds"])
-        return Launched(grouped, sum(one.count for one in going), seconds)
+            write_json(timer, time.monotonic() - started)
+        return replace(found, seconds=float(json.loads(timer.read_text())))
 
-    def _orders(self, file: File, wanted: Callable[[], Sequence[Order]]) -> list[Order]:
-        if file.exists() and json.loads(file.read_text())["identity"] == self.identity:
-            kept = json.loads(file.read_text())["orders"]
-            return [Order(Target(**one["target"]), one["count"]) for one in kept]
-        orders = list(wanted())
-        for stale in file.parent.glob(f"{file.stem}.done.json"):
-            stale.unlink()
-        write_json(file, {"identity": self.identity, "orders": [asdict(one) for one in orders]})
-        return orders
+    def earlier(self, folder: File) -> list[Launched]:
+        """What the finished windows of an earlier generation gave."""
+        done = sorted(folder.glob("window-*.done.json"), key=lambda one: int(one.name.split(".")[0].split("-")[1]))
+        stems = [one.with_name(one.name.removesuffix(".done.json")) for one in done]
+        return [self._carry_out(one.with_suffix(".orders.parquet"), one.with_suffix(".parquet")) for one in stems]
 
-    def prefix(self, target: Target) -> Ints:
-        """The response up to the target and with it."""
-        path = self.questions[target.question].paths[target.path]
-        return np.append(path.tokens[: target.depth], target.token).astype(np.int32)
+    def _pieces(self, orders: Sequence[Order]) -> pa.Table:
+        targets = [one.target for one in orders]
+        paths = [self.questions[one.question].paths[one.path] for one in targets]
+        prefixes = [np.append(path.tokens[: one.depth], one.token) for one, path in zip(targets, paths, strict=True)]
+        columns = {"question": [one.question for one in targets], "prefix": prefixes}
+        return pa.table(columns | {"count": [one.count for one in orders]}, schema=ORDERS)
 
-    def _split(self, orders: Sequence[Order]) -> tuple[list[Order], list[Order]]:
-        """Those whose response ends with the target, by its end token or for lack of room; and the others."""
+    def _carry_out(self, orders: File, out: File) -> Launched:
+        table = pq.read_table(orders)
+        columns = (table["question"].to_pylist(), ragged(table["prefix"]), table["count"].to_pylist())
+        pieces = [Piece(*row) for row in zip(*columns, strict=True) if row[0] in self.questions]
         ends = end_tokens(self.student)
-        over = [one.target.token in ends or one.target.depth + 1 >= self.config.max_tokens for one in orders]
-        pairs = list(zip(orders, over, strict=True))
-        return [one for one, ended in pairs if ended], [one for one, ended in pairs if not ended]
+        over = [int(one.prefix[-1]) in ends or len(one.prefix) >= self.config.max_tokens for one in pieces]
+        ended, going = (
+            [one for one, is_over in zip(pieces, over, strict=True) if is_over is kind] for kind in (True, False)
+        )
+        rollouts = defaultdict[int, list[tuple[Ints, int, bool]]](list)
+        for piece, path, correct in [*self._given(ended), *self._sampled(going, out)]:
+            rollouts[piece.question].append((path, len(piece.prefix), correct))
+        grouped = {number: Rollouts.of(*zip(*rows, strict=True)) for number, rows in rollouts.items()}
+        return Launched(grouped, sum(one.count for one in going), 0.0)
 
-    def _given(self, orders: Sequence[Order]) -> list[tuple[Order, Ints, bool]]:
+    def _given(self, pieces: Sequence[Piece]) -> list[Response]:
         """Responses with nothing left to sample: judged once, and as sure as all that were ordered."""
-        found = []
-        for order in orders:
-            path, row = self.prefix(order.target), self.rows.slice(order.target.question, 1).to_pylist()[0]
-            found += [(order, path, self._judge(row, path))] * order.count
-        return found
+        verdicts = [(piece, self._judge(piece)) for piece in pieces]
+        return [(piece, piece.prefix, correct) for piece, correct in verdicts for _ in range(piece.count)]
 
-    def _judge(self, row: dict[str, Any], path: Ints) -> bool:
+    def _judge(self, piece: Piece) -> bool:
+        row: dict[str, Any] = self.rows.slice(piece.question, 1).to_pylist()[0]
         task = {
             "data_source": row.get("data_source") or "",
             "ground_truth": row["reward_model"]["ground_truth"],
             "extra_info": row.get("extra_info") or {},
-            "solution_str": self._text(path),
+            "solution_str": self._text(piece.prefix),
         }
         return verdict((self.config.reward, task))[0] > CORRECT
 
     def _text(self, path: Ints) -> str:
         return self.student.tokenizer.decode(path.tolist(), skip_special_tokens=True)
 
-    def _sampled(self, orders: Sequence[Order], out: File, window: int) -> list[tuple[Order, Ints, bool]]:
-        if not orders:
+    def _sampled(self, pieces: Sequence[Piece], out: File) -> list[Response]:
+        if not pieces:
             return []
         size = self.config.targets.per_request
-        requests = [order for order in orders for _ in range(order.count // size)]
-        prefixes = [self.prefix(order.target) for order in requests]
-        job = self._job(requests, prefixes, out, window)
-        room = max(self.config.max_tokens - order.target.depth - 1 for order in requests)
+        asked = [piece for piece in pieces for _ in range(-(-piece.count // size))]
         shard = self.config.prompts_per_shard * max(1, self.config.rollouts // size)
-        settings = replace(self.config.sampling, n=size, max_tokens=room, prompts_per_shard=shard)
+        room = [self.config.max_tokens - len(one.prefix) for one in asked]
+        settings = replace(self.config.sampling, n=size, max_tokens=max(room), prompts_per_shard=shard)
+        job = self._job(asked, room, out)
         sample_jobs([job], settings, self.config.engine, self.config.reward, self.config.workers, self.generate)
-        groups = zip(requests, prefixes, judged_responses(out), strict=True)
         return [
-            (order, np.concatenate([prefix, one]), correct)
-            for order, prefix, responses in groups
-            for one, correct in responses
+            (piece, np.concatenate([piece.prefix, rest]), correct)
+            for piece, responses in zip(asked, judged_responses(out), strict=True)
+            for rest, correct in responses
         ]
 
-    def _job(self, requests: Sequence[Order], prefixes: Sequence[Ints], out: File, window: int) -> Job:
-        prompts = [
-            [*self.prompt_ids[order.target.question], *prefix.tolist()]
-            for order, prefix in zip(requests, prefixes, strict=True)
-        ]
-        source = self.rows.take([order.target.question for order in requests])
-        source = source.append_column(RESPONSE_PREFIX, pa.array([self._text(one) for one in prefixes]))
-        names = identities([[{"window": window, "prompt": json_digest(ids)}] for ids in prompts])
-        columns = {"identity": names, "prompt_ids": prompts}
-        table = pa.table(columns, schema=REQUESTS_SCHEMA)
-        room = [self.config.max_tokens - order.target.depth - 1 for order in requests]
+    def _job(self, asked: Sequence[Piece], room: Sequence[int], out: File) -> Job:
+        prompts = [[*self.prompt_ids[one.question], *one.prefix.tolist()] for one in asked]
+        source = self.rows.take([one.question for one in asked])
+        source = source.append_column(RESPONSE_PREFIX, pa.array([self._text(one.prefix) for one in asked]))
+        where = f"{out.parent.name}/{out.stem}"
+        names = identities([[{"window": where, "prompt": json_digest(ids)}] for ids in prompts])
+        table = pa.table({"identity": names, "prompt_ids": prompts}, schema=REQUESTS_SCHEMA)
         return Job(self.student, source, table.append_column(MAX_TOKENS, pa.array(room, pa.int32())), out)
 
 

@@ -1,7 +1,7 @@
 """Student and teachers along the representative paths, two forward passes each.
 
-The first gives every model's most likely ids; the second all models' log-probs at the ids that any of them gives more than
-the threshold. A self-distilling teacher is the student behind a longer prompt.
+The first gives every model's most likely ids; the second all models' log-probs at the ids that any of them gives more
+than the threshold. A self-distilling teacher is the student behind a longer prompt.
 
 OUT/reading/NAME/      the first pass
 OUT/reading/NAME.at/   the second

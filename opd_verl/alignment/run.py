@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts import Prepared, prepare_contexts
-from opd_verl.alignment.enrich import Launched, Order, Spent, enrich, say
+from opd_verl.alignment.enrich import Launched, Order, Spent, add, enrich, say
 from opd_verl.alignment.gather import Responses, Voice, initial_rollouts, make_questions, voices
-from opd_verl.alignment.launch import Launcher
+from opd_verl.alignment.launch import Launcher, generations
 from opd_verl.alignment.minillm import Group, measure_rewards
 from opd_verl.alignment.nodes import MINILLM, question_nodes, schema
 from opd_verl.alignment.plan import Plan, make_plan
@@ -29,7 +29,7 @@ from opd_verl.alignment.rounds import Sampler
 from opd_verl.alignment.screening import screen_contexts
 from opd_verl.files import json_digest, write_json
 from opd_verl.sampling.generate import generate_in_child
-from opd_verl.sampling.rollouts import MADE_WITH, Generate, sample_jobs
+from opd_verl.sampling.rollouts import MADE_WITH, Generate
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,10 @@ def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> Al
     screen(plan, prepared, initial, sampler, config)
     speaking = voices(plan, prepared.rows, prepared.usable, config)
     questions = make_questions(plan, initial, speaking, prepared.usable, config)
-    launched = list[Launched]()
-    launcher = make_launcher(plan, questions, speaking, config, generate)
+    launcher, before = make_launcher(plan, questions, speaking, config, generate)
+    launched = [one for folder in before for one in launcher.earlier(folder)]
+    for one in launched:
+        add(questions, one)
 
     def launch(window: int, wanted: Callable[[], Sequence[Order]]) -> Launched:
         launched.append(launcher(window, wanted))
@@ -96,19 +98,24 @@ def make_launcher(
     speaking: Mapping[str, Voice],
     config: AlignmentConfig,
     generate: Generate,
-) -> Launcher:
-    """What is ordered depends on the initial rollouts, on who was read along the paths, and on these settings."""
-    made_with = json_digest(
-        {
-            "initial": (pq.read_schema(plan.job.out).metadata or {})[MADE_WITH].decode(),
-            "voices": {name: [one.model.fingerprint, one.prompts] for name, one in speaking.items()},
-            "settings": [asdict(config.targets), asdict(config.budget), config.correct_paths, config.incorrect_paths],
-            "seed": config.seed,
-        }
-    )
+) -> tuple[Launcher, list[File]]:
+    """The launcher, and the folders of earlier generations on the same initial rollouts.
+
+    What is ordered depends on who was read along the paths, and on these settings.
+    """
+    tree = (pq.read_schema(plan.job.out).metadata or {})[MADE_WITH].decode()
+    voice = {name: [one.model.fingerprint, one.prompts] for name, one in speaking.items()}
+    settings = [
+        asdict(config.targets),
+        asdict(config.budget),
+        config.correct_paths,
+        config.incorrect_paths,
+        config.seed,
+    ]
+    own, before = generations(File(config.out) / "targeted" / json_digest(tree)[:8], json_digest([voice, settings]))
     asked = plan.job.requests["prompt_ids"].to_pylist()
     numbered = {one.number: one for one in questions}
-    return Launcher(numbered, plan.student, plan.rows, asked, config, generate, made_with)
+    return Launcher(numbered, plan.student, plan.rows, asked, config, generate, own), before
 
 
 def rewards(

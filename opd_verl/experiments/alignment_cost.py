@@ -2,10 +2,10 @@
 
     python -m opd_verl.experiments.alignment_cost
 
-The language is `opd_verl.experiments.markov`'s with two sides: a change of side decides how a response ends. Allocations
-take the same number of rollouts besides the initial ones: more initial ones; every token of every path brought to equal
-visits; targeted. The last row brings every token to as many visits as targets get. The share of the teacher's gradient
-is that of its length, summed over all nodes of the paths, which lies at decision points.
+The language is `opd_verl.experiments.markov`'s with two sides: a change of side decides how a response ends.
+Allocations take the same number of rollouts besides the initial ones: more initial ones; every token of every path
+brought to equal visits; targeted. The last row brings every token to as many visits as targets get. The share of the
+teacher's gradient is that of its length, summed over all nodes of the paths, which lies at decision points.
 """
 
 import argparse
