@@ -1,0 +1,146 @@
+"""From the node table to every number of the report: per teacher, and for all teachers together. Pure.
+
+The same measurements (`measures.MEANINGS`) of all paths of a teacher are averaged over its paths; all teachers together
+count a path once for each teacher, as the paper does. Intervals are bootstraps over questions.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from opd_verl.alignment.comparing import Sides, compare
+from opd_verl.alignment.difficulty import BINS, SOLVABLE, difficulty
+from opd_verl.alignment.intervals import Sample, sample
+from opd_verl.alignment.measures import COMPARED, COSINE, MEANINGS
+from opd_verl.alignment.paths import measure_paths
+from opd_verl.alignment.points import Flags, Floats, Tokens, numbers, read_tokens
+from opd_verl.files import finite
+from opd_verl.metrics.estimate import Estimate
+
+ALL = "all teachers"
+EDGES = np.linspace(-1.0, 1.0, 21)
+"""Of the histogram's bins; a cosine that rounding puts outside counts in the last one."""
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """The distribution of the cosine over decision points."""
+
+    mean: float
+    std: float
+    correct: list[int]
+    """Decision points of correct paths in each bin of EDGES."""
+    incorrect: list[int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The paths of one teacher, or of all."""
+
+    name: str
+    paths: int
+    """Paths with a decision point, each counted once for each teacher."""
+    questions: int
+    """Questions with such a path."""
+    points: int
+    """Decision points with a cosine."""
+    means: dict[str, Estimate]
+    """Every measurement of MEANINGS."""
+    sides: dict[str, Sides]
+    """The measurements of COMPARED on correct and on incorrect paths."""
+    bins: dict[str, Estimate]
+    """Mean cosine of the questions of each difficulty."""
+    cosines: Cosines
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything for one objective."""
+
+    objective: str
+    together: Group
+    teachers: list[Group]
+    """From the highest mean cosine on."""
+    questions: dict[str, int]
+    """Of each difficulty; the extremely hard ones have no part in anything else."""
+    undefined: int
+    """Decision points without a cosine: student and teacher agree on their tokens."""
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the groups are made of."""
+
+    tokens: Tokens
+    values: Mapping[str, Floats]
+    """By measurement, of every path [U]."""
+    sample: Sample
+
+
+def analyse(nodes: pa.Table, objective: str, resamples: int = 2000, seed: int = 0) -> Analysis:
+    """Everything that the node table says about its teachers, for one objective.
+
+    Raises ConfigError where the table has no cosines of this objective.
+    """
+    tokens = read_tokens(nodes, objective)
+    measured = Measured(tokens, measure_paths(tokens), sample(tokens.paths.question, resamples, seed))
+    teacher = tokens.paths.teacher
+    groups = [group(str(name), measured, teacher == name) for name in np.unique(teacher)]
+    return Analysis(
+        objective=objective,
+        together=group(ALL, measured, np.ones(len(teacher), dtype=bool)),
+        teachers=sorted(groups, key=rank),
+        questions=question_counts(nodes),
+        undefined=tokens.undefined,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def rank(one: Group) -> tuple[bool, float]:
+    """Sorts the highest mean cosine first, and last what has none."""
+    value = one.means[COSINE].value
+    return math.isnan(value), -value
+
+
+def group(name: str, measured: Measured, members: Flags) -> Group:
+    """The paths of the members [U]."""
+    paths, drawn, cosine = measured.tokens.paths, measured.sample, measured.values[COSINE]
+    levels, known = difficulty(paths.pass_rate), members & ~np.isnan(cosine)
+    return Group(
+        name=name,
+        paths=int(known.sum()),
+        questions=len(np.unique(paths.question[known])),
+        points=int((measured.tokens.point & members[measured.tokens.unit]).sum()),
+        means={key: drawn.mean(measured.values[key], members) for key in MEANINGS},
+        sides={key: compare(measured.values[key], members, paths.correct, drawn) for key in COMPARED},
+        bins={level: drawn.mean(cosine, members & (levels == level)) for level in SOLVABLE},
+        cosines=distribution(measured.tokens, members),
+    )
+
+
+def distribution(tokens: Tokens, members: Flags) -> Cosines:
+    """Of the members' decision points; NaN without one."""
+    kept = tokens.point & members[tokens.unit]
+    found, correct = tokens.cosine[kept].clip(-1, 1), tokens.paths.correct[tokens.unit[kept]]
+    counts = [np.histogram(found[side], EDGES)[0].tolist() for side in (correct, ~correct)]
+    mean, std = (float(found.mean()), float(found.std())) if len(found) else (math.nan, math.nan)
+    return Cosines(mean, std, *counts)
+
+
+def question_counts(nodes: pa.Table) -> dict[str, int]:
+    """Questions of each difficulty."""
+    _, first = np.unique(numbers(nodes, "question"), return_index=True)
+    levels = difficulty(numbers(nodes, "pass_rate")[first])
+    return {level: int((levels == level).sum()) for level in BINS}
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """Plain values, null for what is undefined."""
+    return finite(asdict(analysis) | {"edges": EDGES.round(2).tolist(), "meanings": MEANINGS})

@@ -1,0 +1,202 @@
+"""The tree of one question as it is drawn: a few branching points with their tokens, and the text between. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from math import nan
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from opd_verl.plot_style import short
+
+MOST_POINTS, MOST_CHILDREN = 6, 4
+SHOWN = ("path", "correct", "depth", "token", "support", "p", "q", "p_succ", "visits", "success_range", "decision")
+Row = dict[str, Any]
+Decode = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A token of a branching point, or a stretch of tokens between two of them."""
+
+    parent: int | None
+    """Its place in the list; None: it follows the prompt. Parents come before their children."""
+    text: str
+    paths: tuple[int, ...]
+    """Representative paths that run through it; none: only other rollouts do."""
+    tokens: int = 1
+    """How many tokens it stands for."""
+    branch: bool = False
+    """Whether it is a token of a branching point that is shown."""
+    p: float = nan
+    q: float = nan
+    """Student's and teacher's probability; NaN where unknown, as in a stretch."""
+    p_succ: float = nan
+    visits: float = nan
+
+    @property
+    def pull(self) -> float:
+        """What the teacher would add to its probability, `q - p`."""
+        return self.q - self.p
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What is drawn of one question."""
+
+    title: str
+    nodes: Sequence[Node]
+    correct: dict[int, bool]
+    """Of each path that is shown."""
+
+
+def question_tree(
+    nodes: pa.Table,
+    question: int,
+    teacher: str,
+    decode: Decode,
+    paths: Sequence[int] | None = None,
+    points: int = MOST_POINTS,
+) -> Tree:
+    """The branching points with the largest success range on some paths of a question, of each path in turn.
+
+    Args:
+        nodes: the node table.
+        question: row of the prompts file.
+        teacher: whose q is shown.
+        decode: text of a token.
+        paths: numbers of the paths to show; None: the first correct and the first incorrect one.
+        points: how many branching points to show, at most.
+
+    Raises ValueError where the table has no such question or teacher, KeyError where the question has no such path.
+    """
+    traces = path_rows(nodes, question, teacher)
+    correct = {number: bool(trace[0]["correct"]) for number, trace in traces.items()}
+    wanted = one_of_each(correct) if paths is None else list(paths)
+    kept = {number: traces[number] for number in wanted}
+    states = state_numbers(kept)
+    found, total = largest(kept, states, points)
+    builder = Builder(kept, states, found, decode)
+    builder.grow(wanted, 0, None)
+    said = f"{len(found)} of {total} branching points, each path's largest ranges of P_succ"
+    title = f"Question {question}, teacher {short(teacher)}: {said}"
+    return Tree(title, builder.nodes, {number: correct[number] for number in kept})
+
+
+def path_rows(nodes: pa.Table, question: int, teacher: str) -> dict[int, list[Row]]:
+    """The rows of each path of a question, by position."""
+    chosen = nodes.filter((pc.field("question") == question) & (pc.field("teacher") == teacher))
+    rows = chosen.select(list(SHOWN)).to_pylist()
+    if not rows:
+        raise ValueError(f"the node table has no rows of question {question} and teacher {teacher!r}")
+    traces: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["path"], row["depth"])):
+        traces.setdefault(row["path"], []).append(row)
+    return traces
+
+
+def one_of_each(correct: dict[int, bool]) -> list[int]:
+    """The first correct path and the first incorrect one, where there are such."""
+    found = {kind: number for number, kind in reversed(correct.items())}
+    return [found[kind] for kind in (True, False) if kind in found]
+
+
+def state_numbers(traces: dict[int, list[Row]]) -> dict[int, list[int]]:
+    """A number for the state before each token of each path, and for its end; the same beginning, the same number."""
+    known: dict[tuple[int, int], int] = {}
+    found: dict[int, list[int]] = {}
+    for number, trace in traces.items():
+        found[number] = [0]
+        for row in trace:
+            step = (found[number][-1], row["token"])
+            found[number].append(known.setdefault(step, len(known) + 1))
+    return found
+
+
+def largest(traces: dict[int, list[Row]], states: dict[int, list[int]], points: int) -> tuple[set[int], int]:
+    """The states with the largest success range, and how many decision points there are; a shared one counts once.
+
+    The largest of every path first, then the second largest, so that each path shows some.
+    """
+    ordered = []
+    for number, trace in traces.items():
+        found = [
+            (-row["success_range"], state) for state, row in zip(states[number], trace, strict=False) if row["decision"]
+        ]
+        ordered.append([state for _, state in sorted(found)])
+    in_turn = [state for places in zip_longest(*ordered) for state in places if state is not None]
+    distinct = list(dict.fromkeys(in_turn))
+    return set(distinct[:points]), len(distinct)
+
+
+@dataclass
+class Builder:
+    """Makes the list of nodes from the traces of the paths, rows by position."""
+
+    traces: dict[int, list[Row]]
+    states: dict[int, list[int]]
+    shown: set[int]
+    decode: Decode
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, node: Node) -> int:
+        """Its place in the list."""
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def grow(self, paths: Sequence[int], depth: int, parent: int | None) -> None:
+        """What follows a state that these paths share: a stretch, then a branching point, a fork, or the end."""
+        end = depth
+        while not self.stops(paths, end):
+            end += 1
+        if end > depth:
+            stretch = self.traces[paths[0]][depth:end]
+            text = "".join(self.decode(row["token"]) for row in stretch)
+            parent = self.add(Node(parent, text, tuple(paths), tokens=len(stretch)))
+        going = [number for number in paths if end < len(self.traces[number])]
+        if going and self.states[going[0]][end] in self.shown:
+            self.branch(going, end, parent)
+        else:
+            for group in self.groups(going, end).values():
+                self.grow(group, end, parent)
+
+    def stops(self, paths: Sequence[int], at: int) -> bool:
+        """Whether a stretch ends here."""
+        ended = any(at == len(self.traces[number]) for number in paths)
+        return ended or self.states[paths[0]][at] in self.shown or len(self.groups(paths, at)) > 1
+
+    def groups(self, paths: Sequence[int], at: int) -> dict[int, list[int]]:
+        """The paths by the token that they take."""
+        found: dict[int, list[int]] = {}
+        for number in paths:
+            found.setdefault(self.traces[number][at]["token"], []).append(number)
+        return found
+
+    def branch(self, paths: Sequence[int], depth: int, parent: int | None) -> None:
+        """The tokens of a branching point; a path goes on behind the one that it takes."""
+        row, taken = self.traces[paths[0]][depth], self.groups(paths, depth)
+        for token in children(row, list(taken)):
+            through = taken.get(token, [])
+            place = self.add(child(row, token, parent, self.decode(token), tuple(through)))
+            if through:
+                self.grow(through, depth + 1, place)
+
+
+def children(row: Row, taken: list[int]) -> list[int]:
+    """At most 4 tokens: those that paths take, then the ones with the most probability on either side; best first."""
+    likely = {token: max(p, q) for token, p, q in zip(row["support"], row["p"], row["q"], strict=True)}
+    others = sorted(likely.keys() - set(taken), key=lambda token: (-likely[token], token))
+    kept = taken + others[: max(MOST_CHILDREN - len(taken), 0)]
+    success = dict(zip(row["support"], row["p_succ"], strict=True))
+    return sorted(kept, key=lambda token: (-success.get(token, -1.0), token))
+
+
+def child(row: Row, token: int, parent: int | None, text: str, paths: tuple[int, ...]) -> Node:
+    """A token of a branching point; one with too few visits has no numbers."""
+    if token not in row["support"]:
+        return Node(parent, text, paths, branch=True)
+    place = row["support"].index(token)
+    p, q, p_succ, visits = (float(row[name][place]) for name in ("p", "q", "p_succ", "visits"))
+    return Node(parent, text, paths, branch=True, p=p, q=q, p_succ=p_succ, visits=visits)

@@ -1,0 +1,56 @@
+"""Means over paths with 95% bootstrap intervals over questions: the paths of a question are drawn together.
+
+Shapes: U paths (one row per path and teacher), Q questions, S replicates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opd_verl.alignment.points import Flags, Floats, Ints
+from opd_verl.metrics.bootstrap import NOT_KNOWN, draws, estimate, with_interval
+from opd_verl.metrics.estimate import Estimate
+from opd_verl.metrics.ratio import Ratio, of_rollouts
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The questions of the paths, and how often each question is drawn in each replicate."""
+
+    question: Ints
+    """[U], 0 .. Q - 1."""
+    drawn: Tensor
+    """float64 [S, Q]."""
+
+    def ratio(self, values: Floats, members: Flags) -> Ratio:
+        """Sum and number of the known values [U] of the members, by question [Q]: every path counts once."""
+        chosen = torch.from_numpy(values).masked_fill(~torch.from_numpy(members), NOT_KNOWN)
+        return of_rollouts(chosen).grouped(torch.from_numpy(self.question))
+
+    def mean(self, values: Floats, members: Flags) -> Estimate:
+        """Mean over the members with its interval; none where fewer than two questions have a part in it."""
+        found = self.ratio(values, members)
+        return estimate(found, self.drawn) if found.rollouts > 1 else alone(found.value)
+
+    def difference(self, values: Floats, first: Flags, second: Flags) -> Estimate:
+        """Mean over the first less mean over the second, both of the same drawn questions in each replicate."""
+        ratios = [self.ratio(values, members) for members in (first, second)]
+        value = ratios[0].value - ratios[1].value
+        if min(one.rollouts for one in ratios) < 2:
+            return alone(value)
+        above, below = (self.drawn @ one.numerator / (self.drawn @ one.denominator) for one in ratios)
+        found = above - below
+        return with_interval(value, found[~found.isnan()])
+
+
+def sample(question: Ints, resamples: int, seed: int) -> Sample:
+    """Draws of the questions; the same seed, the same draws."""
+    count = int(question.max()) + 1 if len(question) else 0
+    drawn = draws(count, resamples, seed) if count else torch.zeros(resamples, 0, dtype=torch.float64)
+    return Sample(question, drawn)
+
+
+def alone(value: float) -> Estimate:
+    """A value without an interval."""
+    return Estimate(value, NOT_KNOWN, NOT_KNOWN)

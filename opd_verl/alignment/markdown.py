@@ -1,0 +1,114 @@
+"""alignment.md: each table with a sentence for each of its columns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from opd_verl.alignment.analysis import Analysis
+from opd_verl.alignment.comparing import FEWEST_QUESTIONS
+from opd_verl.alignment.measures import ADVANTAGE, COMPARED, COSINE, MEANINGS, POINTS, POSITIVE, SIGNAL, WEIGHTED
+from opd_verl.alignment.paths import FEWEST
+from opd_verl.alignment.table import (
+    NAMES,
+    alternatives,
+    caption,
+    compared,
+    compared_by_teacher,
+    correlations,
+    distributions,
+    levels,
+    oracle,
+    ranking,
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table and what its columns are."""
+
+    title: str
+    table: Callable[[Analysis], str]
+    columns: tuple[str, ...]
+
+
+SECTIONS = (
+    Section(
+        "Teachers, best first (Unmasking, table 1)",
+        ranking,
+        (
+            f"mean cosine: {MEANINGS[COSINE]}",
+            "paths: with at least one decision point.",
+            f"decision points: {MEANINGS[POINTS]}",
+            "decision points of a path: their mean number.",
+        ),
+    ),
+    Section(
+        "Other metrics (table 3)",
+        alternatives,
+        (
+            f"fraction positive: {MEANINGS[POSITIVE]}",
+            f"{NAMES[WEIGHTED]}: {MEANINGS[WEIGHTED]}",
+            f"{NAMES[ADVANTAGE]}: {MEANINGS[ADVANTAGE]}",
+        ),
+    ),
+    Section(
+        "Correct against incorrect paths, all teachers (table 4)",
+        compared,
+        (
+            *(f"{NAMES[key]}: {MEANINGS[key]}" for key in COMPARED),
+            "correct, incorrect: mean over the paths of that kind.",
+            "Δ: correct less incorrect.",
+            "p, Welch: t-test over paths, as the paper's p-values seem to be. It takes all paths as independent, which "
+            "those of one question are not, nor is one path under several teachers.",
+            f"p, Wilcoxon: signed-rank test over the questions with both kinds of path (at least {FEWEST_QUESTIONS}).",
+            "questions: with both kinds of path.",
+        ),
+    ),
+    Section(
+        "Correct against incorrect paths, by teacher (table 6)",
+        compared_by_teacher,
+        ("All columns: as in table 4.",),
+    ),
+    Section(
+        "What goes with the cosine within a path (table 5)",
+        correlations,
+        (
+            "Each column: Spearman's rank correlation of cosine and feature within a path, mean over paths with at "
+            f"least {FEWEST} decision points at which both vary.",
+        ),
+    ),
+    Section(
+        "Selective distillation by an oracle, all teachers (table 2)",
+        oracle,
+        (
+            f"mean signal: {MEANINGS[SIGNAL]}",
+            "decision points: share of a path's decision points that are kept.",
+            "paths that beat full: their mean signal over what is kept is larger than over all decision points.",
+        ),
+    ),
+    Section(
+        "By difficulty (E.9)",
+        levels,
+        (
+            "pass rate: of the student's initial rollouts.",
+            "questions: in this range; those without a correct rollout are left out of all tables.",
+            f"Each further column: {MEANINGS[COSINE]}",
+        ),
+    ),
+    Section(
+        "Distribution of the cosine (E.1)",
+        distributions,
+        (
+            "mean, standard deviation: over decision points, not over paths.",
+            "decision points: summed over paths and teachers.",
+        ),
+    ),
+)
+
+
+def to_markdown(analysis: Analysis) -> str:
+    """The whole report of one objective."""
+    parts = [f"# Gradient alignment, {analysis.objective}", caption(analysis)]
+    for one in SECTIONS:
+        columns = "\n".join(f"* {sentence}" for sentence in one.columns)
+        parts += [f"## {one.title}", one.table(analysis), columns]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,95 @@
+"""What one path tells about one teacher: means over its decision points, and rank correlations within it.
+
+Shapes: N tokens, U paths (a path counts once for each teacher). NaN where a path has nothing to measure.
+"""
+
+import numpy as np
+from scipy.stats import rankdata
+
+from opd_verl.alignment.measures import (
+    ADVANTAGE,
+    COSINE,
+    FEATURES,
+    POINTS,
+    POSITIVE,
+    QUANTILES,
+    SIGNAL,
+    THRESHOLDS,
+    WEIGHTED,
+    beats,
+    filtered,
+    retained,
+    selective,
+    spearman,
+)
+from opd_verl.alignment.points import Flags, Floats, Tokens
+
+FEWEST = 5
+"""Decision points of a path whose rank correlation is taken."""
+
+
+def measure_paths(tokens: Tokens) -> dict[str, Floats]:
+    """Every measurement of `MEANINGS` for every path [U]."""
+    point, cosine, signal = tokens.point, tokens.cosine, tokens.success_range * tokens.cosine
+    stakes = tokens.total(tokens.success_range, point)
+    weighted = tokens.total(signal, point)
+    return {
+        COSINE: tokens.mean(cosine, point),
+        WEIGHTED: np.divide(weighted, stakes, out=np.full(len(stakes), np.nan), where=stakes > 0),
+        POSITIVE: tokens.mean((cosine > 0).astype(float), point),
+        ADVANTAGE: tokens.mean(tokens.advantage, point),
+        POINTS: tokens.total(np.ones(len(cosine)), point),
+        SIGNAL: tokens.mean(signal, point),
+        **correlations(tokens),
+        **{name: values for threshold in THRESHOLDS for name, values in oracle(tokens, threshold).items()},
+        **{filtered(one): tokens.mean(signal, point & above_quantile(tokens, one)) for one in QUANTILES},
+    }
+
+
+def oracle(tokens: Tokens, threshold: float) -> dict[str, Floats]:
+    """Selective distillation (Unmasking E.3): the decision points with a cosine above the threshold, and no other.
+
+    Mean signal (success range times cosine) over them, their share, and whether the mean is above the whole path's;
+    a path that keeps none has no mean and does not beat it.
+    """
+    signal, kept = tokens.success_range * tokens.cosine, tokens.cosine > threshold
+    found, full = tokens.mean(signal, kept), tokens.mean(signal, tokens.point)
+    return {
+        selective(threshold): found,
+        retained(threshold): tokens.mean(kept.astype(float), tokens.point),
+        beats(threshold): np.where(np.isnan(full), np.nan, found > full),
+    }
+
+
+def correlations(tokens: Tokens) -> dict[str, Floats]:
+    """Spearman's correlation of the cosine and each feature over each path's decision points [U].
+
+    NaN with fewer than 5 points, or where one side does not vary.
+    """
+    found = np.full((len(FEATURES), len(tokens.paths.question)), np.nan)
+    kept = np.flatnonzero(tokens.point)
+    block = np.stack([tokens.cosine[kept], *(tokens.features[name][kept] for name in FEATURES)])
+    units = tokens.unit[kept]
+    for part in np.split(np.arange(len(kept)), np.flatnonzero(np.diff(units)) + 1):
+        if len(part) >= FEWEST:
+            found[:, units[part[0]]] = rank_correlation(block[:, part])
+    return {spearman(name): row for name, row in zip(FEATURES, found, strict=True)}
+
+
+def rank_correlation(block: Floats) -> Floats:
+    """Spearman's correlation of the first row and each other one; ties have their mean rank. NaN for a constant row."""
+    ranks = rankdata(block, axis=1)
+    ranks = ranks - ranks.mean(axis=1, keepdims=True)
+    size = np.sqrt((ranks[0] ** 2).sum() * (ranks[1:] ** 2).sum(axis=1))
+    return np.divide(ranks[1:] @ ranks[0], size, out=np.full(len(size), np.nan), where=size > 0)
+
+
+def above_quantile(tokens: Tokens, quantile: float) -> Flags:
+    """Tokens [N] whose KL is at or above the quantile within their path, as the token mask `high_divergence` counts.
+
+    Over all tokens of the path, not over its decision points: training does not know those.
+    """
+    kl = tokens.features["kl"]
+    ends = np.flatnonzero(np.diff(tokens.unit)) + 1
+    least = [np.quantile(part, quantile, method="higher") for part in np.split(kl, ends) if len(part)]
+    return kl >= np.array(least)[tokens.unit] if least else np.zeros(0, dtype=bool)

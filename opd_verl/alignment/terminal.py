@@ -1,0 +1,49 @@
+"""The teachers' ranking, and correct against incorrect paths, on a terminal of 80 columns."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from opd_verl.alignment.analysis import Analysis
+from opd_verl.alignment.difficulty import EXTREMELY_HARD
+from opd_verl.alignment.intervals import alone
+from opd_verl.alignment.measures import COSINE, POSITIVE, WEIGHTED
+from opd_verl.alignment.table import caption, cell, number, probability, share
+
+
+def print_analysis(analysis: Analysis, console: Console) -> None:
+    """The two tables that say most; alignment.md has all."""
+    console.print(ranking(analysis))
+    console.print(comparison(analysis))
+    if gone := analysis.questions[EXTREMELY_HARD]:
+        console.print(f"questions without a correct rollout, left out: {gone}")
+    console.print(caption(analysis))
+
+
+def ranking(analysis: Analysis) -> Table:
+    """Teachers, best first."""
+    table = titled(f"Teachers by mean cosine, {analysis.objective}")
+    for heading in ("teacher", "mean cosine", "weighted", "positive", "points"):
+        table.add_column(heading, justify="left" if heading == "teacher" else "right", overflow="fold")
+    for one in analysis.teachers:
+        weighted, positive = one.means[WEIGHTED].value, one.means[POSITIVE].value
+        table.add_row(one.name, cell(one.means[COSINE]), number(weighted), share(alone(positive)), str(one.points))
+    return table
+
+
+def comparison(analysis: Analysis) -> Table:
+    """Mean cosine on both kinds of path."""
+    table = titled("Mean cosine on correct and incorrect paths")
+    for heading in ("teacher", "correct", "incorrect", "difference", "p"):
+        table.add_column(heading, justify="left" if heading == "teacher" else "right", overflow="fold")
+    for one in (analysis.together, *analysis.teachers):
+        found = one.sides[COSINE]
+        ends = (number(found.correct.value), number(found.incorrect.value), cell(found.difference))
+        table.add_row(one.name, *ends, probability(found.wilcoxon))
+    table.caption = "p: signed-rank test over questions with both kinds of path"
+    return table
+
+
+def titled(title: str) -> Table:
+    """A table of the report."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

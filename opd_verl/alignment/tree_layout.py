@@ -1,0 +1,110 @@
+"""Where the parts of a question's tree stand, in inches from the upper left corner: a line for each path. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+from opd_verl.alignment.branches import Node, Tree
+
+BOX, GAP = 1.6, 0.32
+"""Widths of a branching point's token, and of the edge before a node."""
+LETTER, LINE = 0.072, 17
+"""Width of a letter of a stretch, and the most letters of its lines."""
+ROW, HEIGHT, BETWEEN = 0.56, 0.46, 0.34
+"""From one token of a branching point to the next, height of a box, and free space between two paths."""
+PROMPT, END = 0.75, 1.1
+"""Widths of the word at the beginning and of the one at the end."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Left edge, middle and width of a node."""
+
+    left: float
+    middle: float
+    width: float
+
+    @property
+    def right(self) -> float:
+        """Where the edges to its children begin."""
+        return self.left + self.width
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A place for every node, and the size of the picture."""
+
+    places: Sequence[Place]
+    start: Place
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Fan:
+    """The tokens of one branching point."""
+
+    line: int
+    """The path on whose line it stands: the first one that comes through."""
+    rows: dict[int, int]
+    """Node: its row; 0 is the token that this path takes, 1 the one below it."""
+
+
+def lay_out(tree: Tree) -> Layout:
+    """A path's nodes stand on its line, and a branching point's other tokens above and below in the order given."""
+    fans = branching_points(tree)
+    lines, height = path_lines(list(tree.correct), fans)
+    placed = {index: (fan.line, row) for fan in fans for index, row in fan.rows.items()}
+    start = Place(0.0, lines[next(iter(tree.correct))], PROMPT)
+    places: list[Place] = []
+    for index, node in enumerate(tree.nodes):
+        before = start if node.parent is None else places[node.parent]
+        line, row = placed.get(index, (node.paths[0] if node.paths else 0, 0))
+        width = BOX if node.branch else LETTER * max(map(len, stretch_lines(node)))
+        places.append(Place(before.right + GAP, lines[line] + row * ROW, width))
+    width = max(place.right for place in [start, *places]) + END
+    return Layout(places, start, width, height)
+
+
+def stretch_lines(node: Node) -> list[str]:
+    """All of a short stretch in one or two lines, else its beginning, its length, and its end."""
+    text = node.text.replace("\n", "⏎").replace("\t", " ").strip()
+    lines = wrap(text, LINE)
+    return (lines or ["␣"]) if len(lines) <= 2 else [text[:LINE], f"… {node.tokens} tokens …", text[-LINE:]]
+
+
+def branching_points(tree: Tree) -> list[Fan]:
+    """The tokens of each branching point; a node has those of at most one below it."""
+    groups: dict[int | None, list[int]] = {}
+    for index, node in enumerate(tree.nodes):
+        if node.branch:
+            groups.setdefault(node.parent, []).append(index)
+    return [fan(tree, indices) for indices in groups.values()]
+
+
+def fan(tree: Tree, indices: Sequence[int]) -> Fan:
+    """One branching point."""
+    line = next(number for number in tree.correct if any(number in tree.nodes[one].paths for one in indices))
+    middle = next(row for row, one in enumerate(indices) if line in tree.nodes[one].paths)
+    return Fan(line, {one: row - middle for row, one in enumerate(indices)})
+
+
+def path_lines(paths: Sequence[int], fans: Sequence[Fan]) -> tuple[dict[int, float], float]:
+    """How far below the upper edge the line of each path is, and the height of all."""
+    lines: dict[int, float] = {}
+    edge = 0.0
+    for number in paths:
+        rows = [row for one in fans if one.line == number for row in one.rows.values()]
+        lines[number] = edge + HEIGHT / 2 - min([0, *rows]) * ROW
+        edge = lines[number] + max([0, *rows]) * ROW + HEIGHT / 2 + BETWEEN
+    return lines, edge - BETWEEN
+
+
+def ends(nodes: Sequence[Node]) -> dict[int, list[int]]:
+    """Node: the paths that end behind it."""
+    going: dict[int, set[int]] = {}
+    for node in nodes:
+        if node.parent is not None:
+            going.setdefault(node.parent, set()).update(node.paths)
+    found = {index: [one for one in node.paths if one not in going.get(index, ())] for index, node in enumerate(nodes)}
+    return {index: paths for index, paths in found.items() if paths}
