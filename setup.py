@@ -82,6 +82,7 @@ setup(
         "packaging",
         "psutil",
         "rich",
+        "scipy",
         "tqdm",
         "wrapt",
         *TRANSFER_QUEUE,

@@ -11,14 +11,22 @@ from opd_verl.sampling.child import ChildError
 @hydra.main(config_path="pkg://hydra_configs.alignment", config_name="alignment", version_base=None)
 def main(settings: DictConfig) -> None:
     """Aligns, prints the tables and where the rest is. A bad setting ends with its message alone."""
+    from opd_verl.alignment.analysis.terminal import print_analysis
     from opd_verl.alignment.config import AlignmentConfig
+    from opd_verl.alignment.outputs import write_results
     from opd_verl.alignment.run import align
 
     try:
         config = read_settings(AlignmentConfig, settings, "hydra_configs/alignment/alignment.yaml")
-        align(config)
+        analysis = write_results(align(config), config)
     except (ConfigError, ChildError) as error:
         raise SystemExit(f"opd_verl.alignment: {error}") from None
+    console = Console()
+    print_analysis(analysis, console)
+    console.print(
+        f"tables: {config.out}/alignment.md   pictures: {config.out}/*.png   every node: {config.out}/nodes.*"
+    )
+    console.print(f"to train with what it suggests: {config.out}/conf/recipe/*.yaml")
 
 
 if __name__ == "__main__":

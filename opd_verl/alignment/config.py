@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from opd_verl.alignment.context_settings import ContextSettings
+from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.alignment.enrich import Budget
 from opd_verl.alignment.losses import LossSettings
 from opd_verl.alignment.nodes import OBJECTIVES, NodeSettings

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_verl.alignment.config import AlignmentConfig
-from opd_verl.alignment.contexts import Prepared, prepare_contexts
+from opd_verl.alignment.contexts.prepare import Prepared, prepare_contexts
+from opd_verl.alignment.contexts.rounds import Sampler
+from opd_verl.alignment.contexts.screening import screen_contexts
 from opd_verl.alignment.enrich import Launched, Order, Spent, add, enrich, say
 from opd_verl.alignment.gather import Responses, Voice, initial_rollouts, make_questions, voices
 from opd_verl.alignment.launch import Launcher, generations
@@ -25,8 +27,6 @@ from opd_verl.alignment.nodes import MINILLM, question_nodes, schema
 from opd_verl.alignment.plan import Plan, make_plan
 from opd_verl.alignment.question import Question
 from opd_verl.alignment.responses import judged_responses
-from opd_verl.alignment.rounds import Sampler
-from opd_verl.alignment.screening import screen_contexts
 from opd_verl.files import json_digest, write_json
 from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.rollouts import MADE_WITH, Generate
@@ -38,7 +38,10 @@ class Aligned:
 
     nodes: pa.Table
     questions: Sequence[Question]
+    initial: int
+    """Initial rollouts."""
     spent: Spent
+    """On targeted ones."""
     plan: Plan
 
 
@@ -70,7 +73,7 @@ def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> Al
     if MINILLM in config.objectives:
         rewards(questions, initial, launched, speaking, config)
     tables = [question_nodes(one, config.nodes) for one in questions]
-    return Aligned(pa.concat_tables([schema(config.nodes).empty_table(), *tables]), questions, spent, plan)
+    return Aligned(pa.concat_tables([schema(config.nodes).empty_table(), *tables]), questions, done[0], spent, plan)
 
 
 def sample_initial(plan: Plan, sampler: Sampler, out: File) -> float:

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampling_harness import FakeGenerate, problem, save_model
 
-from opd_verl.alignment.context_settings import ContextSettings
-from opd_verl.alignment.contexts import Prepared, prepare_contexts
-from opd_verl.alignment.rounds import Sampler, round_sizes
-from opd_verl.alignment.screening import screen_contexts
-from opd_verl.alignment.screening_table import bins, screen, to_markdown
-from opd_verl.alignment.teacher_prompts import messages_with, teacher_prompt_ids
+from opd_verl.alignment.contexts.prepare import Prepared, prepare_contexts
+from opd_verl.alignment.contexts.prompts import messages_with, teacher_prompt_ids
+from opd_verl.alignment.contexts.rounds import Sampler, round_sizes
+from opd_verl.alignment.contexts.screening import screen_contexts
+from opd_verl.alignment.contexts.screening_table import bins, screen, to_markdown
+from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.contexts import CONTEXT_HOOKS
 from opd_verl.errors import ConfigError
 from opd_verl.eval.estimators import replicates

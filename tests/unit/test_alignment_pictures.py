@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from node_tables import SCHEMA, Shape, node_table
 
-from opd_verl.alignment.analysis import analyse
-from opd_verl.alignment.branches import MOST_CHILDREN, Node, Tree, question_tree
-from opd_verl.alignment.plots import best_traces, draw_pictures
-from opd_verl.alignment.tree_layout import BOX, HEIGHT, LINE, ends, lay_out, stretch_lines
-from opd_verl.alignment.tree_plot import LETTERS, draw_tree, success_colours, token_text
+from opd_verl.alignment.analysis.analyse import analyse
+from opd_verl.alignment.pictures.branches import MOST_CHILDREN, Node, Tree, question_tree
+from opd_verl.alignment.pictures.plots import best_traces, draw_pictures
+from opd_verl.alignment.pictures.tree_layout import BOX, HEIGHT, LINE, ends, lay_out, stretch_lines
+from opd_verl.alignment.pictures.tree_plot import LETTERS, draw_tree, success_colours, token_text
 
 NODES = node_table(Shape(questions=6, length=30))
 

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 from sampling_harness import FakeGenerate, save_model, write_problems
 
 from opd_verl.alignment.config import AlignmentConfig
-from opd_verl.alignment.context_settings import ContextSettings
+from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.alignment.enrich import Budget
 from opd_verl.alignment.losses import LossSettings
 from opd_verl.alignment.run import Aligned, align

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from node_tables import Shape, node_table
 from omegaconf import OmegaConf
 
-from opd_verl.alignment.analysis import Analysis, Group, analyse
-from opd_verl.alignment.comparing import Sides
-from opd_verl.alignment.measures import COSINE, SIGNAL, filtered, spearman
-from opd_verl.alignment.suggest import direction, filtering, recipe_yaml, weighting, write_recipe
+from opd_verl.alignment.analysis.analyse import Analysis, Group, analyse
+from opd_verl.alignment.analysis.comparing import Sides
+from opd_verl.alignment.analysis.measures import COSINE, SIGNAL, filtered, spearman
+from opd_verl.alignment.analysis.suggest import direction, filtering, recipe_yaml, weighting, write_recipe
 from opd_verl.checks.objective import check_names, check_numbers
 from opd_verl.config import OpdConfig, parse_opd
 from opd_verl.metrics.estimate import Estimate

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opd_verl.alignment.demonstrations import texts
-from opd_verl.alignment.sources import Found
+from opd_verl.alignment.contexts.demonstrations import texts
+from opd_verl.alignment.contexts.sources import Found
 from opd_verl.data.judged import Judged
 from opd_verl.eval.table import markdown_table
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-from opd_verl.alignment.branches import Node, Tree
+from opd_verl.alignment.pictures.branches import Node, Tree
 
 BOX, GAP = 1.6, 0.32
 """Widths of a branching point's token, and of the edge before a node."""

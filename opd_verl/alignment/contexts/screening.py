@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from opd_verl.alignment.context_settings import ContextSettings
-from opd_verl.alignment.contexts import Prepared
-from opd_verl.alignment.rounds import Sampler
-from opd_verl.alignment.screening_table import BASELINE, Screened, screen, to_markdown
-from opd_verl.alignment.teacher_prompts import messages_with
+from opd_verl.alignment.contexts.prepare import Prepared
+from opd_verl.alignment.contexts.prompts import messages_with
+from opd_verl.alignment.contexts.rounds import Sampler
+from opd_verl.alignment.contexts.screening_table import BASELINE, Screened, screen, to_markdown
+from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.data.files import replace_column, take
 from opd_verl.eval.estimators import Array
 from opd_verl.files import finite, write_json, write_text

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from opd_verl.alignment.measures import FEATURES
+from opd_verl.alignment.analysis.measures import FEATURES
 from opd_verl.errors import ConfigError
 
 Floats = NDArray[np.float64]

@@ -3,11 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from opd_verl.alignment.analysis import Analysis
-from opd_verl.alignment.comparing import FEWEST_QUESTIONS
-from opd_verl.alignment.measures import ADVANTAGE, COMPARED, COSINE, MEANINGS, POINTS, POSITIVE, SIGNAL, WEIGHTED
-from opd_verl.alignment.paths import FEWEST
-from opd_verl.alignment.table import (
+from opd_verl.alignment.analysis.analyse import Analysis
+from opd_verl.alignment.analysis.comparing import FEWEST_QUESTIONS
+from opd_verl.alignment.analysis.measures import (
+    ADVANTAGE,
+    COMPARED,
+    COSINE,
+    MEANINGS,
+    POINTS,
+    POSITIVE,
+    SIGNAL,
+    WEIGHTED,
+)
+from opd_verl.alignment.analysis.paths import FEWEST
+from opd_verl.alignment.analysis.table import (
     NAMES,
     alternatives,
     caption,

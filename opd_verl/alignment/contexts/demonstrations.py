@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from opd_verl.alignment.context_settings import LARGE, SUMMARIES, ContextSettings
-from opd_verl.alignment.rounds import Sampler, ask_in_rounds, round_sizes
+from opd_verl.alignment.contexts.rounds import Sampler, ask_in_rounds, round_sizes
+from opd_verl.alignment.contexts.settings import LARGE, SUMMARIES, ContextSettings
 from opd_verl.data.contexts import finished_texts
 from opd_verl.data.judged import Judged
 from opd_verl.sampling.prompts import Model

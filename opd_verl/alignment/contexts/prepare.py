@@ -1,6 +1,6 @@
 """The contexts of self-distilling teachers, from nothing but questions and models (Unmasking, appendix E.9).
 
-OUT/self, OUT/large, OUT/summaries      sampled and judged, round by round (`opd_verl.alignment.rounds`)
+OUT/self, OUT/large, OUT/summaries      sampled and judged, round by round (`opd_verl.alignment.contexts.rounds`)
 OUT/contexts.json, contexts.md          how many questions have what they need
 """
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from opd_verl.alignment.availability import Counts, count, to_markdown
-from opd_verl.alignment.context_settings import ContextSettings
-from opd_verl.alignment.rounds import Sampler
-from opd_verl.alignment.sources import Found, find_texts, open_sources
-from opd_verl.alignment.teacher_prompts import check_prompts, lacks
+from opd_verl.alignment.contexts.availability import Counts, count, to_markdown
+from opd_verl.alignment.contexts.prompts import check_prompts, lacks
+from opd_verl.alignment.contexts.rounds import Sampler
+from opd_verl.alignment.contexts.settings import ContextSettings
+from opd_verl.alignment.contexts.sources import Found, find_texts, open_sources
 from opd_verl.data.files import replace_column
 from opd_verl.data.prompts import rows_of
 from opd_verl.data.rows import info

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind, wilcoxon
 
-from opd_verl.alignment.intervals import Sample
-from opd_verl.alignment.points import Flags, Floats
+from opd_verl.alignment.analysis.intervals import Sample
+from opd_verl.alignment.analysis.points import Flags, Floats
 from opd_verl.metrics.estimate import Estimate
 
 FEWEST_QUESTIONS = 6

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_verl.alignment.points import Floats
+from opd_verl.alignment.analysis.points import Floats
 
 EASY, MEDIUM, HARD, EXTREMELY_HARD = "easy", "medium", "hard", "extremely hard"
 BINS = {EASY: "p >= 0.8", MEDIUM: "0.25 <= p < 0.8", HARD: "0 < p < 0.25", EXTREMELY_HARD: "p = 0"}

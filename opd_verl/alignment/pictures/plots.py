@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from opd_verl.alignment.analysis import EDGES, Analysis, Cosines
-from opd_verl.alignment.measures import COSINE
-from opd_verl.alignment.points import Floats, Tokens, read_tokens
+from opd_verl.alignment.analysis.analyse import EDGES, Analysis, Cosines
+from opd_verl.alignment.analysis.measures import COSINE
+from opd_verl.alignment.analysis.points import Floats, Tokens, read_tokens
 from opd_verl.files import whole
 from opd_verl.plot_style import COLOURS, short
 

@@ -2,10 +2,10 @@
 
 import math
 
-from opd_verl.alignment.analysis import Analysis, Group
-from opd_verl.alignment.comparing import Sides
-from opd_verl.alignment.difficulty import BINS, EXTREMELY_HARD
-from opd_verl.alignment.measures import (
+from opd_verl.alignment.analysis.analyse import Analysis, Group
+from opd_verl.alignment.analysis.comparing import Sides
+from opd_verl.alignment.analysis.difficulty import BINS, EXTREMELY_HARD
+from opd_verl.alignment.analysis.measures import (
     ADVANTAGE,
     COMPARED,
     COSINE,

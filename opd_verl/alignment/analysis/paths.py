@@ -6,7 +6,7 @@ Shapes: N tokens, U paths (a path counts once for each teacher). NaN where a pat
 import numpy as np
 from scipy.stats import rankdata
 
-from opd_verl.alignment.measures import (
+from opd_verl.alignment.analysis.measures import (
     ADVANTAGE,
     COSINE,
     FEATURES,
@@ -22,7 +22,7 @@ from opd_verl.alignment.measures import (
     selective,
     spearman,
 )
-from opd_verl.alignment.points import Flags, Floats, Tokens
+from opd_verl.alignment.analysis.points import Flags, Floats, Tokens
 
 FEWEST = 5
 """Decision points of a path whose rank correlation is taken."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opd_verl.alignment.points import Flags, Floats, Ints
+from opd_verl.alignment.analysis.points import Flags, Floats, Ints
 from opd_verl.metrics.bootstrap import NOT_KNOWN, draws, estimate, with_interval
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.ratio import Ratio, of_rollouts

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 
-from opd_verl.alignment.analysis import Analysis, Group
-from opd_verl.alignment.comparing import FEWEST_QUESTIONS
-from opd_verl.alignment.measures import COSINE, QUANTILES, SIGNAL, filtered, spearman
-from opd_verl.alignment.table import cell
+from opd_verl.alignment.analysis.analyse import Analysis, Group
+from opd_verl.alignment.analysis.comparing import FEWEST_QUESTIONS
+from opd_verl.alignment.analysis.measures import COSINE, QUANTILES, SIGNAL, filtered, spearman
+from opd_verl.alignment.analysis.table import cell
 from opd_verl.files import write_text
 from opd_verl.metrics.estimate import Estimate
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from opd_verl.alignment.context_settings import SUMMARIES
-from opd_verl.alignment.demonstrations import SCORES, Texts
-from opd_verl.alignment.rounds import Sampler, ask_in_rounds
+from opd_verl.alignment.contexts.demonstrations import SCORES, Texts
+from opd_verl.alignment.contexts.rounds import Sampler, ask_in_rounds
+from opd_verl.alignment.contexts.settings import SUMMARIES
 from opd_verl.data.files import replace_column, take
 from opd_verl.data.judged import Judged
 from opd_verl.data.prompts import rows_of

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opd_verl.alignment.branches import Node, Tree
-from opd_verl.alignment.tree_layout import HEIGHT, Layout, Place, ends, lay_out, stretch_lines
+from opd_verl.alignment.pictures.branches import Node, Tree
+from opd_verl.alignment.pictures.tree_layout import HEIGHT, Layout, Place, ends, lay_out, stretch_lines
 from opd_verl.files import whole
 from opd_verl.plot_style import COLOURS
 

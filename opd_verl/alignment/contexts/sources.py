@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from opd_verl.alignment.context_settings import LARGE, SUMMARIES, ContextSettings
-from opd_verl.alignment.demonstrations import SCORES, Texts, demonstrate, needed, texts
-from opd_verl.alignment.rounds import Sampler
-from opd_verl.alignment.summaries import Summaries, summarise
+from opd_verl.alignment.contexts.demonstrations import SCORES, Texts, demonstrate, needed, texts
+from opd_verl.alignment.contexts.rounds import Sampler
+from opd_verl.alignment.contexts.settings import LARGE, SUMMARIES, ContextSettings
+from opd_verl.alignment.contexts.summaries import Summaries, summarise
 from opd_verl.data.judged import Judged
 from opd_verl.data.prompts import rows_of
 from opd_verl.data.rows import BadRow, bare_question

@@ -1,0 +1,1 @@
+"""Self-distillation contexts: demonstrations, summaries, and whether they help (Unmasking, appendix E.9)."""
