@@ -2,6 +2,7 @@
 
 import hydra
 from omegaconf import DictConfig
+from rich.console import Console
 
 from opd_verl.errors import ConfigError
 from opd_verl.hydra_settings import read_settings

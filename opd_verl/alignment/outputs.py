@@ -83,14 +83,15 @@ def cost(aligned: Aligned) -> str:
     trees = [one.tree for one in aligned.questions]
     nodes, megabytes = sum(map(len, trees)), sum(one.nbytes for one in trees) / 1e6
     spent = aligned.spent
+    rollouts = f"{aligned.initial:,} initial rollouts, {spent.rollouts:,} targeted ones"
     return (
-        f"Cost: {aligned.initial:,} initial rollouts, {spent.rollouts:,} targeted ones ({spent.seconds / 60:.1f} min with "
-        f"judging); {nodes:,} nodes in {len(trees)} trees, {megabytes:.1f} MB.\n"
+        f"Cost: {rollouts} ({spent.seconds / 60:.1f} min with judging); {nodes:,} nodes in {len(trees)} trees, "
+        f"{megabytes:.1f} MB.\n"
     )
 
 
 def telling(nodes: pa.Table, teacher: str) -> int:
     """The question whose decision points have the largest ranges of success in sum: the one to draw."""
-    rows = nodes.filter(pc.and_(pc.equal(nodes["teacher"], teacher), nodes["decision"]))
+    rows = nodes.filter((pc.field("teacher") == teacher) & pc.field("decision"))
     questions, which = np.unique(rows["question"].to_numpy(), return_inverse=True)
     return int(questions[np.bincount(which, weights=rows["success_range"].to_numpy()).argmax()])

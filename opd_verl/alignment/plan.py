@@ -51,7 +51,7 @@ def check_names(teachers: dict[str, Model], config: AlignmentConfig) -> None:
     for name, model in teachers.items():
         if name == "student" or name in config.contexts.names:
             problem = "is the name of the student or of a context here"
-            raise ConfigError("teachers", name, problem, f"teachers=[big={model.path}]")
+            raise ConfigError("teachers", name, problem, f"teachers={{big: {model.path}}}")
 
 
 def check_teacher(student: Model, teacher: Model, longest: int, config: AlignmentConfig) -> None:

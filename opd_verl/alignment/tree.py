@@ -102,7 +102,8 @@ class GenerationTree:
     def _walk(self, rollouts: Rollouts, grow: bool) -> Ints:
         """The node behind every token, all rollouts a depth at a time; unknown ones are made, or NOBODY."""
         found = np.full(len(rollouts.tokens), NOBODY, np.int32)
-        at, new_keys, size = np.full(len(rollouts.ends), ROOT, np.int64), [np.zeros(0, np.int64)], len(self)
+        at, size = np.full(len(rollouts.ends), ROOT, np.int64), len(self)
+        new_keys: list[Ints] = [np.zeros(0, np.int64)]
         for rows, places in _levels(rollouts):
             keys = _keys(at[rows], rollouts.tokens[places])
             nodes = self.child(at[rows], rollouts.tokens[places])

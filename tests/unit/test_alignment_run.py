@@ -18,6 +18,7 @@ from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.alignment.enrich import Budget
 from opd_verl.alignment.losses import LossSettings
+from opd_verl.alignment.outputs import write_results
 from opd_verl.alignment.run import Aligned, align
 from opd_verl.alignment.targets import TargetSettings
 from opd_verl.errors import ConfigError
@@ -120,6 +121,23 @@ def test_a_known_cosine_by_hand(undisturbed: tuple[Aligned, FakeGenerate]) -> No
 def text(found: Aligned) -> str:
     """Every number; NaN is equal to itself here."""
     return json.dumps(found.nodes.to_pylist())
+
+
+def test_results_are_written(undisturbed: tuple[Aligned, FakeGenerate], config: AlignmentConfig) -> None:
+    analysis, out = write_results(undisturbed[0], config), Path(config.out)
+    assert json.dumps(pq.read_table(out / "nodes.parquet").to_pylist()) == text(undisturbed[0])
+    lines = [json.loads(line) for line in (out / "nodes.jsonl").read_text().splitlines()]
+    assert len(lines) == undisturbed[0].nodes.num_rows and lines[0]["teacher"] in ("big", "1c")
+    found = json.loads((out / "alignment.json").read_text())
+    assert list(found["objectives"]) == ["gkd", "single_sample", "dr_grpo", "minillm", "forward"]
+    assert found["cost"]["rollouts"] == undisturbed[0].spent.rollouts and found["settings"]["rollouts"] == G
+    page = (out / "alignment.md").read_text()
+    assert "## Objectives" in page and "targeted ones" in page and analysis.teachers[0].name in page
+    for name in ("cosines", "teachers", "oscillation", "tree"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+    recipes = {path.stem: path.read_text() for path in (out / "conf" / "recipe").iterdir()}
+    assert f"opd.teacher.path={undisturbed[0].plan.teachers['big'].path}" in recipes["aligned_big"]
+    assert "opd.context.name=1c" in recipes["aligned_1c"] and "defaults: [opsd, _self_]" in recipes["aligned_1c"]
 
 
 class Killed(Exception):
