@@ -72,7 +72,8 @@ def check_names(teachers: dict[str, Model]) -> None:
     """A teacher's folder must not be a student's. Raises ConfigError."""
     for name in (BEFORE, AFTER):
         if name in teachers:
-            raise ConfigError("teacher", name, "is the name of a student here", f"teacher={{big: {teachers[name].path}}}")
+            remedy = f"teacher={{big: {teachers[name].path}}}"
+            raise ConfigError("teacher", name, "is the name of a student here", remedy)
 
 
 def prepare_one(name: str, model: Model, rows: pa.Table, config: ProbeConfig) -> Job:

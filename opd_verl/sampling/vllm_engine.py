@@ -18,8 +18,10 @@ WORKER = "verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension"
 class VllmEngine:
     """One loaded model; `sample` may be called again and again, and remembers nothing between calls."""
 
-    def __init__(self, model: str, engine: EngineSettings, settings: SamplingSettings, longest: int) -> None:
-        """longest: tokens of the longest prompt with its response."""
+    def __init__(
+        self, model: str, engine: EngineSettings, settings: SamplingSettings, longest: int, **more: Any
+    ) -> None:
+        """longest: tokens of the longest prompt with its response; more: vLLM's own arguments."""
         on_cpu = _prepare_environment()
         from vllm import LLM
 
@@ -39,7 +41,7 @@ class VllmEngine:
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH, longest)}
         else:
             options["gpu_memory_utilization"] = engine.gpu_memory_utilization
-        self.llm = LLM(model, **options)
+        self.llm = LLM(model, **(options | more))
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.llm.collective_rpc("monkey_patch_model", kwargs={"vocab_size": len(self.tokenizer)})
 
