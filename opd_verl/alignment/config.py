@@ -1,6 +1,6 @@
 """The settings of one alignment. Their defaults are those of `hydra_configs/alignment/alignment.yaml`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opd_verl.alignment.contexts.settings import ContextSettings
@@ -59,16 +59,7 @@ class AlignmentConfig:
     @property
     def sampling(self) -> SamplingSettings:
         """How the initial rollouts are sampled."""
-        return SamplingSettings(
-            n=self.rollouts,
-            temperature=self.temperature,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            suffix=self.suffix,
-            chat_template_kwargs=self.chat_template_kwargs,
-            max_prompt_tokens=self.max_prompt_tokens,
-            prompts_per_shard=self.prompts_per_shard,
-        )
+        return replace(SamplingSettings.of(self), n=self.rollouts)
 
     @property
     def nodes(self) -> NodeSettings:

@@ -10,7 +10,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,7 +36,7 @@ def requests(parts: Path, count: int) -> tuple[list[Request], dict[str, Any]]:
 
 
 def measure(
-    model: str, kinds: dict[str, Sequence[Request]], settings: SamplingSettings, caching: bool, repeats: int
+    model: str, kinds: Mapping[str, Sequence[Request]], settings: SamplingSettings, caching: bool, repeats: int
 ) -> list[list[str]]:
     """A row for each kind."""
     from opd_verl.sampling.vllm_engine import VllmEngine

@@ -7,23 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA = pa.schema(
-    [
-        ("question", pa.int32()),
-        ("path", pa.int32()),
-        ("correct", pa.bool_()),
-        ("pass_rate", pa.float64()),
-        ("depth", pa.int32()),
-        ("length", pa.int32()),
-        ("token", pa.int32()),
-        ("teacher", pa.string()),
-        ("support", pa.list_(pa.int32())),
-        *((name, pa.list_(pa.float64())) for name in ("p", "q", "p_succ", "visits")),
-        ("success_range", pa.float64()),
-        ("decision", pa.bool_()),
-        *((name, pa.float64()) for name in ("advantage", "kl", "js", "l2", "similarity", "cosine/gkd")),
-    ]
-)
+from opd_verl.alignment.nodes import NodeSettings, schema
+
+SCHEMA = schema(NodeSettings())
 LEANS = {"strong": 3.0, "weak": 0.5}
 """Teacher: how far its log-probabilities lean to the success probability, on incorrect paths."""
 

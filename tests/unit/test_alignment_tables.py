@@ -18,12 +18,12 @@ from scipy.stats import spearmanr, ttest_ind, wilcoxon
 
 from opd_verl.alignment.analysis.analyse import Analysis, analyse, to_json
 from opd_verl.alignment.analysis.comparing import signed_rank, welch
-from opd_verl.alignment.analysis.difficulty import difficulty
 from opd_verl.alignment.analysis.markdown import SECTIONS, to_markdown
 from opd_verl.alignment.analysis.measures import COMPARED, COSINE, FEATURES, MEANINGS, POINTS, SIGNAL, spearman
 from opd_verl.alignment.analysis.paths import measure_paths, rank_correlation
 from opd_verl.alignment.analysis.points import read_tokens
 from opd_verl.alignment.analysis.terminal import print_analysis
+from opd_verl.alignment.difficulty import difficulty
 from opd_verl.errors import ConfigError
 from opd_verl.metrics.bootstrap import draws
 

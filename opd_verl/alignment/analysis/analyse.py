@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from opd_verl.alignment.analysis.comparing import Sides, compare
-from opd_verl.alignment.analysis.difficulty import BINS, SOLVABLE, difficulty
 from opd_verl.alignment.analysis.intervals import Sample, sample
 from opd_verl.alignment.analysis.measures import COMPARED, COSINE, MEANINGS
 from opd_verl.alignment.analysis.paths import measure_paths
 from opd_verl.alignment.analysis.points import Flags, Floats, Tokens, numbers, read_tokens
+from opd_verl.alignment.difficulty import BINS, SOLVABLE, difficulty
 from opd_verl.files import finite
 from opd_verl.metrics.estimate import Estimate
 

@@ -4,7 +4,6 @@ import math
 
 from opd_verl.alignment.analysis.analyse import Analysis, Group
 from opd_verl.alignment.analysis.comparing import Sides
-from opd_verl.alignment.analysis.difficulty import BINS, EXTREMELY_HARD
 from opd_verl.alignment.analysis.measures import (
     ADVANTAGE,
     COMPARED,
@@ -20,6 +19,7 @@ from opd_verl.alignment.analysis.measures import (
     selective,
     spearman,
 )
+from opd_verl.alignment.difficulty import BINS, EXTREMELY_HARD
 from opd_verl.eval.table import markdown_table
 from opd_verl.metrics.estimate import Estimate
 

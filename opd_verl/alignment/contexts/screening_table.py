@@ -6,16 +6,12 @@ Shapes: Q questions. A rate is the share of a question's responses that are corr
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from opd_verl.alignment.difficulty import BINS, SOLVABLE, difficulty
 from opd_verl.eval.estimators import Array, interval
 from opd_verl.eval.table import markdown_table, percent
 from opd_verl.metrics.estimate import Estimate
 
 BASELINE = "baseline"
-EASY, HARD = 0.8, 0.25
-"""Baseline rates from which a question is easy, and below which it is hard."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +35,17 @@ class Screened:
     """Less the baseline, question by question; None for the baseline itself."""
 
 
-def bins(baseline: Array) -> dict[str, NDArray[np.bool_]]:
-    """Which questions [Q] are of which difficulty, by their rates without context [Q]; 0, extremely hard, is none."""
-    return {
-        "hard": (baseline > 0.0) & (baseline < HARD),
-        "medium": (baseline >= HARD) & (baseline < EASY),
-        "easy": baseline >= EASY,
-    }
-
-
 def screen(baseline: Array, rates: Mapping[str, Array], resamples: int, seed: int) -> list[Screened]:
     """The baseline, then every context; all rates [Q] are of the same questions, none of which has the baseline 0.
 
     resamples: bootstrap replicates over questions, the same ones for every context.
     """
     assert (baseline > 0.0).all(), "a question that is never answered has no place in the table"
-    members = bins(baseline)
+    kinds = difficulty(baseline)
     return [
         Screened(
             name,
-            {kind: Bin(_mean(found[where]), int(where.sum())) for kind, where in members.items()},
+            {kind: Bin(_mean(found[kinds == kind]), int((kinds == kind).sum())) for kind in reversed(SOLVABLE)},
             len(found),
             _estimate(found, resamples, seed),
             None if name == BASELINE else _estimate(found - baseline, resamples, seed),
@@ -88,9 +75,10 @@ def to_markdown(rows: list[Screened], excluded: int, responses: int) -> str:
         ]
         for row in rows
     ]
+    ranges = ", ".join(f"{kind} {BINS[kind]}" for kind in rows[0].bins)
     caption = (
-        f"{responses} responses per question and context. Hard: the baseline's pass rate is below {HARD}; easy: "
-        f"{EASY} or more (questions in brackets). {excluded} questions that it never answers are left out. In square "
+        f"{responses} responses per question and context. Baseline's pass rate p: {ranges} (questions in brackets). "
+        f"{excluded} questions that it never answers are left out. In square "
         "brackets: 95% bootstrap intervals over questions. The baseline also chooses the bins: a part of what hard "
         "questions gain, and easy ones lose, is return to the mean."
     )
