@@ -21,8 +21,8 @@ from opd_verl.config_sections import (
     TokenConfig,
 )
 from opd_verl.errors import ConfigError
+from opd_verl.modules import import_modules
 from opd_verl.objectives.names import Support
-from opd_verl.registry import import_modules
 
 
 @dataclass

@@ -1,10 +1,7 @@
 """Functions by name: what a config names, a plugin registers."""
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable
 from typing import TypeVar
-
-from opd_verl.errors import ConfigError
 
 Hook = TypeVar("Hook", bound=Callable[..., object])
 
@@ -34,12 +31,3 @@ class Registry(dict[str, Hook]):
             return hook
 
         return add
-
-
-def import_modules(key: str, modules: Sequence[str]) -> None:
-    """Imports the user's modules, which register what they have; ConfigError under `key` for one that is not there."""
-    for module in modules:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise ConfigError(key, module, str(error), "put the module on PYTHONPATH") from error

@@ -10,8 +10,8 @@ from opd_verl.alignment.nodes import OBJECTIVES, NodeSettings
 from opd_verl.alignment.targets import TargetSettings
 from opd_verl.errors import ConfigError
 from opd_verl.hydra_settings import check_least
+from opd_verl.modules import import_modules
 from opd_verl.objectives.names import Support
-from opd_verl.registry import import_modules
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 
 
