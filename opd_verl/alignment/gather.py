@@ -14,6 +14,7 @@ from opd_verl.alignment.plan import Plan
 from opd_verl.alignment.question import Path, Question
 from opd_verl.alignment.readings import STUDENT, Chosen, Reader, read_paths
 from opd_verl.alignment.tree import GenerationTree, Ints, Rollouts
+from opd_verl.errors import ConfigError
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import Wanted
 
@@ -63,8 +64,14 @@ def make_questions(
     usable: Sequence[int],
     config: AlignmentConfig,
 ) -> list[Question]:
-    """Trees of the initial rollouts, and what every voice says along the paths."""
+    """Trees of the initial rollouts, and what every voice says along the paths.
+
+    Raises ConfigError where no question was answered.
+    """
     chosen = choose_paths(initial, usable, config)
+    if not chosen:
+        problem = f"none of {len(usable)} questions has a correct one among its {config.rollouts} rollouts"
+        raise ConfigError("prompts", config.prompts, problem, "take easier prompts, or a higher rollouts=")
     readers = {
         name: Reader(one.model, [one.prompts[path.question] for path in chosen]) for name, one in speaking.items()
     }

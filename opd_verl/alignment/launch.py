@@ -12,7 +12,7 @@ again goes on with its own generation, and gives the same.
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as File
 from typing import Any
@@ -87,11 +87,12 @@ class Launcher:
             write_json(timer, time.monotonic() - started)
         return replace(found, seconds=float(json.loads(timer.read_text())))
 
-    def earlier(self, folder: File) -> list[Launched]:
-        """What the finished windows of an earlier generation gave."""
+    def earlier(self, folder: File) -> Iterator[Launched]:
+        """What the finished windows of an earlier generation gave, one after the other."""
         done = sorted(folder.glob("window-*.done.json"), key=lambda one: int(one.name.split(".")[0].split("-")[1]))
         stems = [one.with_name(one.name.removesuffix(".done.json")) for one in done]
-        return [self._carry_out(one.with_suffix(".orders.parquet"), one.with_suffix(".parquet")) for one in stems]
+        for one in stems:
+            yield self._carry_out(one.with_suffix(".orders.parquet"), one.with_suffix(".parquet"))
 
     def _pieces(self, orders: Sequence[Order]) -> pa.Table:
         targets = [one.target for one in orders]

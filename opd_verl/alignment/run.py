@@ -8,7 +8,7 @@ OUT/conf/                                      what they suggest for training
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path as File
 
@@ -19,7 +19,7 @@ from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts.prepare import Prepared, prepare_contexts
 from opd_verl.alignment.contexts.rounds import Sampler
 from opd_verl.alignment.contexts.screening import screen_contexts
-from opd_verl.alignment.enrich import Launched, Order, Spent, add, enrich, say
+from opd_verl.alignment.enrich import Launched, Spent, add, enrich, say
 from opd_verl.alignment.gather import Responses, Voice, initial_rollouts, make_questions, voices
 from opd_verl.alignment.launch import Launcher, generations
 from opd_verl.alignment.minillm import Group, measure_rewards
@@ -59,21 +59,41 @@ def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> Al
     screen(plan, prepared, initial, sampler, config)
     speaking = voices(plan, prepared.rows, prepared.usable, config)
     questions = make_questions(plan, initial, speaking, prepared.usable, config)
-    launcher, before = make_launcher(plan, questions, speaking, config, generate)
-    launched = [one for folder in before for one in launcher.earlier(folder)]
-    for one in launched:
-        add(questions, one)
-
-    def launch(window: int, wanted: Callable[[], Sequence[Order]]) -> Launched:
-        launched.append(launcher(window, wanted))
-        return launched[-1]
-
-    done = (len(initial) * config.rollouts, seconds)
-    spent = enrich(questions, launch, config.targets, config.budget, done, say)
+    started = (len(initial) * config.rollouts, seconds)
+    spent, kept = grow(questions, *make_launcher(plan, questions, speaking, config, generate), started, config)
     if MINILLM in config.objectives:
-        rewards(questions, initial, launched, speaking, config)
+        rewards(questions, initial, kept, speaking, config)
     tables = [question_nodes(one, config.nodes) for one in questions]
-    return Aligned(pa.concat_tables([schema(config.nodes).empty_table(), *tables]), questions, done[0], spent, plan)
+    return Aligned(pa.concat_tables([schema(config.nodes).empty_table(), *tables]), questions, started[0], spent, plan)
+
+
+def grow(
+    questions: Sequence[Question],
+    launcher: Launcher,
+    before: Sequence[File],
+    started: tuple[int, float],
+    config: AlignmentConfig,
+) -> tuple[Spent, list[Launched]]:
+    """Adds targeted rollouts to the trees; gives them where MiniLLM needs them: those of a large run take gigabytes.
+
+    Args:
+        before: folders of earlier generations.
+        started: initial rollouts, and the seconds that they took.
+    """
+    kept = list[Launched]()
+
+    def keep(one: Launched) -> Launched:
+        if MINILLM in config.objectives:
+            kept.append(one)
+        return one
+
+    for folder in before:
+        for one in launcher.earlier(folder):
+            add(questions, keep(one))
+    spent = enrich(
+        questions, lambda window, wanted: keep(launcher(window, wanted)), config.targets, config.budget, started, say
+    )
+    return spent, kept
 
 
 def sample_initial(plan: Plan, sampler: Sampler, out: File) -> float:

@@ -194,8 +194,12 @@ def test_a_question_that_is_never_answered_is_left_out(config: AlignmentConfig) 
     rows = pq.read_table(config.prompts).to_pylist()
     rows[2]["reward_model"]["ground_truth"] = "12345"
     pq.write_table(pa.Table.from_pylist(rows), config.prompts)
-    found, _ = run(replace(config, contexts=ContextSettings()))
+    config = replace(config, contexts=ContextSettings())
+    found, _ = run(config)
     assert set(found.nodes["question"].to_pylist()) == {0, 1}
+    pq.write_table(pa.Table.from_pylist(rows[2:]), config.prompts)
+    with pytest.raises(ConfigError, match="none of 1 questions has a correct one"):
+        run(config)
 
 
 BAD = {
