@@ -20,6 +20,7 @@ from opd_verl.alignment.tree import NOBODY, Ints
 GKD, SINGLE, DR_GRPO, MINILLM = "gkd", "single_sample", "dr_grpo", "minillm"
 OBJECTIVES = (GKD, SINGLE, DR_GRPO, MINILLM)
 COSINE = "cosine/"
+"""Before the name of an objective: the column of its cosines."""
 SCHEMA = (
     ("question", pa.int32()),
     ("path", pa.int32()),

@@ -8,13 +8,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from opd_verl.alignment.analysis.measures import FEATURES
+from opd_verl.alignment.nodes import COSINE
 from opd_verl.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-PREFIX = "cosine/"
-"""Of the columns with an objective's cosines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class Tokens:
 
 def objectives(nodes: pa.Table) -> list[str]:
     """The objectives that the node table has cosines of."""
-    return [name.removeprefix(PREFIX) for name in nodes.column_names if name.startswith(PREFIX)]
+    return [name.removeprefix(COSINE) for name in nodes.column_names if name.startswith(COSINE)]
 
 
 def numbers(nodes: pa.Table, name: str) -> NDArray:
@@ -92,7 +91,7 @@ def read_tokens(nodes: pa.Table, objective: str) -> Tokens:
     columns = {name: numbers(rows, name) for name in ("question", "path", "depth", "correct", "pass_rate", "length")}
     names, columns["teacher"] = teachers(rows)
     order, unit, first = units(columns)
-    decision, cosine = numbers(rows, "decision")[order], numbers(rows, PREFIX + objective)[order].astype(np.float64)
+    decision, cosine = numbers(rows, "decision")[order], numbers(rows, COSINE + objective)[order].astype(np.float64)
     return Tokens(
         paths=paths({name: values[order][first] for name, values in columns.items()}, names),
         unit=unit,
