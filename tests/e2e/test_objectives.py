@@ -11,6 +11,7 @@ from opd_verl.quickstart.paths import Paths
 GRADED = Path(__file__).with_name("graded_reward.py")
 
 
+@pytest.mark.by_hand
 def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> None:
     """GRPO's advantage through the clipped surrogate; beside it an exact divergence on the union of both top-k, and
     EOPD's gated forward KL (whose own recipe: test_eopd.py).

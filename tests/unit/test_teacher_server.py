@@ -136,6 +136,7 @@ def test_what_is_no_answer_fails_its_own_rollout_alone(actor: TeacherActor, serv
     assert why in str(answers[5]) and REQUESTS[5].key in str(answers[5])
 
 
+@pytest.mark.by_hand
 def test_a_dead_server_is_said_for_every_rollout_and_its_pool_asks_the_other(model_path: str, server: Any) -> None:
     dead = ray.remote(Server).remote()
     ray.get(dead.ids.remote())
