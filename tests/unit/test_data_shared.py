@@ -108,10 +108,11 @@ def test_there_and_back_through_another_template(name: str, shared: Path, tmp_pa
 @pytest.mark.parametrize(
     ("name", "against", "removed"),
     [
-        (
+        pytest.param(
             "train/deepmath-deduped",
             "train/dapo-math-17k",
             "against others: exact 0, near 0; within FILE: exact 80, near 51",
+            marks=pytest.mark.by_hand,
         ),
         ("train/math", "eval/math-500", "against others: exact 0, near 27; within FILE: exact 9, near 78"),
     ],

@@ -833,7 +833,12 @@ def test_hydra_swallows_exceptions_of_callbacks_but_not_ours(files: Files, monke
     assert "a bug of ours" in str(ended.value.code), "a string code prints and exits with 1"
 
 
-COMMAND_CASES = ["no teacher folder", "teacher unset", "unknown key", "other tokenizer", "other machine"]
+BY_HAND = ("teacher unset", "unknown key", "other tokenizer")
+COMMAND_CASES = [
+    "no teacher folder",
+    "other machine",
+    *(pytest.param(case, marks=pytest.mark.by_hand) for case in BY_HAND),
+]
 
 
 @pytest.fixture(scope="module")

@@ -251,6 +251,7 @@ def test_a_sharded_replica_takes_new_weights(pool: TeacherPool, tmp_path: Path) 
     assert torch.equal(pool.lm_head().weight, other.lm_head.weight[:LIMIT])
 
 
+@pytest.mark.by_hand
 def test_a_follower_that_hangs_is_survived_and_the_next_life_has_the_newest_weights(
     pool: TeacherPool, model_path: str, tmp_path: Path
 ) -> None:
