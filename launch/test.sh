@@ -2,7 +2,7 @@
 # Style, types, unit tests, and the end-to-end tests on verl's real main_ppo:
 #   bash launch/test.sh              everything
 #   bash launch/test.sh tests/unit   any pytest arguments: only those tests
-#   bash launch/test.sh tests -m by_hand      runs that CI has no room for: several nodes, the evaluation, ...
+#   bash launch/test.sh tests/e2e -m by_hand      runs that CI has no room for: several nodes, the evaluation, ...
 set -euo pipefail
 [[ "${OPD_VENV:-/}" == /* ]] || export OPD_VENV="$PWD/$OPD_VENV"
 cd "$(dirname "$0")/.."
@@ -15,5 +15,5 @@ find .ci/run launch recipes tests/unit/slurm/squeue tests/unit/slurm/scontrol -t
   \( -name '*.sh' -o -name '*.sbatch' -o ! -name '*.*' \) -exec "$bin/shellcheck" -x {} +
 "$bin/basedpyright" --pythonpath "$bin/python"
 OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -m "not by_hand" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
-# CI's 45 minutes have no room for all; the others (35 minutes): bash launch/test.sh tests -m by_hand
+# CI's 45 minutes have no room for all; the others, about 45 minutes: bash launch/test.sh tests/e2e (and tests/unit) -m by_hand
 "$bin/python" -m pytest tests/e2e -m 'not by_hand' --durations=15
