@@ -18,9 +18,10 @@ SECONDS = 900
 
 
 def command(models: Paths, out: Path) -> list[str]:
+    """The better model as the student: the other one hardly ever succeeds."""
     return [
-        *(sys.executable, "-m", "opd_verl.alignment", f"student={models.student}", f"out={out}"),
-        f"teachers={{teacher: {models.teacher}, same: {models.student}}}",
+        *(sys.executable, "-m", "opd_verl.alignment", f"student={models.teacher}", f"out={out}"),
+        f"teachers={{weak: {models.student}, same: {models.teacher}}}",
         *("contexts.names=[1c]", f"prompts={models.data / 'heldout.parquet'}", "limit=6", "rollouts=40"),
         *("targets.enough=20", "targets.by_gradient=2", "targets.by_difference=1", "significant=10", "max_tokens=64"),
         *("targets.first_window=16", "engine.dtype=float32"),
@@ -55,6 +56,6 @@ def test_a_whole_run_and_one_that_was_killed_give_the_same(models: Paths, tmp_pa
     assert results(killed) == results(whole)
     found = json.loads((whole / "alignment.json").read_text())["objectives"]["gkd"]["teachers"]
     means = {one["name"]: one["means"] for one in found}
-    assert set(means) <= {"teacher", "same", "1c"} and "teacher" in means
+    assert set(means) <= {"weak", "same", "1c"} and "weak" in means
     rows = pq.read_table(whole / "nodes.parquet").to_pylist()
     assert max(row["kl"] for row in rows if row["teacher"] == "same") < 1e-6, "the student itself as teacher"
