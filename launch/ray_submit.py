@@ -26,7 +26,7 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from opd_verl.errors import first_line
+from opd_verl.config.errors import first_line
 from opd_verl.tracking.secret_values import is_secret, secrets_of
 
 NOT_SENT = [".git", ".venv", "runs", "outputs", "checkpoints", "wandb", "*.safetensors", "*.pt"]

@@ -19,14 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from opd_verl.registry import Registry
+from opd_verl.config.registry import Registry
 
 Message = Mapping[str, Any]
 ContextHook = Callable[[Mapping[str, Any]], str]
 CONTEXT_HOOKS: Registry[ContextHook] = Registry("context")
 
-TEACHER_PROMPTS = "teacher_prompts"
-"""Field of a rollout in TransferQueue: the token ids int64 [P'] of the prompt that its teacher reads."""
 CORRECT = "Here is a correct solution to the problem below.\n\n{}\n\n"
 WRONG = "Warning: the following solution to the problem below is wrong. Do not repeat its mistakes.\n\n{}\n\n"
 TASK = "Now solve this problem yourself.\n\n"

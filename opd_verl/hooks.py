@@ -23,13 +23,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from opd_verl import selection, weights
-from opd_verl.config_sections import TokenConfig
-from opd_verl.inputs import RewardInputs
+from opd_verl.config.registry import Registry
+from opd_verl.config.sections import TokenConfig
+from opd_verl.credit import token_masks as selection
+from opd_verl.credit import token_weights as weights
+from opd_verl.credit.baseline import expected_reward
+from opd_verl.credit.inputs import RewardInputs
 from opd_verl.metrics.step import token_mean
-from opd_verl.objectives.baseline import expected_reward
 from opd_verl.objectives.names import Truncation
-from opd_verl.registry import Registry
 
 RewardHook = Callable[[RewardInputs], Tensor]
 MaskHook = Callable[[RewardInputs], Tensor]

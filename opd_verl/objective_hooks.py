@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from opd_verl.registry import Registry
+from opd_verl.config.registry import Registry
 
 
 @dataclass(frozen=True)

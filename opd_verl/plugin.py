@@ -13,12 +13,12 @@ import logging
 
 from wrapt import register_post_import_hook
 
-from opd_verl import hydra_plugin
+from opd_verl.config import hydra_plugin
 
 REGISTERED_AFTER = {
-    "verl.trainer.ppo.core_algos": ("opd_verl.advantage", "opd_verl.policy_loss"),
-    "verl.workers.engine": ("opd_verl.engine",),
-    "verl.trainer.ppo.v1.trainer_base": ("opd_verl.trainer",),
+    "verl.trainer.ppo.core_algos": ("opd_verl.training.advantage_estimator", "opd_verl.training.update.policy_loss"),
+    "verl.workers.engine": ("opd_verl.training.update.engine",),
+    "verl.trainer.ppo.v1.trainer_base": ("opd_verl.training.trainer",),
 }
 """verl's module that holds a registry, and ours that register there when they are imported."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from opd_verl import metrics_file
+from opd_verl.tracking import metrics_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from opd_verl.alignment.enrich import Budget
 from opd_verl.alignment.losses import LossSettings
 from opd_verl.alignment.nodes import OBJECTIVES, NodeSettings
 from opd_verl.alignment.targets import TargetSettings
-from opd_verl.errors import ConfigError
-from opd_verl.hydra_settings import check_least
-from opd_verl.modules import import_modules
+from opd_verl.config.command import check_least
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import import_modules
 from opd_verl.objectives.names import Support
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 

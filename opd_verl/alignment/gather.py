@@ -10,11 +10,11 @@ import pyarrow as pa
 from opd_verl.alignment.choose import representative
 from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts.prompts import teacher_prompt_ids
-from opd_verl.alignment.plan import Plan
+from opd_verl.alignment.prepare import Plan
 from opd_verl.alignment.question import Path, Question
 from opd_verl.alignment.readings import STUDENT, Chosen, Reader, read_paths
 from opd_verl.alignment.tree import GenerationTree, Ints, Rollouts
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import Wanted
 

@@ -26,15 +26,14 @@ from opd_verl.alignment.enrich import Launched, Order
 from opd_verl.alignment.question import Question
 from opd_verl.alignment.responses import judged_responses
 from opd_verl.alignment.tree import Ints, Rollouts
-from opd_verl.eval.rows import CORRECT
-from opd_verl.files import json_digest, write_json, write_table
 from opd_verl.sampling.generate import REQUESTS_SCHEMA
-from opd_verl.sampling.judging import RESPONSE_PREFIX, verdict
+from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX, verdict
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import ragged
 from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
 from opd_verl.sampling.rows import identities
 from opd_verl.sampling.shards import MAX_TOKENS
+from opd_verl.utils.files import json_digest, write_json, write_table
 
 ORDERS = pa.schema({"question": pa.int32(), "prefix": pa.list_(pa.int32()), "count": pa.int32()})
 

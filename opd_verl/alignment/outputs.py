@@ -19,8 +19,8 @@ from opd_verl.alignment.pictures.branches import question_tree
 from opd_verl.alignment.pictures.plots import draw_pictures
 from opd_verl.alignment.pictures.tree_plot import draw_tree
 from opd_verl.alignment.run import Aligned
-from opd_verl.eval.table import markdown_table
-from opd_verl.files import finite, whole, write_json, write_table, write_text
+from opd_verl.utils.files import finite, whole, write_json, write_table, write_text
+from opd_verl.utils.markdown import markdown_table
 
 NODES = "nodes.parquet"
 BATCH = 10_000

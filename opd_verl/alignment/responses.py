@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_verl.alignment.tree import Ints
-from opd_verl.eval.rows import CORRECT
+from opd_verl.sampling.judging import CORRECT
 from opd_verl.sampling.read import ragged
 
 

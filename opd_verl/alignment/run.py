@@ -24,12 +24,12 @@ from opd_verl.alignment.gather import Responses, Voice, initial_rollouts, make_q
 from opd_verl.alignment.launch import Launcher, generations
 from opd_verl.alignment.minillm import Group, measure_rewards
 from opd_verl.alignment.nodes import MINILLM, question_nodes, schema
-from opd_verl.alignment.plan import Plan, make_plan
+from opd_verl.alignment.prepare import Plan, make_plan
 from opd_verl.alignment.question import Question
 from opd_verl.alignment.responses import judged_responses
-from opd_verl.files import json_digest, write_json
 from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.rollouts import MADE_WITH, Generate
+from opd_verl.utils.files import json_digest, write_json
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,1 @@
-"""The checks of `opd_verl.preflight`: those that read the config alone, and those that read the models' files."""
+"""What refuses a bad setting before Ray starts: `preflight` runs the checks of the config and of the models' files."""

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from transformers import PretrainedConfig
 
-from opd_verl.config_sections import TeacherConfig
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.sections import TeacherConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
 

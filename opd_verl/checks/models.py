@@ -9,13 +9,13 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from opd_verl.checks import accepted
 from opd_verl.checks.template import check_options, check_template, template_options
-from opd_verl.config import OpdConfig, context_tokens, every_teacher, teacher_key
-from opd_verl.config_sections import Engine, TeacherConfig
-from opd_verl.errors import ConfigError, first_line
+from opd_verl.config.errors import ConfigError, first_line
+from opd_verl.config.opd import OpdConfig, context_tokens, every_teacher, teacher_key
+from opd_verl.config.sections import Engine, TeacherConfig
 from opd_verl.fused.head import LOGIT_KEYS
-from opd_verl.hub import looks_local, why_unloadable
 from opd_verl.objectives.names import Placement
 from opd_verl.teacher.needs import looks_at_all
+from opd_verl.utils.hub import looks_local, why_unloadable
 
 STUDENT = "actor_rollout_ref.model.path"
 TERMINAL = 120

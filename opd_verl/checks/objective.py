@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
-from opd_verl.config import OpdConfig, is_exact
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import OpdConfig, is_exact
 from opd_verl.hooks import MASK_HOOKS, WEIGHT_HOOKS
 from opd_verl.objective_hooks import OBJECTIVE_HOOKS
 from opd_verl.objectives.names import TOPK_SUPPORTS, Divergence, Placement, Support

@@ -3,9 +3,9 @@
 from omegaconf import DictConfig
 from pyarrow.parquet import read_schema
 
-from opd_verl.checks.teachers import parquet_files
-from opd_verl.config import OpdConfig, is_exact
-from opd_verl.errors import ConfigError
+from opd_verl.checks.several_teachers import parquet_files
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import OpdConfig, is_exact
 from opd_verl.objectives.names import Support
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, meta
 from omegaconf import DictConfig, OmegaConf
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 
 PROBE = [{"role": "user", "content": "What is 1 + 1?"}]
 OPTIONS = "data.apply_chat_template_kwargs"

@@ -34,7 +34,7 @@ class PlatformCPU(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        from opd_verl.cpu.activate import cpu_selected
+        from opd_verl.cpu.selected import cpu_selected
 
         return cpu_selected()
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data import contexts, convert, dedup, sft, subsets, template
-from opd_verl.errors import ConfigError
-from opd_verl.sampling import command as rollouts
+from opd_verl.data import rollouts as rollouts
 from opd_verl.sampling.child import ChildError
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.contexts import CONTEXT_HOOKS
 from opd_verl.data.files import parquet, read_table, replace_column, take, write_lines, write_table
 from opd_verl.data.judged import Judged, read_judged
 from opd_verl.data.prompts import KEYS, keys, rows_of
 from opd_verl.data.rows import Row, info
-from opd_verl.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

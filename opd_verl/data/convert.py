@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.files import join, make_table, parquet, write_table
 from opd_verl.data.report import BadRows
 from opd_verl.data.rows import (
@@ -35,7 +36,6 @@ from opd_verl.data.rows import (
 from opd_verl.data.sets import SETS, KnownSet
 from opd_verl.data.source import Record, first, read_file, read_hub, unit
 from opd_verl.data.templates import TEMPLATES, strip, template_text
-from opd_verl.errors import ConfigError
 
 ROWS_AT_ONCE = 10_000
 

@@ -15,11 +15,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.files import parquet, read_table, take, write_lines, write_table
 from opd_verl.data.matching import Match, duplicates
 from opd_verl.data.prompts import questions
 from opd_verl.data.rows import Row
-from opd_verl.errors import ConfigError
 
 
 class Origin(NamedTuple):

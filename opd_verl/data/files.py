@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.rows import Row
-from opd_verl.errors import ConfigError
-from opd_verl.files import whole
+from opd_verl.utils.files import whole
 
 
 def parquet(text: str) -> Path:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.files import read_table
 from opd_verl.data.prompts import keys
 from opd_verl.data.rows import Row
-from opd_verl.errors import ConfigError
-from opd_verl.off_policy import ROLLOUT_COLUMNS
+from opd_verl.schema import ROLLOUT_COLUMNS
 
 
 @dataclass

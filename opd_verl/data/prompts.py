@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.rows import BadRow, Row, bare_question, info
-from opd_verl.errors import ConfigError
 
 KEYS = ("question", "index")
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.files import parquet, read_table, replace_column, take, write_table
 from opd_verl.data.judged import check_rollouts
 from opd_verl.data.report import by_reason
 from opd_verl.data.rows import Row
-from opd_verl.errors import ConfigError
-from opd_verl.off_policy import ROLLOUT_COLUMNS
+from opd_verl.schema import ROLLOUT_COLUMNS
 
 PER_RESPONSE = ("responses", "finished", "scores")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from opd_verl.config.errors import ConfigError, first_line
 from opd_verl.data.rows import BadRow, Row
 from opd_verl.data.sets import KnownSet
-from opd_verl.errors import ConfigError, first_line
 
 Record = tuple[int, Row | BadRow]
 """The number of a line (jsonl) or row, from 1, and what it holds."""

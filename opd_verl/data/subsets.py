@@ -16,10 +16,10 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.files import read_table, take, write_table
 from opd_verl.data.judged import read_judged, without_rollouts
 from opd_verl.data.prompts import KEYS, keys
-from opd_verl.errors import ConfigError
 
 DRAWN = ("both_correct", "both_wrong")
 SUBSETS = (*DRAWN, "mixed")

@@ -12,11 +12,11 @@ import argparse
 import random
 from pathlib import Path
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.files import parquet, read_table, replace_column, write_table
 from opd_verl.data.prompts import questions, rows_of
 from opd_verl.data.rows import templated
 from opd_verl.data.templates import TEMPLATES, template_text
-from opd_verl.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

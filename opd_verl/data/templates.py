@@ -6,7 +6,7 @@ or behind it; `strip(fill(template, question))` is the bare question again.
 
 import re
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 
 QUESTION = "{question}"
 TEMPLATES = {

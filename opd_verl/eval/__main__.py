@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.eval.config import read_config
 from opd_verl.sampling.child import ChildError
 

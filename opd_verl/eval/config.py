@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.command import check_least, read_settings
+from opd_verl.config.errors import ConfigError
 from opd_verl.eval.estimators import powers_of_two
-from opd_verl.hydra_settings import check_least, read_settings
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from opd_verl.eval.rows import Row
-from opd_verl.files import whole
 from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, HIGH_ENTROPY
-from opd_verl.plot_style import label_ends, line_with_band, series, short
+from opd_verl.utils.files import whole
+from opd_verl.utils.plot_style import label_ends, line_with_band, series, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

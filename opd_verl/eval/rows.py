@@ -13,9 +13,8 @@ from opd_verl.eval.answers import answer_entropy, distinct_share, majority
 from opd_verl.eval.entropies import EntropySummary
 from opd_verl.eval.estimators import Array, gap_recovery, interval, mean_of_means, pass_at_k
 from opd_verl.metrics.estimate import Estimate
+from opd_verl.sampling.judging import CORRECT
 
-CORRECT = 0.5
-"""A response with a score above is correct, whatever the judge's scale for wrong ones (0 or -1)."""
 AVERAGE = "average"
 """The benchmark of a row that is the mean over all of them."""
 

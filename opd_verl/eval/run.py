@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 
 from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary, chosen, summarise
-from opd_verl.eval.plan import Plan, make_plan
 from opd_verl.eval.plots import draw_entropies, draw_pass_at_k
+from opd_verl.eval.prepare import Plan, make_plan
 from opd_verl.eval.rows import AVERAGE, Row, make_row, problem_values, with_gap_recovery
 from opd_verl.eval.table import to_json, to_markdown
-from opd_verl.files import write_json, write_text
 from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.read import SCHEMA, Reading, read_model
 from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
+from opd_verl.utils.files import write_json, write_text
 
 
 def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list[Row]:

@@ -10,20 +10,15 @@ from rich.table import Table
 
 from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary
-from opd_verl.eval.plan import Plan
+from opd_verl.eval.prepare import Plan
 from opd_verl.eval.rows import Row
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
+from opd_verl.utils.markdown import markdown_table, percent
 
 NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
 """Settings that are told elsewhere in the table, or change nothing."""
 Columns = dict[str, Callable[[Row], str]]
-
-
-def percent(interval: Estimate) -> str:
-    """`43.8 [40.1, 47.5]`."""
-    value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _share(number: float | None) -> str:
@@ -94,11 +89,6 @@ def to_markdown(rows: Sequence[Row], config: EvalConfig) -> str:
     found = shown(columns(config.n, config.pass_ks), rows)
     table = markdown_table(list(found), [[cell(row) for cell in found.values()] for row in rows])
     return f"{table}\n\n{caption(config)}\n"
-
-
-def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Markdown, without a line break at the end."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings), *lines))
 
 
 def caption(config: EvalConfig) -> str:

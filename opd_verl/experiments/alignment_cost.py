@@ -24,8 +24,8 @@ from opd_verl.alignment.nodes import COSINE, NodeSettings, question_nodes, sides
 from opd_verl.alignment.question import Path, Question
 from opd_verl.alignment.targets import TargetSettings
 from opd_verl.alignment.tree import GenerationTree, Rollouts
-from opd_verl.eval.table import markdown_table
 from opd_verl.experiments.markov import Language, Sampler, ask, make_language
+from opd_verl.utils.markdown import markdown_table
 
 HEADS = (
     "allocation",

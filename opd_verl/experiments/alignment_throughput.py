@@ -18,10 +18,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from opd_verl.eval.table import markdown_table
 from opd_verl.sampling.generate import REQUESTS
 from opd_verl.sampling.settings import EngineSettings, SamplingSettings
 from opd_verl.sampling.shards import MAX_TOKENS, Request, shard_requests
+from opd_verl.utils.markdown import markdown_table
 
 HEADS = ("rollouts", "prefix caching", "rollouts sampled", "prompt tokens", "sampled tokens", "sampled tokens/s")
 

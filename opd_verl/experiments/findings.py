@@ -16,12 +16,12 @@ from statistics import mean, stdev
 
 from transformers import AutoTokenizer
 
-from opd_verl.eval.table import markdown_table
 from opd_verl.experiments.measure import Measurement, measure
 from opd_verl.quickstart.distil import distil
 from opd_verl.quickstart.models import load_model
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import Pupil, eval_problems, prepare, pupils
+from opd_verl.utils.markdown import markdown_table
 
 STEPS = 24
 COMMON = (

@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from opd_verl.eval.table import markdown_table
 from opd_verl.experiments.findings import cell
 from opd_verl.experiments.measure import Measurement
 from opd_verl.experiments.staged import FINDINGS, run
@@ -21,6 +20,7 @@ from opd_verl.probe.verdict import span
 from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import prepare
+from opd_verl.utils.markdown import markdown_table
 
 PAIRS = ("F7-gain", "F7-regress")
 HEADS = ("pair", "verdict before (sure)", "Dest:Corr", "headroom", "accuracy before", "after OPD", "after masked OPD")

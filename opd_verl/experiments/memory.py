@@ -17,9 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from opd_verl.composing import compose_trainer
-from opd_verl.eval.table import markdown_table
-from opd_verl.files import tail
+from opd_verl.config.compose import compose_trainer
+from opd_verl.pipeline.training_child import die_with_parent
 from opd_verl.plan import memory
 from opd_verl.plan.__main__ import plan
 from opd_verl.plan.devices import GIB
@@ -28,7 +27,8 @@ from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.task import write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
-from opd_verl.trainer_child import die_with_parent
+from opd_verl.utils.files import tail
+from opd_verl.utils.markdown import markdown_table
 
 ROLES = {"trainer": r"ray::\w*WorkerDict", "rollout server": r"VLLM::", "teacher": r"ray::TeacherActor"}
 """What Ray calls the process of each role."""

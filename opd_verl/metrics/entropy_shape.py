@@ -7,8 +7,8 @@ rollout; NaN where undefined.
 import torch
 from torch import Tensor
 
+from opd_verl.credit.token_masks import top_share
 from opd_verl.metrics.ratio import token_means
-from opd_verl.selection import top_share
 
 FORK_SHARE = 0.2
 """Share of a rollout's positions that are its fork tokens (Capacity 5.2)."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from opd_verl.inputs import RewardInputs
+from opd_verl.credit.inputs import RewardInputs
 
 
 def token_mean(values: Tensor, mask: Tensor) -> float:

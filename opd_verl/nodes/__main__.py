@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,12 +45,12 @@ def examine(overrides: Sequence[str], seconds: float) -> int:
     Raises:
         ConfigError: there is nothing to look at: no cluster, or no config that can be read.
     """
-    from opd_verl.composing import compose_trainer
+    from opd_verl.config.compose import compose_trainer
 
     config = compose_trainer(overrides)
     from verl.utils.device import get_resource_name
 
-    from opd_verl.config import parse_opd
+    from opd_verl.config.opd import parse_opd
     from opd_verl.nodes.check import find_problems, refusals
     from opd_verl.nodes.cluster import connected, nodes
     from opd_verl.nodes.gather import gather

@@ -4,18 +4,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from omegaconf import DictConfig
 
-from opd_verl.errors import ConfigError
+from opd_verl.checks.preflight import preflight
+from opd_verl.config.errors import ConfigError
 from opd_verl.nodes import hardware, links, software, storage
 from opd_verl.nodes.needs import Needs
 from opd_verl.nodes.problems import DRIVER, Problem, error, merged
 from opd_verl.nodes.records import Machine, NodeReport
-from opd_verl.preflight import preflight
 
 CHECKS = (*software.CHECKS, *hardware.CHECKS, *storage.CHECKS, *links.CHECKS)
 
 
 def refusals(config: DictConfig) -> Iterator[ConfigError]:
-    """What `opd_verl.preflight` would end the job with, where its recipe has an `opd:` section."""
+    """What `opd_verl.checks.preflight` would end the job with, where its recipe has an `opd:` section."""
     if "opd" in config:
         try:
             preflight(config)

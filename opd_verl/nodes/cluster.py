@@ -13,10 +13,10 @@ from ray._private import services, state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import opd_verl
-from opd_verl.errors import ConfigError, first_line
-from opd_verl.network import unreachable
+from opd_verl.config.errors import ConfigError, first_line
 from opd_verl.nodes.probe import NodeProbe
 from opd_verl.nodes.records import Node
+from opd_verl.utils.network import unreachable
 
 START = (
     "`ray start --head --port=6379` on the first machine, `ray start --address=FIRST:6379` on each other; "

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from opd_verl.files import digest
-from opd_verl.hub import cached_commit, looks_local, why_unloadable
 from opd_verl.nodes.records import ModelFiles
+from opd_verl.utils.files import digest
+from opd_verl.utils.hub import cached_commit, looks_local, why_unloadable
 
 COMPARED = ("*.safetensors", "*.bin", "tokenizer*")
 """Files of a model's folder whose sizes must be the driver's."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.nodes.needs import Needs
 from opd_verl.nodes.problems import CLUSTER, Problem, error, warning
 from opd_verl.nodes.records import GIB, Device, Machine, NodeReport, answering

@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from opd_verl.checks.accepted import parameter_count
 from opd_verl.checks.models import STUDENT
-from opd_verl.config import OpdConfig, every_teacher, teacher_key
-from opd_verl.config_sections import TeacherConfig
-from opd_verl.hub import cached_folder
-from opd_verl.hydra_values import strings
+from opd_verl.config.opd import OpdConfig, every_teacher, teacher_key
+from opd_verl.config.overrides import strings
+from opd_verl.config.sections import TeacherConfig
 from opd_verl.nodes.records import Wanted
 from opd_verl.tracking.offline import server_host, why_offline
+from opd_verl.utils.hub import cached_folder
 
 BYTES = {"model": 4, "optimizer": 8, "hf_model": 4}
 """Per parameter in a checkpoint, by verl's names: float32 weights, Adam's two moments, a Hugging Face copy."""

@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from rich.console import Console
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.pipeline.config import PipelineConfig, parse_pipeline, schema
 
 ConfigStore.instance().store("pipeline_schema", schema())
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
 def run(pipeline: PipelineConfig) -> None:
     """Checks every stage, runs them, and compares the models."""
     from opd_verl.pipeline.compare import check_eval, compare
-    from opd_verl.pipeline.plan import plan
+    from opd_verl.pipeline.prepare import plan
     from opd_verl.pipeline.report import show, write_report
     from opd_verl.pipeline.run import alone, run_stages
 

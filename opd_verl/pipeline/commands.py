@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd_verl.checks.template import OPTIONS
-from opd_verl.hydra_values import hydra_value
+from opd_verl.config.overrides import hydra_value
 from opd_verl.pipeline.config import PipelineConfig, StageConfig
 
 SFT_RECIPES = ("cold_start",)

@@ -6,15 +6,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from opd_verl.composing import compose_config
+from opd_verl.config.compose import compose_config
 from opd_verl.eval.config import EvalConfig, read_config
 from opd_verl.eval.estimators import gap_recovery
-from opd_verl.eval.plan import make_plan
+from opd_verl.eval.prepare import make_plan
 from opd_verl.eval.rows import Row
 from opd_verl.eval.run import evaluate
 from opd_verl.pipeline.config import PipelineConfig, StageConfig
 from opd_verl.pipeline.folders import Finished
-from opd_verl.pipeline.plan import StagePlan
+from opd_verl.pipeline.prepare import StagePlan
 
 REVERSE_KL, ENDS = "opd/reverse_kl", 3
 START = {"student": "models.student", "teacher": "models.teacher"}

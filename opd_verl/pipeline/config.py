@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from opd_verl.files import digest, json_digest, model_fingerprint
+from opd_verl.utils.files import digest, json_digest, model_fingerprint
 
 VOLATILE = (
     "trainer.logger",

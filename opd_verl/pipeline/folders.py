@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_verl.checkpoints import STEP, latest_step
-from opd_verl.files import write_json
-from opd_verl.metrics_file import merged
 from opd_verl.pipeline.commands import is_sft
+from opd_verl.tracking.checkpoints import STEP, latest_step
+from opd_verl.tracking.metrics_file import merged
+from opd_verl.utils.files import write_json
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from opd_verl.checks.template import template_options
-from opd_verl.files import json_digest
 from opd_verl.pipeline.commands import is_sft
 from opd_verl.pipeline.config import PipelineConfig, StageConfig
 from opd_verl.pipeline.fingerprint import LENGTH
-from opd_verl.trainer_child import die_with_parent
+from opd_verl.pipeline.training_child import die_with_parent
+from opd_verl.utils.files import json_digest
 
 
 @dataclass(frozen=True)

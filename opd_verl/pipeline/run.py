@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from opd_verl.checkpoints import mend_tracker
-from opd_verl.errors import ConfigError
-from opd_verl.files import write_json
+from opd_verl.config.errors import ConfigError
 from opd_verl.pipeline.commands import Inputs, command, environment, outputs, settings
 from opd_verl.pipeline.config import PipelineConfig
 from opd_verl.pipeline.folders import Finished
-from opd_verl.pipeline.plan import StagePlan
+from opd_verl.pipeline.prepare import StagePlan
 from opd_verl.pipeline.rollouts import make_rollouts
+from opd_verl.pipeline.training_child import run_child
+from opd_verl.tracking.checkpoints import mend_tracker
 from opd_verl.tracking.wandb_run import group
-from opd_verl.trainer_child import run_child
+from opd_verl.utils.files import write_json
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
 from opd_verl.checks import models
-from opd_verl.composing import compose_trainer
-from opd_verl.config import OpdConfig, every_teacher, parse_opd, teacher_key
-from opd_verl.config_sections import Engine
-from opd_verl.errors import ConfigError
-from opd_verl.hydra_values import hydra_value
+from opd_verl.config.compose import compose_trainer
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import OpdConfig, every_teacher, parse_opd, teacher_key
+from opd_verl.config.overrides import hydra_value
+from opd_verl.config.sections import Engine
 from opd_verl.plan import layout, memory, report
 from opd_verl.plan.activations import saved_bytes
 from opd_verl.plan.devices import DEVICES
@@ -71,8 +71,9 @@ def check_config(config: DictConfig) -> OpdConfig | None:
     Raises:
         ConfigError: a setting cannot work.
     """
-    from opd_verl.checks import off_policy, settings
-    from opd_verl.preflight import preflight
+    from opd_verl.checks import off_policy
+    from opd_verl.checks import recipe as settings
+    from opd_verl.checks.preflight import preflight
 
     if "opd" not in config:
         settings.check_mini_batch(config)

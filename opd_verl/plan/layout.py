@@ -6,11 +6,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from opd_verl.config import OpdConfig, context_tokens, every_teacher
-from opd_verl.config_sections import Engine, TeacherConfig
+from opd_verl.config.opd import OpdConfig, context_tokens, every_teacher
+from opd_verl.config.sections import Engine, TeacherConfig
 from opd_verl.fused.rows import CPU_BLOCK, CPU_ROWS, DEVICE_BLOCK, DEVICE_ROWS
-from opd_verl.teacher import scorer as teacher_rows
 from opd_verl.teacher.needs import keeps_hidden, looks_at_all, needs_hidden, student_topk, teacher_topk
+from opd_verl.teacher.scoring import scorer as teacher_rows
 
 BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "half": 2, "auto": 2}
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from opd_verl.eval.table import markdown_table
 from opd_verl.plan import memory
 from opd_verl.plan.devices import GIB
 from opd_verl.plan.memory import Parts
 from opd_verl.plan.phases import Run, host_bytes
 from opd_verl.plan.seconds import concurrent, teacher_seconds
 from opd_verl.plan.traffic import fsdp_bytes, replica_bytes, teacher_traffic
+from opd_verl.utils.markdown import markdown_table
 
 PART_ORDER = (
     memory.CONTEXT,

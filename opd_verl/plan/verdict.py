@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from opd_verl.config import teacher_key
+from opd_verl.config.opd import teacher_key
 from opd_verl.plan import memory
 from opd_verl.plan.devices import GIB
 from opd_verl.plan.memory import Parts

@@ -4,8 +4,8 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from opd_verl.errors import ConfigError
-from opd_verl.hydra_settings import read_settings
+from opd_verl.config.command import read_settings
+from opd_verl.config.errors import ConfigError
 from opd_verl.sampling.child import ChildError
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from opd_verl.eval.table import markdown_table
-from opd_verl.probe.plan import AFTER, BEFORE
+from opd_verl.probe.prepare import AFTER, BEFORE
 from opd_verl.probe.result import PairResult
+from opd_verl.utils.markdown import markdown_table
 
 
 def before_and_after(pairs: Sequence[PairResult]) -> str:

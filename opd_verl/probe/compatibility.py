@@ -5,7 +5,7 @@ from typing import Any
 
 from opd_verl.checks.models import check_context, check_same_tokenizer, check_vocabulary
 from opd_verl.checks.template import check_template
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.probe.record import Finding
 from opd_verl.sampling.prompts import Model
 

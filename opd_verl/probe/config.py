@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from opd_verl.errors import ConfigError
-from opd_verl.hydra_settings import check_least
+from opd_verl.config.command import check_least
+from opd_verl.config.errors import ConfigError
 from opd_verl.metrics.thresholds import LOW_ENTROPY
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_verl.probe.config import ProbeConfig
-from opd_verl.probe.plan import Plan
+from opd_verl.probe.prepare import Plan
 from opd_verl.probe.rollouts import Rollout, requests
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import Reading, Wanted, read_model

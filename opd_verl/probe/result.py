@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from opd_verl.files import finite
 from opd_verl.metrics.thresholds import BIN_WIDTH
 from opd_verl.probe.measure import Measured
 from opd_verl.probe.record import Continuation, Finding, Mass, Verdict
+from opd_verl.utils.files import finite
 
 
 @dataclass(frozen=True)

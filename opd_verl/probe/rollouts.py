@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from opd_verl.eval.rows import CORRECT
 from opd_verl.probe.config import ProbeConfig
-from opd_verl.probe.plan import Plan
+from opd_verl.probe.prepare import Plan
 from opd_verl.sampling.generate import REQUESTS_SCHEMA, generate_in_child
-from opd_verl.sampling.judging import RESPONSE_PREFIX
+from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
 from opd_verl.sampling.rows import identities
@@ -46,12 +45,6 @@ def sample_all(plan: Plan, config: ProbeConfig, generate: Generate = generate_in
     """Every model's own responses; what is there already is kept."""
     for job in plan.jobs.values():
         sample_jobs([job], config.sampling, config.engine, config.reward, config.workers, generate)
-
-
-def accuracies(job: Job) -> NDArray[np.float64]:
-    """Share of correct responses of each prompt."""
-    scores = pq.read_table(job.out, columns=["scores"])["scores"].to_pylist()
-    return np.array([sum(score > CORRECT for score in row) / len(row) for row in scores], np.float64)
 
 
 def measured_rollouts(job: Job, per_prompt: int, count: int) -> list[Rollout]:

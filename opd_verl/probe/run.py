@@ -12,22 +12,22 @@ from typing import Any
 import torch
 
 from opd_verl.checks.models import check_k
-from opd_verl.files import write_json, write_text
 from opd_verl.metrics.bootstrap import draws
 from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.costs import continuations, masses
 from opd_verl.probe.measure import Accuracies, measure
 from opd_verl.probe.observe import Seen, observe
-from opd_verl.probe.plan import AFTER, BEFORE, Plan, make_plan
+from opd_verl.probe.prepare import AFTER, BEFORE, Plan, make_plan
 from opd_verl.probe.readings import read_pairs
 from opd_verl.probe.record import VERSION
 from opd_verl.probe.result import PairResult, to_json
-from opd_verl.probe.rollouts import Rollout, accuracies, continue_rollouts, measured_rollouts, sample_all
+from opd_verl.probe.rollouts import Rollout, continue_rollouts, measured_rollouts, sample_all
 from opd_verl.probe.table import to_markdown
 from opd_verl.probe.tokens import sample_tokens
 from opd_verl.probe.verdict import Evidence, cannot, judge, ranking
 from opd_verl.sampling.generate import generate_in_child
-from opd_verl.sampling.rollouts import Generate
+from opd_verl.sampling.rollouts import Generate, accuracies
+from opd_verl.utils.files import write_json, write_text
 
 NOT_RESULTS = ("out", "workers")
 NOT_FINITE = "no response token has finite log-probs and entropies of both models: are their weights NaN?"

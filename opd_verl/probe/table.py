@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 
-from opd_verl.eval.table import markdown_table
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.meanings import MEANINGS
 from opd_verl.probe.before_after import before_and_after
 from opd_verl.probe.config import ProbeConfig
-from opd_verl.probe.plan import AFTER, BEFORE
+from opd_verl.probe.prepare import AFTER, BEFORE
 from opd_verl.probe.result import PairResult
 from opd_verl.probe.verdict import span
+from opd_verl.utils.markdown import markdown_table
 
 UNDEFINED = {
     "rho": "no rollout with two tokens and entropies that vary",

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from opd_verl.metrics.meanings import MEANINGS
 from opd_verl.probe.config import ProbeConfig
-from opd_verl.probe.plan import BEFORE
+from opd_verl.probe.prepare import BEFORE
 from opd_verl.probe.result import PairResult
 from opd_verl.probe.table import caption, cell
 from opd_verl.probe.verdict import CANNOT, GAIN, NO_HEADROOM, REGRESSION

@@ -7,9 +7,9 @@ from opd_verl.metrics.measurements import Observed
 from opd_verl.metrics.quadrants import quadrant
 from opd_verl.probe.observe import Seen
 from opd_verl.probe.rollouts import Rollout
-from opd_verl.samples.choose import Chosen, choose
-from opd_verl.samples.record import Sample, Token, to_json
-from opd_verl.samples.tokens import token_texts, top_tokens
+from opd_verl.tracking.samples.choose import Chosen, choose
+from opd_verl.tracking.samples.record import Sample, Token, to_json
+from opd_verl.tracking.samples.tokens import token_texts, top_tokens
 
 Decode = Callable[[list[int]], str]
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from opd_verl.composing import compose_trainer
+from opd_verl.config.compose import compose_trainer
 from opd_verl.quickstart.distil import STEPS, distil
 from opd_verl.quickstart.evaluate import distance, grade, sample
 from opd_verl.quickstart.models import load_model

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from transformers import AutoTokenizer
 
-from opd_verl.files import tail
-from opd_verl.hydra_values import hydra_value
-from opd_verl.metrics_file import read_steps
+from opd_verl.config.overrides import hydra_value
+from opd_verl.pipeline.training_child import run_child
 from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
 from opd_verl.quickstart.paths import Paths
-from opd_verl.trainer_child import run_child
+from opd_verl.tracking.metrics_file import read_steps
+from opd_verl.utils.files import tail
 
 STEPS = 60
 PROMPT_LIMIT = 64

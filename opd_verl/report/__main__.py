@@ -9,7 +9,7 @@ table.json of `opd_verl.eval`. The page works offline.
 import argparse
 from pathlib import Path
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 
 
 def main() -> None:

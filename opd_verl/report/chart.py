@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from opd_verl.files import whole
-from opd_verl.plot_style import COLOURS
+from opd_verl.utils.files import whole
+from opd_verl.utils.plot_style import COLOURS
 
 INK, FAINT, GRID = "#0a0b0c", "#0d0e0f", "#0f0e0d"
 """Stand for the page's colours of text, of small text and of lines in the SVG."""

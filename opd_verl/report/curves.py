@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from opd_verl.plot_style import End, label_ends, series
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.runs import Points, Run, last, metrics_of, points, with_gaps
+from opd_verl.utils.plot_style import End, label_ends, series
 
 MARKED = 15
 """Points of a line that get a marker, at most, beside those that stand alone."""

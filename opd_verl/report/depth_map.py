@@ -10,10 +10,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from opd_verl.plot_style import label_ends, line_with_band
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.probe import Pair
 from opd_verl.report.runs import Run, depth_metrics, every_pair, points
+from opd_verl.utils.plot_style import label_ends, line_with_band
 
 SCALE = LinearSegmentedColormap.from_list("orange-white-blue", ["#a04000", "#d55e00", "#f7f7f7", "#0072b2", "#004a75"])
 INTRO = (

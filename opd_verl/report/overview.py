@@ -7,10 +7,10 @@ from html import escape
 from opd_verl.eval.table import columns, shown
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.meanings import MEANINGS
-from opd_verl.plot_style import series
 from opd_verl.report.curves import VALIDATION
 from opd_verl.report.probe import Pair
 from opd_verl.report.runs import Run, alerts, every_pair, last, metrics_of
+from opd_verl.utils.plot_style import series
 
 KEY_METRICS = {
     "critic/score/mean": "score",

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from opd_verl.files import write_text
 from opd_verl.report import curves, depth_map, distributions, overview, quadrant_map, teacher, tokens
 from opd_verl.report.chart import Chart, png, svg
 from opd_verl.report.runs import Run
 from opd_verl.report.verdict import verdict_boxes
-from opd_verl.samples.html import TOKEN_STYLE, shades
+from opd_verl.tracking.samples.html import TOKEN_STYLE, shades
+from opd_verl.utils.files import write_text
 
 PAGE = "report.html"
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from opd_verl.metrics.thresholds import LOW_ENTROPY
-from opd_verl.plot_style import COLOURS
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.runs import Run, last
+from opd_verl.utils.plot_style import COLOURS
 
 BLUE, ORANGE = COLOURS[:2]
 PLACES = {1: (0, 1), 2: (1, 1), 3: (0, 0), 4: (1, 0)}

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.eval.table import rows_from_json
-from opd_verl.metrics_file import merged
 from opd_verl.report.probe import pairs_from_json
 from opd_verl.report.runs import Evaluation, Run, Shown
-from opd_verl.samples.record import from_json
+from opd_verl.tracking.metrics_file import merged
 from opd_verl.tracking.metrics_log import logged
+from opd_verl.tracking.samples.record import from_json
 
 Found = TypeVar("Found")
 MOST_RUNS = 26

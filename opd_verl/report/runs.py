@@ -11,7 +11,7 @@ from typing import Any
 
 from opd_verl.eval.rows import Row
 from opd_verl.report.probe import Pair
-from opd_verl.samples.record import Sample
+from opd_verl.tracking.samples.record import Sample
 
 Points = list[tuple[int, float]]
 """(step, value), in order; NaN between two points that no line joins."""

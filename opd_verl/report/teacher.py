@@ -6,10 +6,10 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from opd_verl.plot_style import End, label_ends, line_with_band, series
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.probe import Pair
 from opd_verl.report.runs import Run, every_pair
+from opd_verl.utils.plot_style import End, label_ends, line_with_band, series
 
 INTRO = (
     "Left: the teacher takes over behind a share of the student's rollout. A line that falls below the student's own "

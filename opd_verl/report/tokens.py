@@ -9,7 +9,7 @@ from typing import Any
 from opd_verl.report.overview import badge, number
 from opd_verl.report.quadrant_map import NAMES
 from opd_verl.report.runs import Run, Shown
-from opd_verl.samples.html import response, scale_of, visible
+from opd_verl.tracking.samples.html import response, scale_of, visible
 
 DIGITS = 4
 FILTERS = {"all": "all", "negative": "r_t < 0"} | {str(which): f"Q{which}" for which in NAMES}

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from opd_verl.files import tail
+from opd_verl.utils.files import tail
 
 
 class ChildError(RuntimeError):

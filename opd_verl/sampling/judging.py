@@ -14,12 +14,15 @@ import pyarrow as pa
 from tqdm import tqdm
 
 import opd_verl.rewards
-from opd_verl.errors import ConfigError
-from opd_verl.files import digest
+from opd_verl.config.errors import ConfigError
 from opd_verl.rewards import last_boxed
 from opd_verl.sampling.parts import Parts
 from opd_verl.sampling.settings import OWN_REWARD, RewardSettings
 from opd_verl.sampling.shards import shard_ranges
+from opd_verl.utils.files import digest
+
+CORRECT = 0.5
+"""A response with a score above is correct, whatever the judge's scale for wrong ones (0 or -1)."""
 
 SCHEMA = pa.schema({"scores": pa.list_(pa.float64()), "answers": pa.list_(pa.string())})
 """Columns of a judged shard, a row per prompt, n entries each."""

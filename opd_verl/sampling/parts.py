@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from opd_verl.files import write_json, write_table
 from opd_verl.sampling.settings import differing
+from opd_verl.utils.files import write_json, write_table
 
 
 @dataclass(frozen=True)

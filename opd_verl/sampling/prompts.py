@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from opd_verl.errors import ConfigError, first_line
-from opd_verl.files import model_fingerprint
+from opd_verl.config.errors import ConfigError, first_line
 from opd_verl.sampling.rows import Message, with_suffix
 from opd_verl.sampling.settings import SamplingSettings
+from opd_verl.utils.files import model_fingerprint
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from opd_verl.files import write_table
 from opd_verl.sampling.child import carry_out, run_child
 from opd_verl.sampling.parts import Parts
+from opd_verl.utils.files import write_table
 
 REQUESTS = "requests.parquet"
 SCHEMA = pa.schema({"prompt_ids": pa.list_(pa.int32()), "response_ids": pa.list_(pa.int32())})
@@ -96,7 +96,7 @@ def main(task: dict[str, Any], terminal: TextIO) -> None:
     import torch
     from tqdm import tqdm
 
-    from opd_verl.teacher.scorer import Scorer
+    from opd_verl.teacher.scoring.scorer import Scorer
 
     dtype = "auto" if torch.cuda.is_available() else "float32"
     wanted = [Wanted(**one["wanted"]) for one in task["readings"]]

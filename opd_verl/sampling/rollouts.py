@@ -13,17 +13,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from opd_verl.files import json_digest, whole, write_table
-from opd_verl.off_policy import ROLLOUT_COLUMNS
 from opd_verl.sampling import judging, shards
 from opd_verl.sampling.generate import REQUESTS, REQUESTS_SCHEMA, Work, generate_in_child
+from opd_verl.sampling.judging import CORRECT
 from opd_verl.sampling.parts import Parts
 from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
 from opd_verl.sampling.rows import identities, read_rows
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+from opd_verl.schema import ROLLOUT_COLUMNS
+from opd_verl.utils.files import json_digest, whole, write_table
 
 MADE_WITH = b"opd_verl.sampling"
 """Key of the rollouts file's metadata: what its rows were made with, as JSON."""
@@ -165,3 +168,9 @@ def _assemble(job: Job, parts: Parts, judged: Parts, size: int, made_with: dict[
                 pa.array([job.model.path] * len(rows), pa.string()),
             ]
             writer.write_table(pa.table(columns, schema=schema))
+
+
+def accuracies(job: Job) -> NDArray[np.float64]:
+    """Share of correct responses of each prompt."""
+    scores = pq.read_table(job.out, columns=["scores"])["scores"].to_pylist()
+    return np.array([sum(score > CORRECT for score in row) / len(row) for row in scores], np.float64)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from opd_verl.errors import ConfigError
-from opd_verl.files import json_digest
+from opd_verl.config.errors import ConfigError
+from opd_verl.utils.files import json_digest
 
 Message = dict[str, Any]
 LONGEST_LINE = 2**26

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 
 OWN_REWARD = "pkg://opd_verl.rewards"
 

@@ -75,7 +75,7 @@ class VllmEngine:
 
 def _prepare_environment() -> bool:
     """Sets what vLLM reads when it is imported; whether this is a machine without GPU."""
-    from opd_verl.cpu.activate import CPU_ENVIRONMENT, cpu_selected
+    from opd_verl.cpu.selected import CPU_ENVIRONMENT, cpu_selected
 
     for name, value in (IN_PROCESS | CPU_ENVIRONMENT if cpu_selected() else IN_PROCESS).items():
         os.environ.setdefault(name, value)

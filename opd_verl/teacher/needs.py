@@ -1,7 +1,7 @@
 """What the `opd:` section makes us ask of the teacher: how many of its most likely ids, and hidden states."""
 
-from opd_verl.config import OpdConfig, every_teacher
-from opd_verl.config_sections import Combine, Engine
+from opd_verl.config.opd import OpdConfig, every_teacher
+from opd_verl.config.sections import Combine, Engine
 from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
 from opd_verl.teacher.settings import due
 

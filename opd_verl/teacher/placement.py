@@ -6,9 +6,9 @@ from typing import Any
 import ray
 from verl.utils.device import get_resource_name
 
-from opd_verl.config import teacher_key
-from opd_verl.config_sections import TeacherConfig
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import teacher_key
+from opd_verl.config.sections import TeacherConfig
 
 
 def free_devices() -> list[int]:

@@ -9,8 +9,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from opd_verl.errors import ConfigError
-from opd_verl.hydra_values import strings
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.overrides import strings
 from opd_verl.tracking import metrics_log
 from opd_verl.tracking.resume import folder_of, resumed_step
 from opd_verl.tracking.secret_values import refuse_secrets

@@ -8,7 +8,7 @@ next attempt makes the same.
 from pathlib import Path
 from typing import Any
 
-from opd_verl.metrics_file import merged, write_steps
+from opd_verl.tracking.metrics_file import merged, write_steps
 
 METRICS = "metrics.jsonl"
 BEFORE = "metrics.before.jsonl"

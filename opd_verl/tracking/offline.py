@@ -4,7 +4,7 @@ import netrc
 from collections.abc import Mapping
 from urllib.parse import urlparse
 
-from opd_verl.network import unreachable
+from opd_verl.utils.network import unreachable
 
 DEFAULT_SERVER = "https://api.wandb.ai"
 

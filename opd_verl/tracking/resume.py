@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from opd_verl.checkpoints import STEP, latest_step, mend_tracker
+from opd_verl.tracking.checkpoints import STEP, latest_step, mend_tracker
 
 
 def folder_of(trainer: Any) -> Path:

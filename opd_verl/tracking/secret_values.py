@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 
 SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 """Ends of the names of environment variables whose values are nobody's business."""

@@ -4,10 +4,10 @@ import torch
 from step_ours import Step
 from torch import Tensor
 
-from opd_verl.teacher.body import read_padded
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.teacher.scorer import Scorer
-from opd_verl.teacher.state import RolloutState
+from opd_verl.teacher.scoring.body import read_padded
+from opd_verl.teacher.scoring.scorer import Scorer
+from opd_verl.teacher.scoring.state import RolloutState
 from opd_verl.teacher.wire import encode
 
 

@@ -22,7 +22,7 @@ from teacher_table import Measured, budget_section, teacher_section
 from teacher_vllm import VllmTeacher
 
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scorer import Scorer
+from opd_verl.teacher.scoring.scorer import Scorer
 
 TEACHERS = [TeacherSize(256, 4, 151936), TeacherSize(1024, 16, 8192)]
 """Vocabulary-dominated and body-dominated; the latter's vocabulary is small so that its head costs little."""

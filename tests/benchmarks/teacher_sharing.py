@@ -12,9 +12,9 @@ from step_table import row
 from teacher_inputs import TeacherSize, make_teacher, rollouts
 from torch import Tensor
 
-from opd_verl.teacher.batching import SHARING_PAYS, shared_saving
-from opd_verl.teacher.body import read_padded, read_shared
 from opd_verl.teacher.score import ScoreRequest
+from opd_verl.teacher.scoring.batching import SHARING_PAYS, shared_saving
+from opd_verl.teacher.scoring.body import read_padded, read_shared
 
 COLUMNS = ("n", "P", "R", "share saved", "padded s", "shared s", "spread", "shared / padded", "read as", "costs")
 AGREEMENT = 0.05

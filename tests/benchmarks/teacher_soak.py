@@ -20,7 +20,7 @@ from step_measure import MIB, status_bytes
 from step_table import row, verdict
 from teacher_inputs import TeacherSize, save_teacher
 
-from opd_verl.teacher.actor import CollectItem, TeacherActor
+from opd_verl.teacher.replica.actor import CollectItem, TeacherActor
 from opd_verl.teacher.settings import TeacherSettings
 
 TINY = TeacherSize(128, 2, 4096)

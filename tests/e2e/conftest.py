@@ -15,9 +15,7 @@ import pytest
 import torch
 from ray_nodes import RayNodes
 
-from opd_verl.files import tail
 from opd_verl.metrics.names import CONDITIONAL
-from opd_verl.metrics_file import read_steps
 from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.models import STUDENT, TEACHER
 from opd_verl.quickstart.paths import Paths
@@ -25,7 +23,9 @@ from opd_verl.quickstart.prepare import Pupil, train
 from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT
 from opd_verl.quickstart.task import write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
+from opd_verl.tracking.metrics_file import read_steps
 from opd_verl.tracking.metrics_log import logged
+from opd_verl.utils.files import tail
 
 Steps = list[dict[str, float]]
 Run = Callable[..., Steps]

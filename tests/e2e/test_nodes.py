@@ -14,9 +14,9 @@ import pytest
 from conftest import SAMPLED, Steps, dump, metrics_of
 from ray_nodes import RayNodes
 
-from opd_verl.files import tail
 from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.paths import Paths
+from opd_verl.utils.files import tail
 
 pytestmark = pytest.mark.by_hand
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from opd_verl.hydra_values import hydra_value
+from opd_verl.config.overrides import hydra_value
 from opd_verl.metrics.meanings import MEANINGS
 from opd_verl.quickstart.paths import Paths
 

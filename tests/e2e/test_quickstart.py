@@ -10,11 +10,11 @@ from conftest import CONDITIONAL_NAMES, Steps, change, new_metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd_verl.metrics.names import METRICS
-from opd_verl.metrics_file import read_steps
 from opd_verl.quickstart.evaluate import distance, sample
 from opd_verl.quickstart.models import load_model
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.task import distinct_problems
+from opd_verl.tracking.metrics_file import read_steps
 
 STEPS = 8
 

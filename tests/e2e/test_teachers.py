@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import CONDITIONAL_NAMES, SAMPLED, Run, Steps, new_metrics, updates
 
-from opd_verl.hydra_values import hydra_value
+from opd_verl.config.overrides import hydra_value
 from opd_verl.metrics.names import METRICS
 from opd_verl.quickstart.paths import Paths
 

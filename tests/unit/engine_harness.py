@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from opd_verl.config import OpdConfig
-from opd_verl.config_sections import ForwardKLConfig, ObjectiveConfig
+from opd_verl.config.opd import OpdConfig
+from opd_verl.config.sections import ForwardKLConfig, ObjectiveConfig
 from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting
 from opd_verl.objectives.reference import reference_divergence, reference_full, reference_policy_gradient
 
@@ -239,7 +239,7 @@ def build_engine(path: str, shards: int = -1) -> Any:
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
     from verl.workers.engine import EngineRegistry
 
-    from opd_verl.engine import MODEL_TYPE
+    from opd_verl.schema import MODEL_TYPE
 
     engine = EngineRegistry.new(
         model_type=MODEL_TYPE,
@@ -301,7 +301,7 @@ def make_loss(case: Case) -> Any:
     """The loss as the trainer makes it."""
     from omegaconf import OmegaConf
 
-    from opd_verl.trainer import make_loss
+    from opd_verl.training.update.make_loss import make_loss
 
     actor = {
         "_target_": "verl.workers.config.FSDPActorConfig",

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from opd_verl.metrics_file import write_steps
+from opd_verl.tracking.metrics_file import write_steps
 
 BUCKETS = ("0-511", "512-1023", "1024-2047", "2048-4095")
 TEXT = (

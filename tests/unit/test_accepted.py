@@ -10,9 +10,9 @@ from tiny_models import save_tiny_qwen3, tiny_qwen3
 from transformers import AutoConfig, AutoTokenizer
 
 from opd_verl.checks import accepted
-from opd_verl.config_sections import TeacherConfig
-from opd_verl.errors import ConfigError
-from opd_verl.preflight import preflight
+from opd_verl.checks.preflight import preflight
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.sections import TeacherConfig
 
 PARAMETERS = sum(weight.numel() for weight in tiny_qwen3(96).parameters())
 

@@ -9,9 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from opd_verl import seeded_loop
-from opd_verl.agent_loop import OpdAgentLoopWorker
-from opd_verl.config_sections import ContextConfig, OffPolicyConfig
-from opd_verl.contexts import CONTEXT_HOOKS, TEACHER_PROMPTS
+from opd_verl.config.sections import ContextConfig, OffPolicyConfig
+from opd_verl.contexts import CONTEXT_HOOKS
+from opd_verl.schema import TEACHER_PROMPTS
+from opd_verl.training.rollout.agent_loop import OpdAgentLoopWorker
 
 
 class RecordingPool:

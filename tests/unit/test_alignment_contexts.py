@@ -21,8 +21,8 @@ from opd_verl.alignment.contexts.rounds import Sampler, round_sizes
 from opd_verl.alignment.contexts.screening import screen_contexts
 from opd_verl.alignment.contexts.screening_table import screen, to_markdown
 from opd_verl.alignment.contexts.settings import ContextSettings
+from opd_verl.config.errors import ConfigError
 from opd_verl.contexts import CONTEXT_HOOKS
-from opd_verl.errors import ConfigError
 from opd_verl.eval.estimators import replicates
 from opd_verl.metrics.estimate import ENDS
 from opd_verl.sampling import judging

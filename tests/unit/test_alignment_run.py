@@ -21,8 +21,8 @@ from opd_verl.alignment.losses import LossSettings
 from opd_verl.alignment.outputs import write_results
 from opd_verl.alignment.run import Aligned, align
 from opd_verl.alignment.targets import TargetSettings
-from opd_verl.errors import ConfigError
-from opd_verl.hydra_settings import read_settings
+from opd_verl.config.command import read_settings
+from opd_verl.config.errors import ConfigError
 from opd_verl.objectives.names import Support
 from opd_verl.sampling import read
 from opd_verl.sampling.shards import Request, Response

@@ -18,7 +18,7 @@ from opd_verl.alignment.analysis.comparing import Sides
 from opd_verl.alignment.analysis.measures import COSINE, SIGNAL, filtered, spearman
 from opd_verl.alignment.analysis.suggest import direction, filtering, recipe_yaml, weighting, write_recipe
 from opd_verl.checks.objective import check_names, check_numbers
-from opd_verl.config import OpdConfig, parse_opd
+from opd_verl.config.opd import OpdConfig, parse_opd
 from opd_verl.metrics.estimate import Estimate
 
 RISING = Estimate(0.05, 0.01, 0.09)

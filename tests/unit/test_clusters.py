@@ -9,10 +9,11 @@ from omegaconf import DictConfig
 from test_preflight import save_config
 from test_recipes import CONFIGS, RECIPES, compose_ppo, compose_sft
 
-from opd_verl.checks.settings import check_cluster, check_mini_batch, check_token_budget
-from opd_verl.config import every_teacher, parse_opd
-from opd_verl.errors import ConfigError
-from opd_verl.preflight import preflight
+from opd_verl.checks.batch import check_mini_batch, check_token_budget
+from opd_verl.checks.preflight import preflight
+from opd_verl.checks.recipe import check_cluster
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import every_teacher, parse_opd
 from opd_verl.teacher.placement import placeable
 
 CLUSTERS = sorted(path.stem for path in (CONFIGS / "cluster").glob("*.yaml"))

@@ -13,14 +13,13 @@ from torch import Tensor
 from verl import DataProto
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-import opd_verl.advantage  # noqa: F401  (registers)
-from opd_verl.config import OpdConfig
-from opd_verl.config_sections import AdvantageConfig, ForwardKLConfig, MixConfig, ObjectiveConfig, TokenConfig
-from opd_verl.credit import Credit, Rollouts, credit
-from opd_verl.inputs import RewardInputs
-from opd_verl.loss import OPD_WEIGHTS
+import opd_verl.training.advantage_estimator  # noqa: F401  (registers)
+from opd_verl.config.opd import OpdConfig
+from opd_verl.config.sections import AdvantageConfig, ForwardKLConfig, MixConfig, ObjectiveConfig, TokenConfig
+from opd_verl.credit.inputs import RewardInputs
 from opd_verl.objectives.names import Placement, Support, Truncation
-from opd_verl.terms import GATE
+from opd_verl.schema import GATE, OPD_WEIGHTS
+from opd_verl.training.advantage_step import Credit, Rollouts, credit
 
 PROMPTS, ROLLOUTS, WIDTH = 3, 4, 6
 ROWS = PROMPTS * ROLLOUTS

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.__main__ import main
 from opd_verl.data.files import make_table, replace_column, write_table
 from opd_verl.data.rows import BadRow, answer_text
 from opd_verl.data.sets import SETS
 from opd_verl.data.source import read_file
 from opd_verl.data.templates import TEMPLATES, fill
-from opd_verl.errors import ConfigError
 
 SUFFIX = " Please reason step by step, and put your final answer within \\boxed{}."
 GSM8K = {"question": "How many?", "answer": "3 * 4 = <<3*4=12>>1,212 eggs.\n#### 1,212", "idx": 7}

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.data.__main__ import main
 from opd_verl.data.files import make_table, write_table
 from opd_verl.data.rows import BadRow, bare_question, last_user, templated
 from opd_verl.data.template import share
 from opd_verl.data.templates import TEMPLATES, fill, strip, template_text, unfill
-from opd_verl.errors import ConfigError
 
 BOXED = " Please reason step by step, and put your final answer within \\boxed{}."
 DAPO = (

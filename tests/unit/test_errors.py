@@ -1,6 +1,6 @@
 """What a message of ours shows of a library's error."""
 
-from opd_verl.errors import first_line
+from opd_verl.config.errors import first_line
 
 
 def test_the_first_line_of_an_error_is_never_empty() -> None:

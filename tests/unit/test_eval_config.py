@@ -9,10 +9,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from sampling_harness import CONTEXT, save_model, write_problems
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.eval.config import EvalConfig, read_config
-from opd_verl.eval.names import distinct_names, named
-from opd_verl.eval.plan import make_plan, with_roles
+from opd_verl.eval.prepare import make_plan, with_roles
+from opd_verl.sampling.model_names import distinct_names, named
 from opd_verl.sampling.settings import RewardSettings
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."

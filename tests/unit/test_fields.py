@@ -11,13 +11,20 @@ from tiny_models import save_tiny_qwen3
 from torch import Tensor
 from transformers import GenerationConfig
 
-from opd_verl.config_sections import TokenConfig
-from opd_verl.fields import ADVANTAGE_FIELDS, is_truncated, joint_fields, observed, reward_inputs, task_rewards
-from opd_verl.inputs import RewardInputs
+from opd_verl.config.sections import TokenConfig
+from opd_verl.credit.inputs import RewardInputs
 from opd_verl.objectives.names import Support, Truncation
-from opd_verl.packing import row_lengths
-from opd_verl.terms import JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS
-from opd_verl.trainer import end_ids
+from opd_verl.schema import JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS
+from opd_verl.training.advantage_inputs import (
+    ADVANTAGE_FIELDS,
+    end_ids,
+    is_truncated,
+    joint_fields,
+    observed,
+    reward_inputs,
+    task_rewards,
+)
+from opd_verl.training.token_positions import row_lengths
 
 LIMIT, EOS, OTHER_EOS, V = 4, 7, 9, 20
 RESPONSES = [[1, 2, 3, EOS], [1, 2, 3, 4], [1, EOS], [EOS, 2, 3, OTHER_EOS], [5, 6], [EOS, 1, 1, 1]]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opd_verl.objectives.gate import forward_kl_gate
+from opd_verl.credit.forward_kl_gate import forward_kl_gate
 from opd_verl.objectives.names import Placement
 
 LENGTHS = st.lists(st.integers(0, 40), min_size=1, max_size=6)

@@ -11,14 +11,21 @@ from tiny_models import tiny_qwen3
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
-from opd_verl.config import OpdConfig
-from opd_verl.config_sections import ForwardKLConfig, MixConfig, ObjectiveConfig
+from opd_verl.config.opd import OpdConfig
+from opd_verl.config.sections import ForwardKLConfig, MixConfig, ObjectiveConfig
 from opd_verl.fused.head import LMHead
 from opd_verl.fused.rows import HeadWeights
-from opd_verl.head_pass import TEACHER_HIDDEN, HeadSwitch, LogProbPass, Update
-from opd_verl.loss import OPD_NUM_TOKENS, OPD_WEIGHTS
 from opd_verl.objectives.names import Divergence, Placement, Support
-from opd_verl.terms import GATE, JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS
+from opd_verl.schema import (
+    GATE,
+    JOINT_FIELDS,
+    OPD_NUM_TOKENS,
+    OPD_WEIGHTS,
+    STUDENT_FIELDS,
+    TEACHER_FIELDS,
+    TEACHER_HIDDEN,
+)
+from opd_verl.training.update.head_requests import HeadSwitch, LogProbPass, Update
 
 LENGTHS, H, V, LIMIT, K, F, TEACHER_H = [3, 1, 4], 6, 23, 19, 4, 2, 3
 N = sum(LENGTHS)

@@ -13,8 +13,8 @@ import transfer_queue
 from tensordict import TensorDict
 from torch import Tensor
 
-from opd_verl.config_sections import TokenConfig
-from opd_verl.fields import ADVANTAGE_FIELDS, reward_inputs
+from opd_verl.config.registry import Registry
+from opd_verl.config.sections import TokenConfig
 from opd_verl.hooks import (
     MASK_HOOKS,
     REWARD_HOOKS,
@@ -28,10 +28,10 @@ from opd_verl.hooks import (
 )
 from opd_verl.metrics.step import step_metrics
 from opd_verl.objectives.names import Truncation
-from opd_verl.packing import row_lengths
-from opd_verl.registry import Registry
-from opd_verl.scores import collect_scores, teacher_fields
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.training.advantage_inputs import ADVANTAGE_FIELDS, reward_inputs
+from opd_verl.training.teacher_scores import collect_scores, teacher_fields
+from opd_verl.training.token_positions import row_lengths
 
 LENGTHS, K = [3, 1, 2], 2  # the last row is one of verl's padding rows
 MASK = [[1, 0, 1], [1], [0, 0]]

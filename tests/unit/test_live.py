@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from opd_verl.config import OpdConfig
-from opd_verl.diagnostics import Diagnostics
+from opd_verl.config.opd import OpdConfig
 from opd_verl.metrics.alerts import SIGNS, WINDOW, Watch
 from opd_verl.metrics.depth import depth_buckets
 from opd_verl.metrics.live import chosen, live_metrics, own_rollouts
 from opd_verl.metrics.measurements import Observed, measurements
 from opd_verl.metrics.names import CONDITIONAL, METRICS
 from opd_verl.metrics.overlap import Overlap
+from opd_verl.training.diagnostics import Diagnostics
 
 B, R = 4, 8
 

@@ -14,12 +14,13 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
 from verl.workers.utils.losses import ppo_loss
 
-import opd_verl.policy_loss  # noqa: F401  (registers)
-from opd_verl.config import OpdConfig
-from opd_verl.config_sections import ForwardKLConfig, MixConfig, ObjectiveConfig
-from opd_verl.loss import OPD_NUM_TOKENS, OPD_WEIGHTS, OpdLoss, eligible_tokens, token_weights
+import opd_verl.training.update.policy_loss  # noqa: F401  (registers)
+from opd_verl.config.opd import OpdConfig
+from opd_verl.config.sections import ForwardKLConfig, MixConfig, ObjectiveConfig
 from opd_verl.objectives.names import Placement, Support
-from opd_verl.trainer import make_loss
+from opd_verl.schema import OPD_NUM_TOKENS, OPD_WEIGHTS
+from opd_verl.training.update.actor_loss import OpdLoss, eligible_tokens, token_weights
+from opd_verl.training.update.make_loss import make_loss
 
 MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean"]
 LENGTHS, PROMPT, SCALE = [3, 1, 4, 2, 5, 2], 2, 10

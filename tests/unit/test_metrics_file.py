@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from verl.utils.tracking import FileLogger
 
-from opd_verl.metrics_file import merged, read_steps
 from opd_verl.tracking import metrics_log
+from opd_verl.tracking.metrics_file import merged, read_steps
 
 
 def test_read_steps_leaves_known_and_unfinished_lines_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
-from opd_verl.mixing import mix_advantages
+from opd_verl.credit.advantage import mix_advantages
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

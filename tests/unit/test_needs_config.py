@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from opd_verl.config import OpdConfig
-from opd_verl.config_sections import (
+from opd_verl.config.opd import OpdConfig
+from opd_verl.config.sections import (
     Combine,
     Engine,
     ForwardKLConfig,

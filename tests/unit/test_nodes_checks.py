@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from opd_verl.checks.models import STUDENT
-from opd_verl.config_sections import TeacherConfig
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.sections import TeacherConfig
 from opd_verl.nodes.check import find_problems
 from opd_verl.nodes.needs import Needs
 from opd_verl.nodes.problems import DRIVER, Problem, Severity, error, merged, warning

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from test_recipes import clean_env
 from tiny_models import save_tiny_qwen3
 
-from opd_verl.cpu.activate import cpu_selected
+from opd_verl.cpu.selected import cpu_selected
 from opd_verl.nodes.__main__ import main
 
 pytestmark = pytest.mark.skipif(not cpu_selected(), reason="Ray's devices are made up here, and a GPU's are counted")

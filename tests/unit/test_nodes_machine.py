@@ -18,7 +18,7 @@ from test_recipes import compose_ppo
 from tiny_models import save_tiny_qwen3
 
 from opd_verl.checks.models import STUDENT
-from opd_verl.config import parse_opd
+from opd_verl.config.opd import parse_opd
 from opd_verl.nodes.cluster import carried
 from opd_verl.nodes.contents import file_size, model_files
 from opd_verl.nodes.folder import Folder

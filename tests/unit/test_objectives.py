@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opd_verl.objectives.baseline import expected_reward
+from opd_verl.credit.baseline import expected_reward
 from opd_verl.objectives.clipped import MAX_LOG_RATIO, clipped_surrogate
 from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Divergence, Tail

@@ -19,14 +19,13 @@ from tiny_models import tiny_tokenizer
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
-from opd_verl.config import OpdConfig
-from opd_verl.config_sections import OffPolicyConfig
+from opd_verl.config.opd import OpdConfig
+from opd_verl.config.sections import OffPolicyConfig
 from opd_verl.metrics.step import step_metrics
 from opd_verl.objectives.names import Support
-from opd_verl.off_policy import OFF_POLICY, ROLLOUT_COLUMNS, candidates, choose, draw, token_ids
-from opd_verl.response_loop import DATA_RESPONSE, DataResponseLoop
-from opd_verl.terms import OFF_POLICY_TOKENS
-from opd_verl.trainer import check_responses
+from opd_verl.schema import DATA_RESPONSE, OFF_POLICY, OFF_POLICY_TOKENS, ROLLOUT_COLUMNS
+from opd_verl.training.rollout.data_loop import DataResponseLoop
+from opd_verl.training.rollout.off_policy import candidates, check_responses, choose, draw, token_ids
 
 __all__ = ["data", "p", "worker"]  # fixtures
 NAMES = [f"{step:06d}.{row:05d}/{session}" for step in range(1, 9) for row in range(32) for session in range(4)]

@@ -10,9 +10,9 @@ import verl  # noqa: F401  (loads the plugin)
 from hydra import compose, initialize_config_module
 
 from opd_verl.checks.objective import check_names
-from opd_verl.config import import_plugins, parse_opd
+from opd_verl.config.opd import import_plugins, parse_opd
+from opd_verl.credit.inputs import RewardInputs
 from opd_verl.hooks import MASK_HOOKS, REWARD_HOOKS, token_weights, total_reward
-from opd_verl.inputs import RewardInputs
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_verl.packing import jagged, packed_positions, response_positions
+from opd_verl.training.token_positions import jagged, packed_positions, response_positions
 
 PAIRS = st.lists(st.tuples(st.integers(1, 7), st.integers(0, 9)), min_size=1, max_size=7)  # (prompt, response)
 

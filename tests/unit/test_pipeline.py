@@ -17,16 +17,16 @@ from rich.console import Console
 from test_imports import PACKAGE
 from tiny_models import save_tiny_qwen3
 
-from opd_verl.checkpoints import mend_tracker, tracker
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.pipeline import run as running
 from opd_verl.pipeline.commands import SEEDED, Inputs, command, environment, outputs, settings
 from opd_verl.pipeline.compare import StageRow, as_json, eval_config, models_of, recovered
 from opd_verl.pipeline.config import PipelineConfig, StageConfig, parse_pipeline, root, schema
 from opd_verl.pipeline.fingerprint import stage_fingerprint
 from opd_verl.pipeline.folders import Finished, StageFolder
-from opd_verl.pipeline.plan import StagePlan, plan
+from opd_verl.pipeline.prepare import StagePlan, plan
 from opd_verl.pipeline.report import draw, markdown, show, write_report
+from opd_verl.tracking.checkpoints import mend_tracker, tracker
 
 MACHINE = ("cluster=local_cpu", 'overrides=["data.max_prompt_length=16","data.max_response_length=64"]')
 PIPELINES = sorted((PACKAGE.parent / "hydra_configs" / "pipelines" / "pipeline").glob("*.yaml"))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_verl.config_sections import TeacherConfig
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.sections import TeacherConfig
 from opd_verl.teacher.placement import check_placement, placeable
 
 

@@ -14,7 +14,7 @@ from test_preflight import save_config
 from test_recipes import compose_ppo
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.plan import memory
 from opd_verl.plan.__main__ import checked, plan, split
 from opd_verl.plan.activations import PROBE_TOKENS, saved_bytes

@@ -17,8 +17,8 @@ import pytest
 import torch
 from test_recipes import clean_env, run_main
 
-from opd_verl.cpu.activate import cpu_selected
 from opd_verl.cpu.patches import VllmCpuFinder, deduplicate_gloo
+from opd_verl.cpu.selected import cpu_selected
 from opd_verl.cpu.vllm_plugin import keep_weights_loadable
 
 on_cpu = pytest.mark.skipif(not cpu_selected(), reason="the CPU platform is inactive on this machine")
@@ -49,8 +49,8 @@ import sys
 
 class Saboteur:
     def find_spec(self, name, path=None, target=None):
-        if name == "opd_verl.advantage":
-            raise RuntimeError("planted in opd_verl.advantage")
+        if name == "opd_verl.training.advantage_estimator":
+            raise RuntimeError("planted in opd_verl.training.advantage_estimator")
 
 sys.meta_path.insert(0, Saboteur())
 """
@@ -151,7 +151,10 @@ def test_a_broken_plugin_ends_a_recipe_with_the_cause_and_never_trains(tmp_path:
     done = run_main(tmp_path, "recipe=opd", PYTHONPATH=str(tmp_path))
     assert done.code != 0 and not done.ray_started
     message = "\n".join(done.err.splitlines()[-2:])
-    assert "`recipe/opd` cannot be used" in message and "RuntimeError: planted in opd_verl.advantage" in message
+    assert (
+        "`recipe/opd` cannot be used" in message
+        and "RuntimeError: planted in opd_verl.training.advantage_estimator" in message
+    )
     assert "Traceback" not in done.err
 
 
@@ -241,7 +244,8 @@ def test_vllm_loads_the_plugin_by_its_entry_point() -> None:
 
 def test_the_plugin_itself_imports() -> None:
     """verl would swallow this error."""
-    from opd_verl import hydra_plugin, plugin
+    from opd_verl import plugin
+    from opd_verl.config import hydra_plugin
 
     plugin.register_with_verl()
     assert hydra_plugin.RecipeSlot.broken_by is None

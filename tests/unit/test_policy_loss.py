@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss, get_adv_estimator_fn, get_policy_loss_fn
 
-import opd_verl.advantage
-import opd_verl.policy_loss  # noqa: F401  (registers)
+import opd_verl.training.advantage_estimator
+import opd_verl.training.update.policy_loss  # noqa: F401  (registers)
 
 ROWS, WIDTH, EPS_LOW, EPS_HIGH = 6, 5, 0.2, 0.28
 SPLITS = [[6], [3, 3], [2, 2, 2], [1] * 6, [1, 5], [4, 2], [1, 2, 3]]

@@ -17,12 +17,12 @@ from test_recipes import OPD_RECIPES, Finished, compose_ppo, run_main
 from tiny_models import save_tiny_qwen3, tiny_tokenizer
 from transformers import AutoConfig
 
-from opd_verl import preflight as module
-from opd_verl.config import OpdConfig, parse_opd
-from opd_verl.cpu.activate import cpu_selected
-from opd_verl.errors import ConfigError
-from opd_verl.preflight import Preflight, preflight
-from opd_verl.teacher.start import replica_count
+from opd_verl.checks import preflight as module
+from opd_verl.checks.preflight import Preflight, preflight
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import OpdConfig, parse_opd
+from opd_verl.cpu.selected import cpu_selected
+from opd_verl.teacher.client.start import replica_count
 
 VOCAB, CONTEXT = 96, 128
 MACHINE = ["cluster=local_cpu"] if cpu_selected() else []

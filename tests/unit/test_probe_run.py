@@ -17,7 +17,7 @@ from sampling_harness import FakeGenerate, answers, save_model, write_problems
 from tiny_models import save_tiny_qwen3
 from transformers import AutoModelForCausalLM
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.metrics.meanings import MEANINGS
 from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.costs import wire_bytes

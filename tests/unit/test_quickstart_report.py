@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib import image
 from rich.console import Console
 
-from opd_verl.composing import compose_trainer
-from opd_verl.hydra_values import hydra_value
+from opd_verl.config.compose import compose_trainer
+from opd_verl.config.overrides import hydra_value
 from opd_verl.quickstart import __main__ as quickstart
 from opd_verl.quickstart import prepare as preparation
 from opd_verl.quickstart.distil import overrides

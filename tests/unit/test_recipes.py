@@ -17,9 +17,9 @@ import verl  # noqa: F401  (loads the plugin, which registers the slots `recipe`
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from opd_verl.config import OpdConfig, parse_opd
-from opd_verl.cpu.activate import CPU_ENVIRONMENT
-from opd_verl.hydra_plugin import PRIMARY_CONFIGS, SLOTS
+from opd_verl.config.hydra_plugin import PRIMARY_CONFIGS, SLOTS
+from opd_verl.config.opd import OpdConfig, parse_opd
+from opd_verl.cpu.selected import CPU_ENVIRONMENT
 
 CONFIGS = Path(__file__).parents[2] / "hydra_configs"
 RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
@@ -205,7 +205,7 @@ def test_a_cluster_adds_to_a_recipe_in_either_order(name: str) -> None:
 
 @pytest.mark.parametrize("config_name", PRIMARY_CONFIGS)
 def test_the_slots_come_last_and_each_after_what_it_overrides(config_name: str) -> None:
-    from opd_verl.hydra_plugin import VERL_CONFIGS, RecipeSlot
+    from opd_verl.config.hydra_plugin import VERL_CONFIGS, RecipeSlot
 
     loaded: Any = RecipeSlot("test", f"{RecipeSlot.scheme()}://{VERL_CONFIGS}").load_config(config_name).config
     assert list(loaded.defaults)[-3:] == [{"recipe": None}, {"cluster": None}, {"teacher": None}]
@@ -365,5 +365,5 @@ def test_grpo_touches_nothing_of_ours_but_the_reward() -> None:
 @pytest.mark.parametrize("name", OPD_RECIPES)
 def test_every_opd_recipe_is_checked_before_it_runs_and_shows_every_key(name: str) -> None:
     config = compose_ppo(f"recipe={name}", with_hydra=True)
-    assert config.hydra.callbacks.opd_preflight._target_ == "opd_verl.preflight.Preflight"
+    assert config.hydra.callbacks.opd_preflight._target_ == "opd_verl.checks.preflight.Preflight"
     assert {key for key, _ in leaves(compose_ppo(f"recipe={name}").opd)} == keys_of(OpdConfig)

@@ -26,11 +26,11 @@ from report_harness import (
     write_training,
 )
 
-from opd_verl.errors import ConfigError
-from opd_verl.files import write_text
+from opd_verl.config.errors import ConfigError
 from opd_verl.report import page as page_module
 from opd_verl.report.page import PAGE, write_report
 from opd_verl.report.read import read_runs
+from opd_verl.utils.files import write_text
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 REFERENCES = ("src", "href", "action", "data", "srcset", "poster")

@@ -15,8 +15,6 @@ from report_harness import write_evaluation, write_probe, write_training
 
 from opd_verl.eval.plots import draw_entropies, draw_pass_at_k, entropy_panel
 from opd_verl.eval.table import rows_from_json
-from opd_verl.metrics_file import write_steps
-from opd_verl.plot_style import End, label_ends, series, short, spread
 from opd_verl.report import teacher
 from opd_verl.report.chart import Theme
 from opd_verl.report.curves import marked
@@ -24,6 +22,8 @@ from opd_verl.report.depth_map import grid_of
 from opd_verl.report.quadrant_map import quadrants
 from opd_verl.report.read import distinct_names, evenly, read_runs, recipe_of
 from opd_verl.report.runs import Run, alerts, last, points, with_gaps
+from opd_verl.tracking.metrics_file import write_steps
+from opd_verl.utils.plot_style import End, label_ends, series, short, spread
 
 NAN = math.nan
 

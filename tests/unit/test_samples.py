@@ -19,14 +19,14 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from opd_verl.config_sections import SamplesConfig, TokenConfig
-from opd_verl.inputs import RewardInputs
-from opd_verl.samples import show
-from opd_verl.samples.choose import Chosen, choose
-from opd_verl.samples.html import STYLE, page, response_page, scale_of, shade_class, token_span
-from opd_verl.samples.record import Sample, Token, from_json, to_json
-from opd_verl.samples.show import SampleRollouts, Scored
-from opd_verl.samples.tokens import token_texts
+from opd_verl.config.sections import SamplesConfig, TokenConfig
+from opd_verl.credit.inputs import RewardInputs
+from opd_verl.tracking.samples import show
+from opd_verl.tracking.samples.choose import Chosen, choose
+from opd_verl.tracking.samples.html import STYLE, page, response_page, scale_of, shade_class, token_span
+from opd_verl.tracking.samples.record import Sample, Token, from_json, to_json
+from opd_verl.tracking.samples.show import SampleRollouts, Scored
+from opd_verl.tracking.samples.tokens import token_texts
 
 NAN = float("nan")
 

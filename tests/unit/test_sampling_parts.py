@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from opd_verl.files import digest, model_fingerprint, whole, write_json, write_text
 from opd_verl.sampling.parts import Parts
 from opd_verl.sampling.settings import differing
+from opd_verl.utils.files import digest, model_fingerprint, whole, write_json, write_text
 
 TABLE = pa.table({"a": [1, 2]})
 
@@ -40,7 +40,7 @@ def test_a_models_fingerprint_sees_every_file(tmp_path: Path) -> None:
 
 
 def test_large_weights_are_known_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opd_verl.files.SMALL", 3)
+    monkeypatch.setattr("opd_verl.utils.files.SMALL", 3)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     os.utime(tmp_path / "model.safetensors", ns=(7, 7))
     assert model_fingerprint(str(tmp_path))["files"] == {"model.safetensors": "7 bytes, mtime 7"}

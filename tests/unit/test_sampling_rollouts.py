@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from sampling_harness import FakeGenerate, answers, problem, save_model, write_problems
 
-from opd_verl.errors import ConfigError
-from opd_verl.sampling import command, judging
+from opd_verl.config.errors import ConfigError
+from opd_verl.data import rollouts as command
+from opd_verl.sampling import judging
 from opd_verl.sampling.judging import load_reward, verdict
 from opd_verl.sampling.rollouts import sample_rollouts
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
@@ -202,7 +203,7 @@ def test_the_command_hands_on_every_option(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_importing_the_package_loads_no_heavy_library() -> None:
-    ours = "opd_verl.sampling.rollouts, opd_verl.sampling.command, opd_verl.eval.run, opd_verl.eval.__main__"
+    ours = "opd_verl.sampling.rollouts, opd_verl.data.rollouts, opd_verl.eval.run, opd_verl.eval.__main__"
     heavy = ("torch", "vllm", "verl", "transformers", "matplotlib")
     code = f"import sys, {ours}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from sampling_harness import CONTEXT, problem, save_model, write_problems
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
 from opd_verl.sampling.rows import identities, read_rows, with_suffix
 from opd_verl.sampling.settings import SamplingSettings

@@ -11,11 +11,10 @@ import transfer_queue
 from tensordict import TensorDict
 from torch import Tensor
 
-from opd_verl.head_pass import TEACHER_HIDDEN
-from opd_verl.packing import row_lengths
-from opd_verl.scores import collect_scores, merge, missing_like, teacher_fields, teacher_topk_fields
+from opd_verl.schema import STUDENT_FIELDS, TEACHER_FIELDS, TEACHER_HIDDEN
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.terms import STUDENT_FIELDS, TEACHER_FIELDS
+from opd_verl.training.teacher_scores import collect_scores, merge, missing_like, teacher_fields, teacher_topk_fields
+from opd_verl.training.token_positions import row_lengths
 
 LENGTHS, K, T, H = [3, 1, 2], 2, 4, 5  # the last row is one of verl's padding rows
 MASK = [[1, 0, 1], [1], [0, 0]]

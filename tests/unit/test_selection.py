@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opd_verl.objectives.names import Truncation
-from opd_verl.selection import (
+from opd_verl.credit.token_masks import (
     depth_window,
     drop_destructive_q3,
     drop_q3,
@@ -20,6 +19,7 @@ from opd_verl.selection import (
     top_share,
     truncated_mask,
 )
+from opd_verl.objectives.names import Truncation
 
 SHARES = st.sampled_from(["0", "0.05", "0.2", "0.29", "0.3", "0.57", "0.7", "1"])
 """As a user writes them: floor(share * n) of the decimal number, not of its float."""

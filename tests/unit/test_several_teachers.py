@@ -30,9 +30,10 @@ from torch import Tensor
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
-from opd_verl.agent_loop import OpdAgentLoopWorker
-from opd_verl.config import OpdConfig, parse_opd, routed_by
-from opd_verl.config_sections import (
+from opd_verl.checks.preflight import preflight
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import OpdConfig, parse_opd, routed_by
+from opd_verl.config.sections import (
     Combine,
     ContextConfig,
     NamedTeacherConfig,
@@ -40,19 +41,18 @@ from opd_verl.config_sections import (
     TeacherConfig,
     TokenConfig,
 )
-from opd_verl.errors import ConfigError
-from opd_verl.fields import reward_inputs
 from opd_verl.metrics.step import step_metrics
 from opd_verl.objective_hooks import ObjectiveInputs
 from opd_verl.objectives.names import Support
-from opd_verl.preflight import preflight
-from opd_verl.scores import collect_scores, teacher_fields
+from opd_verl.teacher.client.pool import TeacherPool
+from opd_verl.teacher.client.several import AveragedTeachers, RoutedTeachers, mixture, routes
+from opd_verl.teacher.client.start import connect_teachers, pool_name, start_teachers
 from opd_verl.teacher.placement import check_placement, placeable
-from opd_verl.teacher.pool import TeacherPool
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.teacher.several import AveragedTeachers, RoutedTeachers, mixture, routes
-from opd_verl.teacher.start import connect_teachers, pool_name, start_teachers
-from opd_verl.trainer import OpdTrainer
+from opd_verl.training.advantage_inputs import reward_inputs
+from opd_verl.training.rollout.agent_loop import OpdAgentLoopWorker
+from opd_verl.training.teacher_scores import collect_scores, teacher_fields
+from opd_verl.training.trainer import OpdTrainer
 
 VOCAB, LIMIT, K = 96, 90, 3
 REPO = str(Path(__file__).parents[2])

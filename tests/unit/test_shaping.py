@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opd_verl.config_sections import AdvantageConfig
-from opd_verl.inputs import RewardInputs
-from opd_verl.shaping import clamp_reward, discounted_suffix_sum, reward_to_go, shape_advantage, shaped_advantage
+from opd_verl.config.sections import AdvantageConfig
+from opd_verl.credit.advantage import (
+    clamp_reward,
+    discounted_suffix_sum,
+    reward_to_go,
+    shape_advantage,
+    shaped_advantage,
+)
+from opd_verl.credit.inputs import RewardInputs
 
 CELLS = st.tuples(st.floats(-5, 5, width=32), st.booleans())
 ROWS = st.integers(1, 11).flatmap(lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1))

@@ -15,7 +15,7 @@ from tiny_models import save_tiny_qwen3, tiny_qwen3
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from opd_verl.teacher.actor import TeacherActor
+from opd_verl.teacher.replica.actor import TeacherActor
 from opd_verl.teacher.snapshot import (
     FILE,
     FOLDER,

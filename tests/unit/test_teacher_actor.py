@@ -22,9 +22,9 @@ from test_teacher_scorer import reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 
 from opd_verl.fused.head import LMHead
-from opd_verl.teacher import gather
-from opd_verl.teacher.actor import TeacherActor
-from opd_verl.teacher.pool import TeacherPool
+from opd_verl.teacher.client import gather
+from opd_verl.teacher.client.pool import TeacherPool
+from opd_verl.teacher.replica.actor import TeacherActor
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
 from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.wire import decode, encode

@@ -81,7 +81,7 @@ def test_our_side_and_sharing_at_the_quick_size(tmp_path: Path) -> None:
 
 
 def test_our_steps_compute_what_they_are_called(scripts: SimpleNamespace) -> None:
-    from opd_verl.teacher.scorer import Scorer
+    from opd_verl.teacher.scoring.scorer import Scorer
 
     size = scripts.inputs.TeacherSize.parse("64,1,50")
     model = scripts.inputs.make_teacher(size, torch.float32, 20)

@@ -11,10 +11,10 @@ from test_teacher_scorer import CLOSE, LIMIT, MIXED, VOCAB, assert_matches, refe
 from tiny_models import tiny_qwen3
 from transformers import Gemma2Config, Qwen3Config
 
-from opd_verl.teacher.batching import SHARING_PAYS, fed_tokens, plan_batches, plan_requests, shared_saving
-from opd_verl.teacher.body import can_share, is_packing, read_packed, read_padded, read_shared
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scorer import Scorer
+from opd_verl.teacher.scoring.batching import SHARING_PAYS, fed_tokens, plan_batches, plan_requests, shared_saving
+from opd_verl.teacher.scoring.body import can_share, is_packing, read_packed, read_padded, read_shared
+from opd_verl.teacher.scoring.scorer import Scorer
 
 MODEL = tiny_qwen3(VOCAB)
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from opd_verl.teacher.device import NOSET, see_own_gpus_only
+from opd_verl.teacher.replica.device import NOSET, see_own_gpus_only
 
 
 class Seer:

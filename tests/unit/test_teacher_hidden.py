@@ -12,13 +12,13 @@ from test_teacher_scorer import SMALL, build, reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3, tiny_tokenizer
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PhiConfig, PhiForCausalLM
 
-from opd_verl.config import OpdConfig
-from opd_verl.config_sections import ForwardKLConfig, ObjectiveConfig, TeacherConfig
+from opd_verl.config.opd import OpdConfig
+from opd_verl.config.sections import ForwardKLConfig, ObjectiveConfig, TeacherConfig
 from opd_verl.objectives.names import Placement, Support
-from opd_verl.teacher.actor import TeacherActor
+from opd_verl.teacher.client.start import teacher_settings
 from opd_verl.teacher.needs import keeps_hidden, needs_hidden, student_topk, teacher_topk
+from opd_verl.teacher.replica.actor import TeacherActor
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.teacher.start import teacher_settings
 from opd_verl.teacher.wire import decode
 
 VOCAB, LIMIT, TEMPERATURE = 64, 60, 0.7

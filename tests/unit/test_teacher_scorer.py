@@ -17,10 +17,10 @@ from tiny_models import save_tiny_qwen3, tiny_qwen3
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig
 
 from opd_verl.fused.rows import Workspace
-from opd_verl.teacher.batching import plan_batches
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scorer import Scorer
-from opd_verl.teacher.state import RolloutState
+from opd_verl.teacher.scoring.batching import plan_batches
+from opd_verl.teacher.scoring.scorer import Scorer
+from opd_verl.teacher.scoring.state import RolloutState
 
 VOCAB, LIMIT, MAX_POSITIONS = 96, 90, 128
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}

@@ -17,10 +17,10 @@ from test_teacher_actor import CLOSE, LIMIT, REPO, REQUESTS, VOCAB, K, assert_ri
 from test_teacher_scorer import reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 
-from opd_verl.teacher.actor import TeacherActor
-from opd_verl.teacher.pool import TeacherPool
+from opd_verl.teacher.client.pool import TeacherPool
+from opd_verl.teacher.replica.actor import TeacherActor
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.server_scorer import ONLY_LOG_PROBS, rollout_state
+from opd_verl.teacher.scoring.server_scorer import ONLY_LOG_PROBS, rollout_state
 from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.wire import decode
 

@@ -26,20 +26,20 @@ from test_teacher_scorer import CLOSE, LIMIT, MIXED, VOCAB, reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3, tiny_tokenizer
 from torch.distributed.tensor import DTensor
 
-from opd_verl.checks.settings import check_shards, check_teacher
-from opd_verl.config import OpdConfig
-from opd_verl.config_sections import TeacherConfig
-from opd_verl.errors import ConfigError
-from opd_verl.teacher import sharded
-from opd_verl.teacher.actor import TeacherActor
-from opd_verl.teacher.batching import plan_batches
-from opd_verl.teacher.followers import _await_load
-from opd_verl.teacher.pool import TeacherPool
-from opd_verl.teacher.reader import ModelSpec
+from opd_verl.checks.teacher import check_shards, check_teacher
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.opd import OpdConfig
+from opd_verl.config.sections import TeacherConfig
+from opd_verl.teacher.client.pool import TeacherPool
+from opd_verl.teacher.client.start import replica_count
+from opd_verl.teacher.replica.actor import TeacherActor
+from opd_verl.teacher.replica.followers import _await_load
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
-from opd_verl.teacher.scorer import Scorer
-from opd_verl.teacher.shard_reader import ShardedReader, follow, split
-from opd_verl.teacher.start import replica_count
+from opd_verl.teacher.scoring import sharded
+from opd_verl.teacher.scoring.batching import plan_batches
+from opd_verl.teacher.scoring.reader import ModelSpec
+from opd_verl.teacher.scoring.scorer import Scorer
+from opd_verl.teacher.scoring.shard_reader import ShardedReader, follow, split
 
 REPO = str(Path(__file__).parents[2])
 SHARDED = replace(SETTINGS, shards=2)

@@ -7,9 +7,9 @@ from omegaconf import OmegaConf
 from test_preflight import Files, files  # noqa: F401  (a fixture)
 from tiny_models import tiny_tokenizer
 
+from opd_verl.checks.preflight import preflight
 from opd_verl.checks.template import check_options, check_template, rendered, template_options
-from opd_verl.errors import ConfigError
-from opd_verl.preflight import preflight
+from opd_verl.config.errors import ConfigError
 
 CHATML = (
     "{%- for message in messages -%}"

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd_verl.compose import DivergenceObjective
 from opd_verl.objective_hooks import ObjectiveInputs
 from opd_verl.objectives.names import Divergence, Support, Tail
 from opd_verl.objectives.reference import reference_divergence
-from opd_verl.terms import GATE, JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, Terms, support_fields
+from opd_verl.schema import GATE, JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS, support_fields
+from opd_verl.training.update.make_loss import DivergenceObjective
+from opd_verl.training.update.terms import Terms
 
 N, V, STORED, K, F = 6, 11, 4, 3, 2
 TOPK = [Support.student_topk, Support.teacher_topk]

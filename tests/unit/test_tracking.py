@@ -15,7 +15,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.runtime_env.runtime_env import _merge_runtime_env
 from test_recipes import clean_env, compose_ppo
 
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 from opd_verl.tracking.callback import FILE_LOGGER, RunTracking
 from opd_verl.tracking.secret_values import refuse_secrets
 from opd_verl.tracking.wandb_run import RUN_ID, group

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opd_verl.trainer_child import run_child
+from opd_verl.pipeline.training_child import run_child
 
 
 def test_a_failed_training_ends_with_its_log(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_failed_training_ends_with_its_log(tmp_path: Path) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from opd_verl.trainer_child import run_child
+from opd_verl.pipeline.training_child import run_child
 
 folder = Path(sys.argv[1])
 work = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"

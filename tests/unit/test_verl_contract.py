@@ -29,8 +29,8 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, get_t
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine import EngineRegistry
 
-from opd_verl.cpu.activate import cpu_selected
 from opd_verl.cpu.patches import TWICE
+from opd_verl.cpu.selected import cpu_selected
 
 on_cpu = pytest.mark.skipif(not cpu_selected(), reason="the CPU platform is inactive on this machine")
 VERL, VLLM = Path(verl.__file__).parent, Path(vllm.__file__).parent

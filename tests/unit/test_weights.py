@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_verl.weights import correctness_weight, depth_decay
+from opd_verl.credit.token_weights import correctness_weight, depth_decay
 
 MASKS = st.integers(1, 9).flatmap(
     lambda width: st.lists(st.lists(st.integers(0, 1), min_size=width, max_size=width), min_size=1, max_size=5)

@@ -18,8 +18,8 @@ from opd_verl.alignment.analysis.measures import COMPARED, COSINE, MEANINGS
 from opd_verl.alignment.analysis.paths import measure_paths
 from opd_verl.alignment.analysis.points import Flags, Floats, Tokens, numbers, read_tokens
 from opd_verl.alignment.difficulty import BINS, SOLVABLE, difficulty
-from opd_verl.files import finite
 from opd_verl.metrics.estimate import Estimate
+from opd_verl.utils.files import finite
 
 ALL = "all teachers"
 EDGES = np.linspace(-1.0, 1.0, 21)

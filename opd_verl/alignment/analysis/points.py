@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from opd_verl.alignment.analysis.measures import FEATURES
 from opd_verl.alignment.nodes import COSINE
-from opd_verl.errors import ConfigError
+from opd_verl.config.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

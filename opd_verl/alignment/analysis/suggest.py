@@ -14,8 +14,8 @@ from opd_verl.alignment.analysis.analyse import Analysis, Group
 from opd_verl.alignment.analysis.comparing import FEWEST_QUESTIONS
 from opd_verl.alignment.analysis.measures import COSINE, QUANTILES, SIGNAL, filtered, spearman
 from opd_verl.alignment.analysis.table import cell
-from opd_verl.files import write_text
 from opd_verl.metrics.estimate import Estimate
+from opd_verl.utils.files import write_text
 
 WIDTH = 116
 """Letters of a comment's line."""

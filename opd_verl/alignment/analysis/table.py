@@ -20,8 +20,8 @@ from opd_verl.alignment.analysis.measures import (
     spearman,
 )
 from opd_verl.alignment.difficulty import BINS, EXTREMELY_HARD
-from opd_verl.eval.table import markdown_table
 from opd_verl.metrics.estimate import Estimate
+from opd_verl.utils.markdown import markdown_table
 
 NAMES = {COSINE: "mean cosine", WEIGHTED: "weighted cosine (SR range)", ADVANTAGE: "teacher advantage"}
 KINDS = ["correct", "incorrect", "Δ", "p, Welch", "p, Wilcoxon", "questions"]

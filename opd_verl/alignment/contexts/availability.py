@@ -7,7 +7,7 @@ from typing import Any
 from opd_verl.alignment.contexts.demonstrations import texts
 from opd_verl.alignment.contexts.sources import Found
 from opd_verl.data.judged import Judged
-from opd_verl.eval.table import markdown_table
+from opd_verl.utils.markdown import markdown_table
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from opd_verl.data.files import take
 from opd_verl.data.judged import Judged
-from opd_verl.eval.rows import CORRECT
 from opd_verl.sampling.generate import generate_in_child
+from opd_verl.sampling.judging import CORRECT
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.rollouts import Generate, Job, prepare, sample_jobs
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings

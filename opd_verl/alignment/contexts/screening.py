@@ -17,10 +17,9 @@ from opd_verl.alignment.contexts.screening_table import BASELINE, Screened, scre
 from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.data.files import replace_column, take
 from opd_verl.eval.estimators import Array
-from opd_verl.files import finite, write_json, write_text
-from opd_verl.probe.rollouts import accuracies
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.rollouts import Job, prepare
+from opd_verl.sampling.rollouts import Job, accuracies, prepare
+from opd_verl.utils.files import finite, write_json, write_text
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from opd_verl.config.errors import ConfigError
 from opd_verl.contexts import CONTEXT_HOOKS, NEEDS
-from opd_verl.errors import ConfigError
 
 LARGE = "correct_large"
 SUMMARIES = "_summaries"

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from opd_verl.plot_style import short
+from opd_verl.utils.plot_style import short
 
 MOST_POINTS, MOST_CHILDREN = 6, 4
 SHOWN = ("path", "correct", "depth", "token", "support", "p", "q", "p_succ", "visits", "success_range", "decision")

@@ -11,8 +11,8 @@ import pyarrow as pa
 from opd_verl.alignment.analysis.analyse import EDGES, Analysis, Cosines
 from opd_verl.alignment.analysis.measures import COSINE
 from opd_verl.alignment.analysis.points import Floats, Tokens, read_tokens
-from opd_verl.files import whole
-from opd_verl.plot_style import COLOURS, short
+from opd_verl.utils.files import whole
+from opd_verl.utils.plot_style import COLOURS, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

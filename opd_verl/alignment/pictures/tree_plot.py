@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from opd_verl.alignment.pictures.branches import Node, Tree
 from opd_verl.alignment.pictures.tree_layout import HEIGHT, Layout, Place, ends, lay_out, stretch_lines
-from opd_verl.files import whole
-from opd_verl.plot_style import COLOURS
+from opd_verl.utils.files import whole
+from opd_verl.utils.plot_style import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -36,7 +36,7 @@ def spoil(state: Any) -> None:
         state.log_q[0] = float("nan")
 
 
-@when_imported("opd_verl.teacher.actor")
+@when_imported("opd_verl.teacher.replica.actor")
 def make_it_fail(module: Any) -> None:
     collect, attempt = module.TeacherActor.collect, module.TeacherActor._attempt
 

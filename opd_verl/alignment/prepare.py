@@ -1,0 +1,68 @@
+"""What an alignment is going to do, checked to the end before a model is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from opd_verl.alignment.config import AlignmentConfig
+from opd_verl.alignment.enrich import say
+from opd_verl.checks.models import check_same_tokenizer, check_vocabulary, load_config
+from opd_verl.checks.template import check_template
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.overrides import strings
+from opd_verl.sampling.judging import load_reward
+from opd_verl.sampling.model_names import named
+from opd_verl.sampling.prompts import Model, open_model
+from opd_verl.sampling.rollouts import Job, prepare
+from opd_verl.sampling.rows import read_rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Models by name, and the prompts."""
+
+    student: Model
+    teachers: dict[str, Model]
+    """The external ones."""
+    rows: pa.Table
+    job: Job
+    """The initial rollouts."""
+
+
+def make_plan(config: AlignmentConfig) -> Plan:
+    """Opens the models and encodes every prompt. Raises ConfigError for anything that cannot work."""
+    config.check()
+    load_reward(config.reward)
+    student = open_model("student", str(config.student), config.engine.trust_remote_code)
+    paths = named("teachers", config.teachers) if config.teachers else {}
+    teachers = {name: open_model("teachers", path, config.engine.trust_remote_code) for name, path in paths.items()}
+    check_names(teachers, config)
+    rows = read_rows("prompts", [Path(one) for one in strings(config.prompts)], config.limit)
+    out = Path(config.out) / "rollouts" / "initial.parquet"
+    job = prepare(student, rows, config.sampling, out, str(config.prompts))
+    for model in teachers.values():
+        check_teacher(student, model, job.longest_prompt + config.max_tokens, config)
+    return Plan(student, teachers, rows, job)
+
+
+def check_names(teachers: dict[str, Model], config: AlignmentConfig) -> None:
+    """An external teacher must not have the student's or a context's name. Raises ConfigError."""
+    for name, model in teachers.items():
+        if name == "student" or name in config.contexts.names:
+            problem = "is the name of the student or of a context here"
+            raise ConfigError("teachers", name, problem, f"teachers={{big: {model.path}}}")
+
+
+def check_teacher(student: Model, teacher: Model, longest: int, config: AlignmentConfig) -> None:
+    """Raises ConfigError for a teacher that cannot score this student's tokens."""
+    key, path, own = "teachers", teacher.path, student.tokenizer
+    settings = load_config(key, path, config.engine.trust_remote_code)
+    check_same_tokenizer(own, teacher.tokenizer, key, path)
+    check_vocabulary(key, path, settings, len(own))
+    if teacher.context is not None and longest > teacher.context:
+        problem = f"context of {teacher.context} tokens, but the longest prompt with max_tokens={config.max_tokens} "
+        problem += f"has {longest}"
+        raise ConfigError(key, path, problem, f"max_tokens={max(config.max_tokens - longest + teacher.context, 1)}")
+    if said := check_template(key, teacher.tokenizer, own, config.chat_template_kwargs, wanted=False):
+        say(f"teachers={path}: {said}")

@@ -1,0 +1,1 @@
+"""The settings: the typed `opd:` section, how verl's config and a command's settings are composed, and their errors."""

@@ -1,0 +1,47 @@
+"""What hooks and step metrics read."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from opd_verl.config.sections import TokenConfig
+
+
+@dataclass(frozen=True)
+class RewardInputs:
+    """What a hook may read. All [B, R] (or [B], or [B, R, K]), detached, nats, defined where `mask` is 1."""
+
+    log_p_old: Tensor
+    """log p_old(y_t): the student that sampled the rollout."""
+    log_q: Tensor
+    """log q(y_t): the teacher at the same prefix."""
+    mask: Tensor
+    """1 on response tokens whose teacher score is valid."""
+    student_entropy: Tensor
+    """Full-vocabulary entropy of p_old."""
+    task_score: Tensor
+    """The rollout's task reward [B] from verl's reward function."""
+    correct: Tensor | None = None
+    """Whether the rollout is correct, bool [B]; None where the task reward does not tell."""
+    truncated: Tensor | None = None
+    """Whether the rollout hit the length limit without an end-of-sequence token, bool [B]."""
+    teacher_entropy: Tensor | None = None
+    """Full-vocabulary entropy of q, where the teacher was asked for it."""
+    off_policy: Tensor | None = None
+    """Whether the response is the data set's, bool [B]; None where all are the student's."""
+    log_p_topk: Tensor | None = None
+    """log p_old at the student's top-k ids [B, R, K], where `opd.objective.k` needs them."""
+    log_q_topk: Tensor | None = None
+    """log q at the same ids [B, R, K]."""
+    tokens: "TokenConfig | None" = None
+    """`opd.tokens`: the settings of token masks and weights."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """A hook may put `opd/<name>` here; it is logged with the step."""
+
+    @property
+    def position(self) -> Tensor:
+        """Index of each token within its response [B, R], int64, from 0."""
+        return torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask)

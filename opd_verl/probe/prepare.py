@@ -1,0 +1,88 @@
+"""What a probe is going to do, checked to the end before a model is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from opd_verl.checks.models import load_config
+from opd_verl.config.errors import ConfigError
+from opd_verl.config.overrides import strings
+from opd_verl.probe.compatibility import compatibility
+from opd_verl.probe.config import ProbeConfig
+from opd_verl.probe.record import Finding
+from opd_verl.sampling.judging import load_reward
+from opd_verl.sampling.model_names import named
+from opd_verl.sampling.prompts import Model, open_model
+from opd_verl.sampling.rollouts import Job, prepare
+from opd_verl.sampling.rows import read_rows
+
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Models by name, and the prompts encoded for each."""
+
+    students: dict[str, Model]
+    """`before`, and `after` where there is one."""
+    teachers: dict[str, Model]
+    """Those that can score the student."""
+    rows: pa.Table
+    jobs: dict[str, Job]
+    """Student or teacher: its prompts, and its rollouts file."""
+    per_prompt: int
+    """Responses of each prompt that are measured."""
+    compatibility: dict[str, list[Finding]]
+    """Of every teacher."""
+
+
+def make_plan(config: ProbeConfig) -> Plan:
+    """Opens the models and encodes every prompt. Raises ConfigError for anything that cannot work."""
+    config.check()
+    load_reward(config.reward)
+    students = open_students(config)
+    opened = {name: open_one("teacher", path, config) for name, path in named("teacher", config.teacher).items()}
+    check_names(opened)
+    rows = read_rows("prompts", [Path(one) for one in strings(config.prompts)], config.rollouts)
+    per_prompt = -(-config.rollouts // len(rows))
+    if per_prompt > config.n:
+        problem = f"{len(rows)} prompts with n={config.n} responses each give fewer"
+        raise ConfigError("rollouts", config.rollouts, problem, f"n={per_prompt}, or rollouts={config.n * len(rows)}")
+    jobs = {name: prepare_one(name, model, rows, config) for name, model in students.items()}
+    longest = jobs[BEFORE].longest_prompt + config.max_tokens
+    found = {name: check_teacher(students[BEFORE], model, longest, config) for name, model in opened.items()}
+    able = {name: opened[name] for name, checks in found.items() if not any(one.fatal for one in checks)}
+    jobs |= {name: prepare_one(name, model, rows, config) for name, model in able.items() if config.headroom}
+    return Plan(students, able, rows, jobs, per_prompt, found)
+
+
+def open_students(config: ProbeConfig) -> dict[str, Model]:
+    """The student, and what training made of it."""
+    paths = {BEFORE: ("student", config.student), AFTER: ("after", config.after)}
+    return {name: open_one(key, path, config) for name, (key, path) in paths.items() if path is not None}
+
+
+def open_one(key: str, path: str, config: ProbeConfig) -> Model:
+    """A model, without its weights."""
+    return open_model(key, path, config.engine.trust_remote_code)
+
+
+def check_names(teachers: dict[str, Model]) -> None:
+    """A teacher's folder must not be a student's. Raises ConfigError."""
+    for name in (BEFORE, AFTER):
+        if name in teachers:
+            remedy = f"teacher={{big: {teachers[name].path}}}"
+            raise ConfigError("teacher", name, "is the name of a student here", remedy)
+
+
+def prepare_one(name: str, model: Model, rows: pa.Table, config: ProbeConfig) -> Job:
+    """A model's prompts, and where its rollouts go."""
+    out = Path(config.out) / "rollouts" / f"{name}.parquet"
+    return prepare(model, rows, config.sampling, out, str(config.prompts))
+
+
+def check_teacher(student: Model, teacher: Model, longest: int, config: ProbeConfig) -> list[Finding]:
+    """As `compatibility`."""
+    text_config = load_config("teacher", teacher.path, config.engine.trust_remote_code)
+    return compatibility(student, teacher, text_config, longest, config.chat_template_kwargs)

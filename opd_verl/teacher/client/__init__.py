@@ -1,0 +1,1 @@
+"""The trainer's side of the teacher: starts the replicas, spreads rollouts over them, and collects the scores."""

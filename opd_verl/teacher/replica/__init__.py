@@ -1,0 +1,1 @@
+"""The teacher's side: one Ray actor per replica, its shards, its device and its host memory."""

@@ -1,0 +1,135 @@
+"""A causal LM whose decoder layers are spread over the devices of a process group (FSDP2), for teachers too large for
+one device. The host holds one whole copy while it loads, in rank 0; the others begin with an empty skeleton.
+
+Embeddings, final norm and LM head stay whole on every rank: rank 0 answers late questions with the head alone.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from opd_verl.teacher.scoring.reader import ModelSpec, load_whole
+
+HOST = "127.0.0.1"
+"""The ranks of a group share a node."""
+IDLE = timedelta(days=30)
+"""Ranks wait for the next batch inside a broadcast, maybe through a long pause; the pool's timeout finds hangs."""
+
+
+def open_store(world: int) -> dist.TCPStore:
+    """Rank 0's meeting point, on a free port."""
+    return dist.TCPStore(HOST, 0, world, is_master=True, wait_for_workers=False, timeout=IDLE)
+
+
+def find_store(port: int, world: int) -> dist.TCPStore:
+    """The same for the other ranks."""
+    return dist.TCPStore(HOST, port, world, is_master=False, timeout=IDLE)
+
+
+def init_group(rank: int, world: int, store: dist.TCPStore, device: str) -> None:
+    """Makes this process one of the `world` ranks, waiting for the others; objects travel over gloo on every device."""
+    kind = torch.device(device).type
+    backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=IDLE)
+
+
+def from_leader(message: Any = None) -> Any:
+    """Rank 0's object on every rank; all ranks must call it."""
+    box = [message]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a loaded model has beside its weights, by name, and a skeleton made from the config may lack.
+
+    Buffers are those that no checkpoint holds too, like the rotary angles; `ties`: parameters that are another one.
+    """
+
+    dtypes: dict[str, torch.dtype]
+    ties: dict[str, str]
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Those of a model on the CPU."""
+        named = list(model.named_parameters(remove_duplicate=False))
+        first: dict[int, str] = {}
+        ties = {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
+        return cls({name: p.dtype for name, p in named}, ties, dict(model.named_buffers()))
+
+    def set_dtypes(self, model: nn.Module) -> None:
+        """Before the model is sharded."""
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(self.dtypes[name])
+
+    def tie_and_fill(self, model: nn.Module, device: str) -> None:
+        """After the model got memory, which undid its ties."""
+        for name, source in self.ties.items():
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, model.get_parameter(source))
+        for name, value in self.buffers.items():
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, value.to(device))
+
+
+def load_sharded(spec: ModelSpec) -> Any:
+    """The checkpoint, sharded over the process group; all ranks must call it.
+
+    Raises ValueError for a model that does not say which of its modules are the layers.
+    """
+    model, weights, traits = _emptied(load_whole(spec)) if dist.get_rank() == 0 else (_skeleton(spec), {}, None)
+    traits = from_leader(traits)
+    traits.set_dtypes(model)
+    _shard_layers(model, spec.device)
+    model.to_empty(device=spec.device)
+    traits.tie_and_fill(model, spec.device)
+    fill(model, weights)
+    return model.eval().requires_grad_(False)
+
+
+def fill(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Rank 0's whole weights into every rank's shards, in place; the other ranks give none, and all must call it.
+
+    Raises RuntimeError if names or shapes differ.
+    """
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+
+
+def _emptied(model: Any) -> tuple[Any, dict[str, Tensor], Traits]:
+    """The model without memory, and what was in it."""
+    weights, traits = model.state_dict(), Traits.of(model)
+    return model.to("meta"), weights, traits
+
+
+def _skeleton(spec: ModelSpec) -> Any:
+    """The model as its config describes it, without memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = spec.trust_remote_code
+    config = AutoConfig.from_pretrained(spec.path, trust_remote_code=trust)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=spec.attn_implementation, trust_remote_code=trust
+        )
+
+
+def _shard_layers(model: Any, device: str) -> None:
+    """Each layer is gathered for its own forward pass, while the one before it runs."""
+    body, kinds = model.get_decoder(), set(model._no_split_modules or ())
+    layers = [module for module in body.modules() if type(module).__name__ in kinds]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} names no layers (_no_split_modules) to shard; use shards=1")
+    mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
+    whole = set(body.parameters()) - {weight for layer in layers for weight in layer.parameters()}
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(body, mesh=mesh, ignored_params=whole)

@@ -1,0 +1,24 @@
+"""verl's folder of checkpoints: which is the newest whole one, also after a kill."""
+
+from pathlib import Path
+
+from opd_verl.utils.files import write_text
+
+STEP = "global_step_"
+
+
+def tracker(folder: Path) -> Path:
+    """The file in which verl names its newest checkpoint."""
+    return folder / "latest_checkpointed_iteration.txt"
+
+
+def latest_step(folder: Path) -> int:
+    """The step of the newest whole checkpoint; 0: none."""
+    return int(tracker(folder).read_text()) if tracker(folder).exists() else 0
+
+
+def mend_tracker(folder: Path) -> None:
+    """A kill while verl's main_ppo names a checkpoint leaves the file empty; the checkpoint was whole before."""
+    if tracker(folder).exists() and not tracker(folder).read_text().strip():
+        steps = [int(found.name.removeprefix(STEP)) for found in folder.glob(f"{STEP}*")]
+        write_text(tracker(folder), str(max(steps, default=0)))

@@ -1,0 +1,65 @@
+"""Responses that are not the student's own (METHODS 1.9): GKD's lambda, and distillation on a teacher's texts alone.
+
+With probability `opd.off_policy.share` a rollout takes its response from the data set, from the column
+`opd.off_policy.field`: a list of responses, each a list of token ids or a text. `python -m opd_verl.data rollouts`
+writes such a column.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tensordict import TensorDict
+
+
+def draw(seed: int, rollout: str) -> float:
+    """A number in [0, 1) that belongs to this rollout, the same in every run, on every worker and after a resume."""
+    return zlib.crc32(f"off_policy/{seed}/{rollout}".encode()) / 2**32
+
+
+def candidates(sample: Mapping[str, Any], field: str) -> list[Any]:
+    """The sample's own responses.
+
+    Raises:
+        ValueError: there is no such column, or it holds none.
+    """
+    found = sample.get(field)
+    responses = [] if found is None or isinstance(found, str) else [one for one in found if len(one)]
+    if not responses:
+        raise ValueError(
+            f"opd.off_policy.field={field}: sample {sample.get('index', '?')} holds no list of responses there; make "
+            "them with `python -m opd_verl.data rollouts`, or name another column"
+        )
+    return responses
+
+
+def choose(sample: Mapping[str, Any], field: str, seed: int, rollout: str) -> Any:
+    """One of the sample's responses, picked by the rollout's name."""
+    responses = candidates(sample, field)
+    return responses[zlib.crc32(f"response/{seed}/{rollout}".encode()) % len(responses)]
+
+
+def token_ids(response: str | Sequence[int], tokenizer: Any, limit: int) -> list[int]:
+    """At most `limit` token ids; a text is encoded and closed by the end-of-sequence token.
+
+    Raises:
+        ValueError: an id that the tokenizer does not have.
+    """
+    if isinstance(response, str):
+        ids = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+    else:
+        ids = [int(one) for one in np.asarray(response)]
+    if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
+        raise ValueError(f"a response of the data set has token id {max(ids)}; the tokenizer has {len(tokenizer)}")
+    return ids[:limit]
+
+
+def check_responses(batch: TensorDict, field: str) -> None:
+    """Every prompt holds responses: here an error ends the run; verl only logs an agent loop's.
+
+    Raises ValueError: `off_policy.candidates`.
+    """
+    columns = {name: column.tolist() for name, column in batch.items() if name in (field, "index")}
+    for row in range(len(batch)):
+        candidates({name: column[row] for name, column in columns.items()}, field)
