@@ -30,7 +30,7 @@ from opd_verl.sampling.generate import REQUESTS_SCHEMA
 from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX, verdict
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import ragged
-from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
+from opd_verl.sampling.rollouts import Generate, Job, Sampler
 from opd_verl.sampling.rows import identities
 from opd_verl.sampling.shards import MAX_TOKENS
 from opd_verl.utils.files import json_digest, write_json, write_table
@@ -142,7 +142,7 @@ class Launcher:
         room = [self.config.max_tokens - len(one.prefix) for one in asked]
         settings = replace(self.config.sampling, n=size, max_tokens=max(room), prompts_per_shard=shard)
         job = self._job(asked, room, out)
-        sample_jobs([job], settings, self.config.engine, self.config.reward, self.config.workers, self.generate)
+        Sampler(settings, self.config.engine, self.config.reward, self.config.workers, self.generate).run([job])
         return [
             (piece, np.concatenate([piece.prefix, rest]), correct)
             for piece, responses in zip(asked, judged_responses(out), strict=True)

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts.prepare import Prepared, prepare_contexts
-from opd_verl.alignment.contexts.rounds import Sampler
 from opd_verl.alignment.contexts.screening import screen_contexts
 from opd_verl.alignment.enrich import Launched, Spent, add, enrich, say
 from opd_verl.alignment.gather import Responses, Voice, initial_rollouts, make_questions, voices
@@ -28,7 +27,7 @@ from opd_verl.alignment.prepare import Plan, make_plan
 from opd_verl.alignment.question import Question
 from opd_verl.alignment.responses import judged_responses
 from opd_verl.sampling.generate import generate_in_child
-from opd_verl.sampling.rollouts import MADE_WITH, Generate
+from opd_verl.sampling.rollouts import MADE_WITH, Generate, Sampler
 from opd_verl.utils.files import json_digest, write_json
 
 

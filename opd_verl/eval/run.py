@@ -19,7 +19,7 @@ from opd_verl.eval.rows import AVERAGE, Row, make_row, problem_values, with_gap_
 from opd_verl.eval.table import to_json, to_markdown
 from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.read import SCHEMA, Reading, read_model
-from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
+from opd_verl.sampling.rollouts import Generate, Job, Sampler
 from opd_verl.utils.files import write_json, write_text
 
 
@@ -30,9 +30,10 @@ def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list
     starts if a setting, model or file cannot work, and ChildError if a model's process fails.
     """
     plan = make_plan(config)
+    sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
     for model in plan.models:
         jobs = [job for (owner, _), job in plan.jobs.items() if owner == model]
-        sample_jobs(jobs, config.sampling, config.engine, config.reward, config.workers, generate)
+        sampler.run(jobs)
     found = token_entropies(plan, config) if config.entropy else {}
     rows = make_rows(plan, config, found)
     write_report(rows, plan, config)

@@ -19,7 +19,7 @@ from opd_verl.probe.prepare import Plan
 from opd_verl.sampling.generate import REQUESTS_SCHEMA, generate_in_child
 from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.rollouts import Generate, Job, sample_jobs
+from opd_verl.sampling.rollouts import Generate, Job, Sampler
 from opd_verl.sampling.rows import identities
 
 
@@ -43,8 +43,9 @@ class Rollout:
 
 def sample_all(plan: Plan, config: ProbeConfig, generate: Generate = generate_in_child) -> None:
     """Every model's own responses; what is there already is kept."""
+    sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
     for job in plan.jobs.values():
-        sample_jobs([job], config.sampling, config.engine, config.reward, config.workers, generate)
+        sampler.run([job])
 
 
 def measured_rollouts(job: Job, per_prompt: int, count: int) -> list[Rollout]:
@@ -83,7 +84,7 @@ def continue_rollouts(
     job = Job(teacher, source, pa.table({"identity": names, "prompt_ids": prompts}, schema=REQUESTS_SCHEMA), out)
     room = config.max_tokens if teacher.context is None else teacher.context - job.longest_prompt
     settings = replace(config.sampling, n=1, max_tokens=min(config.max_tokens, room))
-    sample_jobs([job], settings, config.engine, config.reward, config.workers, generate)
+    Sampler(settings, config.engine, config.reward, config.workers, generate).run([job])
     correct = np.array([row[0] > CORRECT for row in pq.read_table(out, columns=["scores"])["scores"].to_pylist()])
     return dict(zip(config.continuation, correct.reshape(len(config.continuation), len(rollouts)), strict=True))
 

@@ -9,7 +9,7 @@ Whatever is killed goes on where it was, and ends with the same OUT. The parts m
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,26 +66,29 @@ def prepare(model: Model, rows: pa.Table, settings: SamplingSettings, out: Path,
     return Job(model, source, requests, out)
 
 
-def sample_jobs(
-    jobs: Sequence[Job],
-    settings: SamplingSettings,
-    engine: EngineSettings | None = None,
-    reward: RewardSettings | None = None,
-    workers: int | None = None,
-    generate: Generate = generate_in_child,
-) -> None:
-    """Writes the rollouts files of jobs of one model, which is loaded once. What is there already is kept."""
-    engine, reward = engine or EngineSettings(), reward or RewardSettings()
-    made_with = {job.out: _made_with(job, settings, engine, reward) for job in jobs}
-    todo = [job for job in jobs if _found(job.out) != made_with[job.out]]
-    if not todo:
-        return
-    parts = {job.out: _open(job, settings, made_with[job.out]) for job in todo}
-    longest = max(job.longest_prompt for job in jobs) + settings.max_tokens
-    log = todo[0].out.with_name("vllm.log")
-    generate(Work(todo[0].model.path, settings, engine, longest, [parts[job.out] for job in todo], log))
-    for job in todo:
-        _finish(job, parts[job.out], settings, made_with[job.out], reward, workers)
+@dataclass(frozen=True)
+class Sampler:
+    """How responses are sampled and judged."""
+
+    settings: SamplingSettings
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    workers: int | None = None
+    """Processes that judge; None: one per processor."""
+    generate: Generate = generate_in_child
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Writes the rollouts files of jobs of one model, which is loaded once. Finished files are kept."""
+        made_with = {job.out: _made_with(job, self.settings, self.engine, self.reward) for job in jobs}
+        todo = [job for job in jobs if _found(job.out) != made_with[job.out]]
+        if not todo:
+            return
+        parts = {job.out: _open(job, self.settings, made_with[job.out]) for job in todo}
+        longest = max(job.longest_prompt for job in jobs) + self.settings.max_tokens
+        log = todo[0].out.with_name("vllm.log")
+        self.generate(Work(todo[0].model.path, self.settings, self.engine, longest, list(parts.values()), log))
+        for job in todo:
+            _finish(job, parts[job.out], self.settings, made_with[job.out], self.reward, self.workers)
 
 
 def sample_rollouts(
@@ -110,7 +113,7 @@ def sample_rollouts(
     rows = read_rows("files", files, limit)
     opened = open_model("model", model, engine.trust_remote_code if engine else False)
     job = prepare(opened, rows, settings, out, ", ".join(map(str, files)))
-    sample_jobs([job], settings, engine, reward, workers, generate)
+    Sampler(settings, engine or EngineSettings(), reward or RewardSettings(), workers, generate).run([job])
     return out
 
 

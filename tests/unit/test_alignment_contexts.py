@@ -17,7 +17,7 @@ from sampling_harness import FakeGenerate, problem, save_model
 
 from opd_verl.alignment.contexts.prepare import Prepared, prepare_contexts
 from opd_verl.alignment.contexts.prompts import messages_with, teacher_prompt_ids
-from opd_verl.alignment.contexts.rounds import Sampler, round_sizes
+from opd_verl.alignment.contexts.rounds import round_sizes
 from opd_verl.alignment.contexts.screening import screen_contexts
 from opd_verl.alignment.contexts.screening_table import screen, to_markdown
 from opd_verl.alignment.contexts.settings import ContextSettings
@@ -28,6 +28,7 @@ from opd_verl.metrics.estimate import ENDS
 from opd_verl.sampling import judging
 from opd_verl.sampling.generate import Work
 from opd_verl.sampling.prompts import Model, open_model
+from opd_verl.sampling.rollouts import Sampler
 from opd_verl.sampling.rows import identities
 from opd_verl.sampling.settings import SamplingSettings
 from opd_verl.sampling.shards import Request, Response, request_seed

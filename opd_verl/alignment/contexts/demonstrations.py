@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from opd_verl.alignment.contexts.rounds import Sampler, ask_in_rounds, round_sizes
+from opd_verl.alignment.contexts.rounds import ask_in_rounds, round_sizes
 from opd_verl.alignment.contexts.settings import LARGE, SUMMARIES, ContextSettings
 from opd_verl.data.contexts import finished_texts
 from opd_verl.data.judged import Judged
 from opd_verl.sampling.prompts import Model
+from opd_verl.sampling.rollouts import Sampler
 
 SCORES = {"correct": 1.0, "wrong": 0.0}
 Texts = list[list[str]]

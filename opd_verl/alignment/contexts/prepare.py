@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from opd_verl.alignment.contexts.availability import Counts, count, to_markdown
 from opd_verl.alignment.contexts.prompts import check_prompts, lacks
-from opd_verl.alignment.contexts.rounds import Sampler
 from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.alignment.contexts.sources import Found, find_texts, open_sources
 from opd_verl.config.errors import ConfigError
@@ -20,6 +19,7 @@ from opd_verl.data.files import replace_column
 from opd_verl.data.prompts import rows_of
 from opd_verl.data.rows import info
 from opd_verl.sampling.prompts import Model
+from opd_verl.sampling.rollouts import Sampler
 from opd_verl.utils.files import write_json, write_text
 
 

@@ -8,7 +8,7 @@ same responses.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,27 +16,10 @@ import pyarrow.parquet as pq
 
 from opd_verl.data.files import take
 from opd_verl.data.judged import Judged
-from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.judging import CORRECT
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.rollouts import Generate, Job, prepare, sample_jobs
-from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+from opd_verl.sampling.rollouts import Sampler, prepare
 from opd_verl.sampling.shards import request_seed
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How responses are sampled and judged."""
-
-    settings: SamplingSettings
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    reward: RewardSettings = field(default_factory=RewardSettings)
-    workers: int | None = None
-    generate: Generate = generate_in_child
-
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Writes the rollouts files of jobs of one model; what is there already is kept."""
-        sample_jobs(jobs, self.settings, self.engine, self.reward, self.workers, self.generate)
 
 
 def round_sizes(trials: int, per_round: int) -> list[int]:

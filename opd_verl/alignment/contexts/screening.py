@@ -12,13 +12,12 @@ import numpy as np
 
 from opd_verl.alignment.contexts.prepare import Prepared
 from opd_verl.alignment.contexts.prompts import messages_with
-from opd_verl.alignment.contexts.rounds import Sampler
 from opd_verl.alignment.contexts.screening_table import BASELINE, Screened, screen, to_markdown
 from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.data.files import replace_column, take
 from opd_verl.eval.estimators import Array
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.rollouts import Job, accuracies, prepare
+from opd_verl.sampling.rollouts import Job, Sampler, accuracies, prepare
 from opd_verl.utils.files import finite, write_json, write_text
 
 

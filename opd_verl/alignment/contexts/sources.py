@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from opd_verl.alignment.contexts.demonstrations import SCORES, Texts, demonstrate, needed, texts
-from opd_verl.alignment.contexts.rounds import Sampler
 from opd_verl.alignment.contexts.settings import LARGE, SUMMARIES, ContextSettings
 from opd_verl.alignment.contexts.summaries import Summaries, summarise
 from opd_verl.config.errors import ConfigError
@@ -15,6 +14,7 @@ from opd_verl.data.judged import Judged
 from opd_verl.data.prompts import rows_of
 from opd_verl.data.rows import BadRow, bare_question
 from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
+from opd_verl.sampling.rollouts import Sampler
 from opd_verl.sampling.settings import SamplingSettings
 
 

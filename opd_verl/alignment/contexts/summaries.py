@@ -7,13 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from opd_verl.alignment.contexts.demonstrations import SCORES, Texts
-from opd_verl.alignment.contexts.rounds import Sampler, ask_in_rounds
+from opd_verl.alignment.contexts.rounds import ask_in_rounds
 from opd_verl.alignment.contexts.settings import SUMMARIES
 from opd_verl.data.files import replace_column, take
 from opd_verl.data.judged import Judged
 from opd_verl.data.prompts import rows_of
 from opd_verl.data.rows import bare_question
 from opd_verl.sampling.prompts import Model, check_lengths, encode
+from opd_verl.sampling.rollouts import Sampler
 
 PROMPT = """\
 Condense the solution below to its key reasoning steps and its final answer. Keep both as they are, right or wrong: \
