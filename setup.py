@@ -69,7 +69,7 @@ setup(
     description="On-policy distillation as a verl recipe: `python -m verl.trainer.main_ppo recipe=opd`",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["opd_verl*", "hydra_configs*"]),
-    package_data={"hydra_configs": ["**/*.yaml"], "opd_verl.report": ["*.css", "*.js"]},
+    package_data={"hydra_configs": ["**/*.yaml"], "opd_verl": ["py.typed"], "opd_verl.report": ["*.css", "*.js"]},
     entry_points={
         "verl.plugins": ["opd_verl = opd_verl.plugin"],
         "vllm.general_plugins": ["opd_verl_cpu = opd_verl.cpu.vllm_plugin:keep_weights_loadable"],
