@@ -11,7 +11,7 @@ bin="$(cd "${OPD_VENV:-.venv}" && pwd)/bin"
 if [[ $# -gt 0 ]]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-find .ci/run launch recipes tests/unit/slurm/squeue tests/unit/slurm/scontrol -type f \
+find .ci/run launch recipes tests/unit/launch/slurm/squeue tests/unit/launch/slurm/scontrol -type f \
   \( -name '*.sh' -o -name '*.sbatch' -o ! -name '*.*' \) -exec "$bin/shellcheck" -x {} +
 "$bin/basedpyright" --pythonpath "$bin/python"
 OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -m "not by_hand" -n 2 --dist loadfile --no-loadscope-reorder --durations=15

@@ -128,7 +128,7 @@ def test_grpo_goes_on_from_a_checkpoint_of_opd_by_the_recipe_alone(
 def test_wandb_has_both_attempts_as_one_run_on_disk_without_a_network(
     sampled: tuple[Steps, Path], after_grpo: tuple[Steps, Path]
 ) -> None:
-    """Two recipes, so that verl's own classes are under the same callback; the group and the kind: test_tracking.py."""
+    """Two recipes, so that verl's own classes are under the same callback; the group and the kind: test_callback.py."""
     name = (sampled[1] / "wandb_run_id").read_text().strip()
     for folder in (sampled[1], after_grpo[1]):
         (file,) = folder.glob("wandb/offline-run-*/*.wandb")

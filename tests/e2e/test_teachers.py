@@ -31,7 +31,7 @@ def teachers(models: Paths, trained: str, student: str) -> str:
     return f"+opd.teachers={{trained: {{path: {paths[0]}, {trained}}}, student: {{path: {paths[1]}, {student}}}}}"
 
 
-@pytest.mark.by_hand  # two minutes that CI has no room for; test_several_teachers.py routes on real Ray actors
+@pytest.mark.by_hand  # two minutes that CI has no room for; unit tests route on real Ray actors: test_several.py
 def test_two_teachers_routed_by_the_data_source_go_on_from_a_checkpoint_of_grpo(
     main_ppo: Run, models: Paths, two_sources: Path, after_grpo: tuple[Steps, Path]
 ) -> None:

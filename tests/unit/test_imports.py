@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import PACKAGE
 
-PACKAGE = Path(__file__).parents[2] / "opd_verl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PURE_FOLDERS = ("objectives", "fused", "metrics")
 PURE_MODULES = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_recipes import clean_env, run_main
+from recipes_harness import clean_env, run_main
 
 from opd_verl.cpu.patches import VllmCpuFinder, deduplicate_gloo
 from opd_verl.cpu.selected import cpu_selected

@@ -1,6 +1,7 @@
 """Plain sentences: a docstring begins with its subject or verb, and a variable has the name of what it holds."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,5 +71,12 @@ def test_the_rules_are_seen(source: str) -> None:
 
 
 def test_an_ordinary_file_passes() -> None:
-    source = '"""Scores of a step."""\nwhatever = 1\n"""Whatever counts. As it is."""\n\ndef f(rollout):\n    return rollout.one\n'
+    source = '"""Scores of a step."""\nwhatever = 1\n"""Whatever counts. As it is."""\n'
+    source += "\ndef f(rollout):\n    return rollout.one\n"
     assert not complaints(Path("sample.py"), source)
+
+
+if __name__ == "__main__":  # as a pre-commit hook: the files are the arguments
+    broken = [line for name in sys.argv[1:] for line in complaints(Path(name), Path(name).read_text())]
+    print(*broken, sep="\n", end="\n" if broken else "")
+    sys.exit(bool(broken))

@@ -1,0 +1,3 @@
+"""Fixtures of these tests."""
+
+from head_harness import micro_batch  # noqa: F401

@@ -1,0 +1,180 @@
+"""A teacher behind an inference server: verl's answers become states, and what is no answer becomes an error.
+
+The server here is a Ray actor that answers as verl's does (`extract_prompt_logprobs` makes its lists), from a model
+that transformers runs. The real one is in tests/e2e/test_main_ppo.py.
+"""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from places import PYTHONPATH
+from pool_harness import CLOSE, LIMIT, REQUESTS, VOCAB, K, assert_right, item
+from scorer_harness import reference, request
+from tiny_models import save_tiny_qwen3, tiny_qwen3
+
+from opd_verl.teacher.client.pool import TeacherPool
+from opd_verl.teacher.replica.actor import TeacherActor
+from opd_verl.teacher.score import ScoreRequest
+from opd_verl.teacher.scoring.server_scorer import ONLY_LOG_PROBS, rollout_state
+from opd_verl.teacher.settings import TeacherSettings
+from opd_verl.teacher.wire import decode
+
+SETTINGS = TeacherSettings(topk=K, wire_dtype="float32", max_tokens_per_batch=60, keep_hidden=False)
+
+
+class Server:
+    """verl's vLLMHttpServer as a teacher meets it. `broken` says what it does wrong, and for which keys."""
+
+    def __init__(self) -> None:
+        self.model = tiny_qwen3(VOCAB)
+        self.asked: list[tuple[str, int]] = []
+        self.broken: dict[str, str] = {}
+
+    async def generate(self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any]) -> Any:
+        count = sampling_params["prompt_logprobs"]
+        self.asked.append((request_id, count))
+        how = next((how for key, how in self.broken.items() if request_id.startswith(f"{key}.")), "")
+        if how == "raises":
+            raise RuntimeError("planted in the server")
+        if how == "aborts":
+            return SimpleNamespace(extra_fields={}, stop_reason="aborted")
+        if how == "mixes up":
+            prompt_ids = [(token + 1) % LIMIT for token in prompt_ids]
+        return SimpleNamespace(extra_fields=self.answer(prompt_ids, count), stop_reason="completed")
+
+    def answer(self, ids: list[int], count: int) -> dict[str, Any]:
+        from verl.workers.rollout.vllm_rollout.utils import extract_prompt_logprobs
+
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([ids])).logits[0, :, :LIMIT]
+        rows: list[Any] = [None]
+        for log_q, token in zip(logits.log_softmax(-1)[:-1], ids[1:], strict=True):
+            order = log_q.argsort(descending=True).tolist()
+            wanted = dict.fromkeys([token, *order[:count]])
+            rows.append({one: SimpleNamespace(logprob=float(log_q[one]), rank=order.index(one) + 1) for one in wanted})
+        found: dict[str, Any] = {}
+        extract_prompt_logprobs(SimpleNamespace(prompt_logprobs=rows), count, found)  # type: ignore[arg-type]
+        return found
+
+    def breaks(self, broken: dict[str, str]) -> None:
+        self.broken = broken
+
+    def ids(self) -> list[tuple[str, int]]:
+        return self.asked
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_qwen3(tmp_path_factory.mktemp("teacher"), VOCAB, LIMIT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    paths = {"env_vars": {"PYTHONPATH": PYTHONPATH}}
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env=paths)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    handle = ray.remote(Server).remote()
+    yield handle
+    ray.kill(handle)
+
+
+@pytest.fixture
+def actor(model_path: str, server: Any) -> TeacherActor:
+    return TeacherActor(model_path, SETTINGS, server=server)
+
+
+def collect(actor: TeacherActor, requests: list[ScoreRequest], topk: int = 0) -> list[bytes | str]:
+    return actor.collect([(*item(one), None) for one in requests], 1, topk=topk, entropy=False)
+
+
+def test_sampled_tokens_and_top_k_are_those_of_the_float64_forward_pass(actor: TeacherActor) -> None:
+    answers = collect(actor, REQUESTS, topk=K)
+    assert [decode(data)[:2] for data in answers if isinstance(data, bytes)] == [(r.key, r.checksum) for r in REQUESTS]
+    scores = [decode(data)[2] for data in answers if isinstance(data, bytes)]
+    assert_right(scores)
+    for asked, score in zip(REQUESTS, scores, strict=True):
+        top = reference(tiny_qwen3(VOCAB), asked, LIMIT).topk(K)
+        assert score.entropy is None and score.topk_ids is not None and score.topk_log_q is not None
+        assert torch.equal(score.topk_ids.long(), top.indices)
+        torch.testing.assert_close(score.topk_log_q.double(), top.values, **CLOSE)
+
+
+def test_each_rollout_is_asked_once_and_for_the_top_k_once_more(actor: TeacherActor, server: Any) -> None:
+    actor.submit([item(one) for one in REQUESTS], step=1)
+    collect(actor, REQUESTS)
+    collect(actor, REQUESTS, topk=K)
+    asked = ray.get(server.ids.remote())
+    assert len({name for name, _ in asked}) == len(asked), "every request of a server has an id of its own"
+    assert sorted((name.rsplit(".", 2)[0], count) for name, count in asked) == sorted(
+        (one.key, count) for one in REQUESTS for count in (0, K)
+    )
+
+
+def test_without_top_k_the_server_is_asked_for_the_sampled_token_alone(model_path: str, server: Any) -> None:
+    actor = TeacherActor(model_path, TeacherSettings(keep_hidden=False), server=server)
+    assert_right([decode(data)[2] for data in collect(actor, REQUESTS) if isinstance(data, bytes)])
+    assert {count for _, count in ray.get(server.ids.remote())} == {0}
+
+
+@pytest.mark.parametrize(
+    ("how", "why"), [("raises", "planted in the server"), ("aborts", "no log-probs (aborted)"), ("mixes up", "tokens")]
+)
+def test_what_is_no_answer_fails_its_own_rollout_alone(actor: TeacherActor, server: Any, how: str, why: str) -> None:
+    ray.get(server.breaks.remote({REQUESTS[5].key: how}))
+    answers = collect(actor, REQUESTS)
+    assert [index for index, answer in enumerate(answers) if isinstance(answer, str)] == [5]
+    assert why in str(answers[5]) and REQUESTS[5].key in str(answers[5])
+
+
+@pytest.mark.by_hand
+def test_a_dead_server_is_said_for_every_rollout_and_its_pool_asks_the_other(model_path: str, server: Any) -> None:
+    dead = ray.remote(Server).remote()
+    ray.get(dead.ids.remote())
+    pool = TeacherPool.start(model_path, SETTINGS, 2, name_prefix="served", servers=[dead, server], timeout_s=60)
+    ray.kill(dead)
+    scores = pool.collect(REQUESTS, None, step=1, entropy=False)
+    assert_right(scores)
+    assert pool.stats()["rollouts_retried"] > 0
+    actor = TeacherActor(model_path, SETTINGS, server=dead)
+    answers = collect(actor, REQUESTS)
+    assert all(isinstance(answer, str) and "inference server is lost" in answer for answer in answers)
+
+
+def test_what_a_server_cannot_give_is_refused(actor: TeacherActor) -> None:
+    at_ids = [(*item(REQUESTS[1]), np.zeros((5, 2), dtype=np.int32))]
+    with pytest.raises(ValueError, match="log-probs at ids asked of a teacher that keeps no hidden states"):
+        actor.collect(at_ids, 1)
+    for ask in (actor.lm_head, lambda: actor.reload("nowhere")):
+        with pytest.raises(ValueError, match=ONLY_LOG_PROBS[:40]):
+            ask()
+
+
+def test_the_generated_token_needs_a_position_too(actor: TeacherActor) -> None:
+    actor.scorer.check(request("fits", 100, 27))
+    with pytest.raises(ValueError, match="exceeds the teacher's max_position_embeddings=128"):
+        actor.scorer.check(request("one too many", 100, 28))
+
+
+def test_an_id_of_no_token_in_the_top_k_is_an_error() -> None:
+    one = request("k", 2, 1)
+    sampled = {"prompt_ids": [[0], [int(one.response_ids[0])], [0]], "prompt_logprobs": [[0.0], [-1.0], [0.0]]}
+    top = {"prompt_ids": [[0], [LIMIT], [0]], "prompt_logprobs": [[0.0], [-0.5], [0.0]]}
+    sampled, top = (SimpleNamespace(extra_fields=fields, stop_reason="completed") for fields in (sampled, top))
+    assert rollout_state(one, LIMIT + 1, 1, sampled, top).topk_ids.tolist() == [[LIMIT]]  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match=f"top-k holds id {LIMIT}"):
+        rollout_state(one, LIMIT, 1, sampled, top)
+
+
+def test_as_many_servers_as_replicas(model_path: str, server: Any) -> None:
+    with pytest.raises(ValueError, match="2 teacher replicas of 1 shards for 1 inference servers"):
+        TeacherPool.start(model_path, SETTINGS, 2, name_prefix="few", servers=[server])
