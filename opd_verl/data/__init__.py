@@ -1,4 +1,1 @@
-"""Data preparation: known sets to verl parquet, de-duplication, subsets, templates, contexts and SFT files.
-
-`python -m opd_verl.data --help` lists the commands.
-"""
+"""Data files: known sets as verl parquet, de-duplication, rollouts, subsets, templates, contexts, SFT files."""

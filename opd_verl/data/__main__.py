@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from opd_verl.config.errors import ConfigError
-from opd_verl.data import contexts, convert, dedup, sft, subsets, template
-from opd_verl.data import rollouts as rollouts
+from opd_verl.data import contexts, convert, dedup, rollouts, sft, subsets, template
 from opd_verl.sampling.child import ChildError
 
 
 class Command(Protocol):
-    """A module that is a command: its docstring is the help text, whose first line ends the list of commands."""
+    """A module that is a command. Its docstring is its help text; the first line stands in the list of commands."""
 
     __doc__: str | None
 
@@ -25,7 +24,7 @@ class Command(Protocol):
         ...
 
     def run(self, options: argparse.Namespace) -> object:
-        """Does the work. Raises ConfigError for what the user can mend."""
+        """Runs the command. Raises ConfigError where the user can mend the input."""
         ...
 
 
@@ -41,7 +40,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `options.run` is the chosen one's."""
+    """Builds the parser of all commands; `options.run` then holds the function of the chosen command."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m opd_verl.data", description=__doc__, formatter_class=form)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -54,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status is 1 where it was refused."""
+    """Runs one command. Returns the exit status: 1 where the command refused its input."""
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)

@@ -3,14 +3,14 @@
   python -m opd_verl.data contexts train.parquet --rollouts rollouts.parquet --correct 3 --wrong 1 --needs 3c \\
       --out train-contexts.parquet
 
-Writes extra_info.correct and extra_info.wrong: per question the first finished correct, or wrong, responses in the
-order of the rollouts, files as given, no text twice. --use-solution puts the data set's own solution before them.
---summaries does the same for extra_info.correct_summaries and wrong_summaries: rollouts files whose responses are
-summaries, each with the score of what it sums up. --large fills extra_info.correct_large from the correct responses in
-a larger model's rollouts.
+extra_info.correct and extra_info.wrong get the first correct and the first wrong responses of each question, in the
+order of the files and of the rollouts in them. A response that was cut at the length limit is left out, and no text is
+taken twice. --use-solution puts the data set's own solution first. --summaries fills extra_info.correct_summaries and
+extra_info.wrong_summaries from files whose responses are summaries, each scored as the response that it summarises.
+--large fills extra_info.correct_large from the correct responses of a larger model.
 
---needs CONTEXT leaves out the rows that have too little for it: they are counted, and written to OUT with the suffix
-.removed.jsonl.
+--needs CONTEXT removes each row that has too few texts for that context. Removed rows are counted, and written to OUT
+with the suffix .removed.jsonl.
 """
 
 import argparse
@@ -31,18 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `contexts`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="verl parquet")
     parser.add_argument("--rollouts", type=Path, nargs="+", required=True, help="judged rollouts of FILE's prompts")
-    parser.add_argument("--summaries", type=Path, nargs="+", default=[], help="the same, with summaries as responses")
+    parser.add_argument(
+        "--summaries", type=Path, nargs="+", default=[], help="judged rollouts with summaries as responses"
+    )
     parser.add_argument("--large", type=Path, nargs="+", default=[], help="judged rollouts of a larger model")
     parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
-    parser.add_argument("--correct", type=int, default=3, help="the most correct texts of a row; default 3")
-    parser.add_argument("--wrong", type=int, default=1, help="the most wrong texts of a row; default 1")
+    parser.add_argument("--correct", type=int, default=3, help="largest number of correct texts per row; default 3")
+    parser.add_argument("--wrong", type=int, default=1, help="largest number of wrong texts per row; default 1")
     parser.add_argument("--use-solution", action="store_true", help="extra_info.solution is the first correct text")
-    parser.add_argument("--needs", choices=tuple(CONTEXT_HOOKS), help="keep only rows that have enough for it")
-    parser.add_argument("--key", choices=KEYS, default=KEYS[0], help="what tells that rows of two files are the same")
+    parser.add_argument("--needs", choices=tuple(CONTEXT_HOOKS), help="keep rows with enough texts for this context")
+    parser.add_argument("--key", choices=KEYS, default=KEYS[0], help="field that matches the rows of two files")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Reads, fills, writes and reports."""
+    """Fills the rows and writes them. Prints the counts."""
     if min(options.correct, options.wrong) < 0:
         raise ConfigError("--correct/--wrong", (options.correct, options.wrong), "below 0", "give 0 or more")
     table = read_table(options.file)
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
 def _filled(
     table: pa.Table, names: Sequence[str], rollouts: Sequence[dict[str, Judged]], options: argparse.Namespace
 ) -> list[Row]:
-    """Every row's `extra_info` with its texts."""
+    """Returns every row's `extra_info`, with the texts filled in."""
     own = [info(row) for row in rows_of(table)]
     if options.use_solution and not any(extra.get("solution") for extra in own):
         problem = f"no row of {options.file} has extra_info.solution"
@@ -88,21 +90,21 @@ def _filled(
 def fill(
     key: str, files: Sequence[Mapping[str, Judged]], own: str | None, correct: int, wrong: int, kind: str
 ) -> dict[str, list[str]]:
-    """A row's `correct<kind>` and `wrong<kind>`; `own`, if there is one, is the first correct text."""
+    """Returns a row's lists `correct<kind>` and `wrong<kind>`; the text `own`, if given, is the first correct one."""
     judged = [file[key] for file in files if key in file]
-    good = [*filter(None, [own]), *(text for one in judged for text in finished_texts(one, 1.0))]
-    bad = [text for one in judged for text in finished_texts(one, 0.0)]
+    good = [*filter(None, [own]), *(text for rollouts in judged for text in finished_texts(rollouts, 1.0))]
+    bad = [text for rollouts in judged for text in finished_texts(rollouts, 0.0)]
     return {f"correct{kind}": list(dict.fromkeys(good))[:correct], f"wrong{kind}": list(dict.fromkeys(bad))[:wrong]}
 
 
 def finished_texts(judged: Judged, score: float) -> list[str]:
-    """The responses with this score that ended by themselves and are not empty, in their order."""
-    every = zip(judged.responses, judged.finished, judged.scores, strict=True)
-    return [text for text, finished, found in every if finished and found == score and text.strip()]
+    """Returns the finished, non-empty responses with this score, in their order."""
+    responses = zip(judged.responses, judged.finished, judged.scores, strict=True)
+    return [text for text, finished, scored in responses if finished and scored == score and text.strip()]
 
 
 def lacks(extra_info: Row, context: str | None) -> str:
-    """What the context named does not find in the row; empty if it finds all, or none is named."""
+    """Says what the context lacks in this row. Empty: the row has all texts, or no context is named."""
     if context is None:
         return ""
     try:

@@ -5,11 +5,11 @@
   python -m opd_verl.data convert dapo-math-17k.parquet --template dapo --out data/dapo.parquet        # verl's format
 
 Columns: data_source, prompt, ability, reward_model {style, ground_truth}, extra_info {split, index, question, template,
-solution, ...}. `question` is bare: a known instruction that the row brings is taken off before the template is put on.
-`index` is text (verl joins no files in which one field has two types). A row in verl's format keeps its answer and its
-other columns.
+solution, ...}. `question` is the bare question: a known instruction in the row is removed before the template is
+applied. `index` is text, because verl does not join files in which a field has two types. A row that is in verl's
+format already keeps its answer and its other columns.
 
-Bad rows are shown on stderr, counted by reason, and written to OUT with the suffix .bad.jsonl; none is dropped unsaid.
+Bad rows are shown on stderr, counted by reason, and written to OUT with the suffix .bad.jsonl. None is lost silently.
 """
 
 import argparse
@@ -45,16 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("set", metavar="NAME_OR_FILE", help=f"a file in verl's format, or one of {', '.join(SETS)}")
     parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
     parser.add_argument("--source", type=Path, help="local parquet, jsonl or json file of the set, in place of the hub")
-    parser.add_argument("--split", choices=("train", "test"), help="default: the set's first, or what the rows say")
+    parser.add_argument(
+        "--split", choices=("train", "test"), help="default: the set's first split, or what the rows say"
+    )
     parser.add_argument(
         "--template", default="boxed", help=f"{', '.join(TEMPLATES)} or your own text with {{question}}"
     )
-    parser.add_argument("--limit", type=int, help="read only the first so many rows")
+    parser.add_argument("--limit", type=int, help="read only this many rows")
     parser.add_argument("--strict", action="store_true", help="any bad row is an error, and nothing is written")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Reads, converts, writes and reports."""
+    """Converts the rows and writes them. Prints the counts."""
     known, template = SETS.get(options.set), template_text(options.template)
     if not known and (options.source or not Path(options.set).is_file()):
         problem = "not a known set" if options.source else "neither a known set nor a file"
@@ -64,11 +66,11 @@ def run(options: argparse.Namespace) -> None:
     bad = BadRows(unit(path))
     table = convert(first(records, options.limit), known, options.split, template, bad)
     bad.write(options.out.with_suffix(".bad.jsonl"))
-    read = table.num_rows + len(bad.found)
+    read = table.num_rows + len(bad.rows)
     if not table.num_rows:
-        remedy = "check the file, or name the set that it is of: `convert gsm8k --source FILE`"
+        remedy = "check the file, or name its data set: `convert gsm8k --source FILE`"
         raise ConfigError("file", str(path or options.set), f"no good row: read {read}, {bad}", remedy)
-    if options.strict and bad.found:
+    if options.strict and bad.rows:
         raise ConfigError("--strict", True, f"read {read}, {bad}", "mend the rows, or leave --strict out")
     write_table(table, options.out)
     print(f"read {read}, written {table.num_rows}, {bad} -> {options.out}")
@@ -77,14 +79,14 @@ def run(options: argparse.Namespace) -> None:
 def _split(known: KnownSet, options: argparse.Namespace) -> str:
     split = options.split or next(iter(known.splits))
     if split not in known.splits:
-        raise ConfigError("--split", split, f"{options.set} has only {', '.join(known.splits)}", "choose this one")
+        raise ConfigError("--split", split, f"{options.set} has only {', '.join(known.splits)}", "choose one of these")
     return split
 
 
 def convert(
     records: Iterable[Record], known: KnownSet | None, split: str | None, template: str, bad: BadRows
 ) -> pa.Table:
-    """The good rows as a table; the others go to `bad`. Rows are kept as Arrow's, so that millions of them fit."""
+    """Returns the good rows as a table, and adds the others to `bad`."""
     default = next(iter(known.splits)) if known else "train"
     tables, rows = [make_table([])], []
     for number, row in _good(tqdm(records, unit=" rows", disable=None), bad):
@@ -92,6 +94,7 @@ def convert(
             rows.append(_verl_row(row, number - 1, known, split, default, template))
         except BadRow as error:
             bad.add(number, error, row)
+        # Rows are kept as Arrow's arrays, which need far less memory than dicts: sets have millions of rows.
         if len(rows) == ROWS_AT_ONCE:
             tables.append(make_table(rows))
             rows = []
@@ -119,7 +122,7 @@ def _verl_row(row: Row, index: int, known: KnownSet | None, split: str | None, d
 
 
 def from_verl(row: Row, data_source: str) -> Row:
-    """A row in verl's format with its question found and its answer checked. Raises BadRow."""
+    """Returns a verl row with its bare question added and its answer checked. Raises BadRow."""
     reward_model = column(row, "reward_model")
     if not isinstance(reward_model, dict):
         raise BadRow("wrong type", f"reward_model is of type {type(reward_model).__name__}")
@@ -132,7 +135,7 @@ def from_verl(row: Row, data_source: str) -> Row:
 
 
 def from_raw(row: Row, known: KnownSet) -> Row:
-    """A raw row of a known set in verl's format, its prompt not yet under a template. Raises BadRow."""
+    """Returns a raw row of a known set in verl's format, not yet under a template. Raises BadRow."""
     question = question_text(strip(question_text(known.question(row))))
     answer, solution = answer_text(known.answer(row)), known.solution(row)
     kept = {name: str(row[name]) for name in known.keep if row.get(name) is not None}

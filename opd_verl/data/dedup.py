@@ -1,11 +1,11 @@
-"""Remove the rows of a file whose question also is in other files, and the file's own duplicates (Rethinking C.3).
+"""Remove rows whose question is also in other files, and the file's own duplicates (Rethinking C.3).
 
   python -m opd_verl.data dedup deepmath.parquet --against dapo.parquet math500.parquet --out deepmath-deduped.parquet
 
-Questions are compared without their template, in lower case, without white space, LaTeX spacing, `$` and punctuation;
-beyond that, two whose word 5-grams have a Jaccard similarity of --threshold or more are near-duplicates. Of duplicates
-within FILE the first stays. A question that differs only in its numbers can be a near-duplicate if it is long: the
-removed rows are in OUT with the suffix .removed.jsonl, each with what it matches and how well.
+Questions are compared without template, white space, LaTeX spacing, `$` and punctuation, in lower case. Two questions
+are near-duplicates where the Jaccard similarity of their word 5-grams is at least --threshold. The first of several
+duplicates within FILE stays. A long question that differs only in its numbers can count as a near-duplicate: look at
+the removed rows, which are written to OUT with the suffix .removed.jsonl, each with its match and similarity.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from opd_verl.data.rows import Row
 
 
 class Origin(NamedTuple):
-    """Where a question stands."""
+    """The place of a question."""
 
     file: str
     row: int
-    """From 1."""
+    """Row number, from 1."""
     question: str
 
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Reads, compares, writes and reports."""
+    """Removes the duplicates and writes the other rows. Prints the counts."""
     if not 0 < options.threshold <= 1:
         raise ConfigError("--threshold", options.threshold, "not above 0 and at most 1", "0.8 is the default")
     if options.keep_internal and not options.against:
@@ -51,13 +51,13 @@ def run(options: argparse.Namespace) -> None:
     against = list(chain.from_iterable(map(_origins, options.against)))
     own = [Origin(str(options.file), row, text) for row, text in enumerate(questions(table, options.file), start=1)]
     threshold = None if options.exact else options.threshold
-    found = duplicates([q.question for q in own], [q.question for q in against], threshold, not options.keep_internal)
-    kept = [place for place in range(len(own)) if place not in found]
+    matches = duplicates([q.question for q in own], [q.question for q in against], threshold, not options.keep_internal)
+    kept = [place for place in range(len(own)) if place not in matches]
     if not kept:
         raise ConfigError("FILE", str(options.file), f"all {len(own)} rows are duplicates", "see --against")
-    write_lines(removed(found, own, against), options.out.with_suffix(".removed.jsonl"))
+    write_lines(removed(matches, own, against), options.out.with_suffix(".removed.jsonl"))
     write_table(take(table, kept), options.out)
-    print(f"read {len(own)}, written {len(kept)}, removed {summary(found, len(against))} -> {options.out}")
+    print(f"read {len(own)}, written {len(kept)}, removed {summary(matches, len(against))} -> {options.out}")
 
 
 def _origins(path: Path) -> list[Origin]:
@@ -65,8 +65,8 @@ def _origins(path: Path) -> list[Origin]:
     return [Origin(str(path), row, text) for row, text in enumerate(questions(table, path), start=1)]
 
 
-def removed(found: dict[int, Match], own: Sequence[Origin], against: Sequence[Origin]) -> list[Row]:
-    """The removed rows, each with the row it matches."""
+def removed(matches: dict[int, Match], own: Sequence[Origin], against: Sequence[Origin]) -> list[Row]:
+    """Returns the removed rows, each with the row that it matches."""
     every = [*against, *own]
     return [
         {
@@ -76,12 +76,12 @@ def removed(found: dict[int, Match], own: Sequence[Origin], against: Sequence[Or
             "similarity": round(match.score, 4),
             "matches": every[match.place]._asdict(),
         }
-        for place, match in found.items()
+        for place, match in matches.items()
     ]
 
 
-def summary(found: dict[int, Match], against: int) -> str:
-    """How many by where the match is and how good it is."""
-    kinds = Counter((match.place >= against, match.kind) for match in found.values())
+def summary(matches: dict[int, Match], against: int) -> str:
+    """Counts the matches by the file and the kind; `against`: number of questions in the other files."""
+    kinds = Counter((match.place >= against, match.kind) for match in matches.values())
     counts = [kinds[inside, kind] for inside in (False, True) for kind in ("exact", "near")]
-    return "{} (against others: exact {}, near {}; within FILE: exact {}, near {})".format(len(found), *counts)
+    return "{} (against others: exact {}, near {}; within FILE: exact {}, near {})".format(len(matches), *counts)

@@ -1,10 +1,9 @@
-"""Parquet tables in and out. A file is written beside its place and then moved there: it is whole or absent."""
+"""Reads and writes parquet tables and JSON lines. A file is written elsewhere and then moved: it is whole or absent."""
 
 import json
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,16 +14,20 @@ from opd_verl.utils.files import whole
 
 
 def parquet(text: str) -> Path:
-    """An argument that names a parquet file."""
+    """Parses a command-line argument that names a parquet file."""
     if not text.endswith(".parquet"):
         raise ArgumentTypeError(f"{text!r} does not end in .parquet")
     return Path(text)
 
 
 def read_table(path: Path, columns: Sequence[str] = ("prompt",), only: bool = False) -> pa.Table:
-    """A parquet file that has `columns`, with all of its columns, or `only` these and `extra_info` if it is there.
+    """Reads a parquet file that must have `columns`.
 
-    Raises ConfigError if the file cannot be read or lacks one of them.
+    Args:
+        only: read these columns and `extra_info` alone, not the file's other columns.
+
+    Raises:
+        ConfigError: the file cannot be read, or lacks a column.
     """
     try:
         there = pq.read_schema(path).names
@@ -39,14 +42,14 @@ def read_table(path: Path, columns: Sequence[str] = ("prompt",), only: bool = Fa
     raise ConfigError("file", str(path), problem, "`convert` makes files of prompts, `rollouts` files of rollouts")
 
 
-def make_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows as a table of every column that one of them has. Raises ConfigError where a column is of several types."""
+def make_table(rows: Sequence[Mapping[str, object]]) -> pa.Table:
+    """Makes a table of all columns that any row has. Raises ConfigError where a column has several types."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: _array(name, [row.get(name) for row in rows]) for name in names})
 
 
 def join(tables: Iterable[pa.Table]) -> pa.Table:
-    """The tables below each other. Raises ConfigError where a column is of several types."""
+    """Puts the tables below each other. Raises ConfigError where a column has several types."""
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowTypeError as error:
@@ -54,29 +57,28 @@ def join(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def take(table: pa.Table, places: Sequence[int]) -> pa.Table:
-    """The rows at these places, in this order; there may be none."""
+    """Returns the rows at these places, in this order."""
+    # The type is named since Arrow makes an empty list an array of nulls, which `take` refuses.
     return table.take(pa.array(places, pa.int64()))
 
 
-def replace_column(table: pa.Table, name: str, values: Sequence[Any]) -> pa.Table:
-    """The table with a column of new values, in its old place or else at the end."""
+def replace_column(table: pa.Table, name: str, values: Sequence[object]) -> pa.Table:
+    """Returns the table with new values in a column; a new column goes to the end."""
     place = table.schema.get_field_index(name)
     array = _array(name, values)
     return table.append_column(name, array) if place < 0 else table.set_column(place, name, array)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Writes a parquet file; a column without any value becomes one of texts.
-
-    What pandas or datasets noted about the columns of the file it came from is dropped: it need not hold any more.
-    """
+    """Writes a parquet file. A column without any value becomes a column of texts."""
+    # A schema of fields alone drops the notes of pandas and `datasets` on the old columns, which may be wrong by now.
     schema = pa.schema([field.with_type(_typed(field.type)) for field in table.schema])
     with whole(path) as unfinished:
         pq.write_table(table.cast(schema), unfinished)
 
 
 def write_lines(rows: Sequence[Row], path: Path) -> None:
-    """Writes one JSON object a line; without rows, no file is left there, not even an older one."""
+    """Writes one JSON object per line. Without rows it removes the file, so that no older one is taken for the new."""
     if not rows:
         path.unlink(missing_ok=True)
         return
@@ -84,7 +86,7 @@ def write_lines(rows: Sequence[Row], path: Path) -> None:
         unfinished.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
-def _array(name: str, values: Sequence[Any]) -> pa.Array:
+def _array(name: str, values: Sequence[object]) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -92,7 +94,7 @@ def _array(name: str, values: Sequence[Any]) -> pa.Array:
 
 
 def _typed(kind: pa.DataType) -> pa.DataType:
-    """The type with texts in place of parquet's null type, which other readers do not all know."""
+    """Replaces parquet's null type by text, at any depth: some readers do not know the null type."""
     if pa.types.is_null(kind):
         return pa.string()
     if pa.types.is_list(kind):

@@ -1,6 +1,6 @@
-"""Files of rollouts, as `rollouts` writes them: of each prompt the lists `responses`, `finished` and `scores`.
+"""Reads files of rollouts: each row has a prompt and the lists `responses`, `finished` and `scores`.
 
-`finished` says that a response ended by itself; a score is 1.0 (correct), 0.0 (wrong) or null (not judged).
+`finished` says that a response ended by itself. A score is 1.0 (correct), 0.0 (wrong) or null (not judged).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Judged:
 
 
 def check_rollouts(rows: Sequence[Row], path: Path) -> None:
-    """Raises ConfigError for lists that are missing or of several lengths, and scores but 1.0, 0.0 and null."""
+    """Raises ConfigError where a list is missing, lengths differ, or a score is not 1.0, 0.0 or null."""
     for number, row in enumerate(rows, start=1):
         lengths = {name: None if values is None else len(values) for name, values in row.items()}
         if None in lengths.values() or len(set(lengths.values())) > 1:
@@ -37,25 +37,25 @@ def check_rollouts(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_judged(path: Path, key: str, responses: bool = True) -> dict[str, Judged]:
-    """Rollouts by the key of their question; several rows of one question are joined.
+    """Returns the rollouts by the key of their question; several rows of one question are joined.
 
     Args:
         key: "question" or "index".
-        responses: whether the texts are wanted; without them `Judged.responses` is empty.
+        responses: whether to read the texts; without them `Judged.responses` is empty.
     """
     columns = ("finished", "scores", *(("responses",) if responses else ()))
     table = read_table(path, ("prompt", *columns), only=True)
     rows = table.select(list(columns)).to_pylist()
     check_rollouts(rows, path)
-    found: dict[str, Judged] = {}
+    by_key: dict[str, Judged] = {}
     for name, row in zip(keys(table, path, key), rows, strict=True):
-        judged = found.setdefault(name, Judged())
+        judged = by_key.setdefault(name, Judged())
         judged.responses += row.get("responses", [])
         judged.finished += row["finished"]
         judged.scores += row["scores"]
-    return found
+    return by_key
 
 
 def without_rollouts(table: pa.Table) -> pa.Table:
-    """The table's prompts alone."""
+    """Returns the table without the columns of the rollouts."""
     return table.drop_columns([name for name in ROLLOUT_COLUMNS if name in table.column_names])

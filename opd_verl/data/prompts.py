@@ -1,4 +1,4 @@
-"""The bare questions of a file of prompts, and the keys by which the rows of several files are told to be the same."""
+"""Reads the bare questions of a file of prompts, and the keys that match the rows of several files."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ KEYS = ("question", "index")
 
 
 def rows_of(table: pa.Table) -> list[Row]:
-    """Prompts and `extra_info`, if it is there, of a table, as rows."""
+    """Returns `prompt` and, if present, `extra_info` of every row."""
     return table.select([name for name in ("prompt", "extra_info") if name in table.column_names]).to_pylist()
 
 
 def questions(table: pa.Table, path: Path, *templates: str) -> list[str]:
-    """The bare question of every row; `templates` come off besides the known ones.
+    """Returns the bare question of every row; `templates` are removed besides the known templates.
 
-    Raises ConfigError where a prompt has no user message that is text.
+    Raises ConfigError where a prompt has no user message with text.
     """
     return [_question(row, number, path, templates) for number, row in enumerate(rows_of(table), start=1)]
 
@@ -34,15 +34,15 @@ def _question(row: Row, number: int, path: Path, templates: Sequence[str]) -> st
 
 
 def keys(table: pa.Table, path: Path, kind: str) -> list[str]:
-    """One key a row: its question up to white space, or `extra_info.index`.
+    """Returns a key per row: its question with single spaces, or `extra_info.index`.
 
     Raises ConfigError if an index is missing or not unique.
     """
     if kind == "question":
         return [" ".join(text.split()) for text in questions(table, path)]
-    found = [info(row).get("index") for row in rows_of(table)]
-    repeated = [value for value, count in Counter(found).items() if value is None or count > 1]
+    indices = [info(row).get("index") for row in rows_of(table)]
+    repeated = [value for value, count in Counter(indices).items() if value is None or count > 1]
     if repeated:
         problem = f"extra_info.index {repeated[0]!r} does not name one row of {path}"
         raise ConfigError("--key", kind, problem, "use --key question")
-    return [str(value) for value in found]
+    return [str(value) for value in indices]

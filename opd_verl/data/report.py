@@ -1,4 +1,4 @@
-"""What was left out, and why: counted, shown in part, and written whole beside the output."""
+"""Reports rows that were left out: counts by reason, the first ones on stderr, all of them in a file."""
 
 import sys
 from collections import Counter
@@ -11,30 +11,30 @@ SHOWN = 20
 
 
 class BadRows:
-    """The bad rows of one run. The first 20 are shown on stderr as they come."""
+    """The bad rows of one command. The first 20 are shown on stderr as they come."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
         """What the numbers count: "line" or "row"."""
-        self.found: list[Row] = []
+        self.rows: list[Row] = []
 
     def add(self, number: int, bad: BadRow, row: Row | None) -> None:
-        """Notes the row with this number, from 1."""
-        self.found.append({self.unit: number, "reason": bad.reason, "detail": bad.detail, "content": row})
-        if len(self.found) <= SHOWN:
+        """Notes a bad row; `number` counts from 1."""
+        self.rows.append({self.unit: number, "reason": bad.reason, "detail": bad.detail, "content": row})
+        if len(self.rows) <= SHOWN:
             print(f"{self.unit} {number}: {bad}", file=sys.stderr)
-        elif len(self.found) == SHOWN + 1:
-            print("... more of them; all are in the .bad.jsonl file", file=sys.stderr)
+        elif len(self.rows) == SHOWN + 1:
+            print("... and more: all are in the .bad.jsonl file", file=sys.stderr)
 
     def write(self, path: Path) -> None:
-        """Writes all of them, one JSON object a line."""
-        write_lines(self.found, path)
+        """Writes all bad rows, one JSON object per line."""
+        write_lines(self.rows, path)
 
     def __str__(self) -> str:
-        return f"bad {len(self.found)}{by_reason(Counter(row['reason'] for row in self.found))}"
+        return f"bad {len(self.rows)}{by_reason(Counter(row['reason'] for row in self.rows))}"
 
 
 def by_reason(counts: Counter[str]) -> str:
-    """Counts in brackets, the largest first; nothing if there are none."""
-    found = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
-    return f" ({found})" if found else ""
+    """Returns the counts in brackets, the largest first; empty without any."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+    return f" ({reasons})" if reasons else ""

@@ -1,90 +1,90 @@
-"""The known sets: where each is on the hub, and how question, answer and solution are read from one of its raw rows."""
+"""The known data sets: the hub name of each, and how to read question, answer and solution from its raw rows."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from opd_verl.data.rows import BadRow, Row, column, question_text
 from opd_verl.rewards import last_boxed
 
-Reader = Callable[[Row], Any]
+Column = Callable[[Row], object]
+"""Reads one value from a raw row. Raises BadRow."""
 BOTH = {"train": "train", "test": "test"}
 TRAIN = {"train": "train"}
 TEST = {"test": "test"}
 TEST_NAMED_TRAIN = {"test": "train"}
-"""A test set that the hub calls train, its only split."""
+"""A test set whose only split is called train on the hub."""
 
 
 @dataclass(frozen=True)
 class KnownSet:
-    """One set: the readers take a raw row and raise BadRow."""
+    """One data set."""
 
     repo: str
-    """On the hub; also the `data_source` of rows that do not name theirs."""
+    """Name on the hub; also the `data_source` of rows without one."""
     splits: Mapping[str, str]
-    """Our split: the hub's. The first is the default."""
-    question: Reader
+    """Split: its name on the hub. The first split is the default."""
+    question: Column
     """Text, bare or with a known instruction."""
-    answer: Reader
+    answer: Column
     """Text or a number."""
-    solution: Reader = lambda row: None
+    solution: Column = lambda row: None
     """A worked solution, or None."""
     config: str | None = None
-    """Of the hub's data set."""
+    """Configuration of the hub's data set, where it has several."""
     keep: tuple[str, ...] = ()
-    """Raw columns that go to `extra_info`, as texts."""
+    """Raw columns that are kept in `extra_info`, as text."""
 
 
-def value(name: str) -> Reader:
-    """Reads one column, which must be there."""
+def value(name: str) -> Column:
+    """Reads a column that must be there."""
     return partial(column, name=name)
 
 
-def optional(name: str) -> Reader:
-    """Reads one column, None if it is not there."""
+def optional(name: str) -> Column:
+    """Reads a column; None if it is not there."""
     return lambda row: row.get(name)
 
 
 def after_hashes(row: Row) -> str:
-    """GSM8K: the number after `####`, without thousands separators."""
-    found = re.search(r"####\s*(-?[\d.,]+)\s*\Z", question_text(column(row, "answer")))
-    if not found:
+    """Reads GSM8K's answer: the number after `####`, without thousands separators."""
+    number = re.search(r"####\s*(-?[\d.,]+)\s*\Z", question_text(column(row, "answer")))
+    if not number:
         raise BadRow("unparsable answer", "it does not end in '#### number'")
-    return found.group(1).replace(",", "")
+    return number.group(1).replace(",", "")
 
 
 def without_calculator(row: Row) -> str:
-    """GSM8K: the rationale and its last line `#### number`, without the `<<16-3-4=9>>` of the calculator."""
+    """Reads GSM8K's solution with its last line `#### number`, without the calculator's `<<16-3-4=9>>`."""
     return re.sub(r"<<[^>]*>>", "", row["answer"])
 
 
 def boxed_in_solution(row: Row) -> str:
-    """MATH: what the solution's last `\\boxed{...}` holds, or the word after a `\\boxed` without braces."""
+    """Reads MATH's answer: the content of the last `\\boxed{...}`, or the word after a `\\boxed` without braces."""
     text = str(column(row, "solution") or "")
-    found = [word.rstrip(".") for word in re.findall(r"\\boxed\s+([^\s${]+)", text)]
+    answers = [word.rstrip(".") for word in re.findall(r"\\boxed\s+([^\s${]+)", text)]
     if (boxed := last_boxed(text)) is not None:
-        found.append(boxed)
-    if not found:
+        answers.append(boxed)
+    if not answers:
         raise BadRow("unparsable answer", "there is no \\boxed{...} in the solution")
-    return found[-1]
+    return answers[-1]
 
 
-def final_answers(row: Row) -> Any:
-    """OlympiadBench: the list of answers, as one text."""
-    found = column(row, "final_answer")
-    return ",".join(map(str, found)) if isinstance(found, list) else found
+def final_answers(row: Row) -> object:
+    """Reads OlympiadBench's answers as one text."""
+    answers = column(row, "final_answer")
+    return ",".join(map(str, answers)) if isinstance(answers, list) else answers
 
 
-def first_solution(row: Row) -> Any:
-    """OlympiadBench: the first of the solutions."""
-    found = row.get("solution")
-    return found[0] if isinstance(found, list) and found else None
+def first_solution(row: Row) -> object:
+    """Reads the first of OlympiadBench's solutions."""
+    solutions = row.get("solution")
+    return solutions[0] if isinstance(solutions, list) and solutions else None
 
 
 def verified_generation(row: Row) -> str | None:
-    """OpenR1: the first generation that math-verify accepts and that is complete, with its thinking, verbatim."""
+    """Reads OpenR1's first generation that math-verify accepts and that is complete, with its thinking, verbatim."""
     lists = (row.get(name) or [] for name in ("generations", "correctness_math_verify", "is_reasoning_complete"))
     return next((text for text, correct, complete in zip(*lists, strict=False) if correct and complete), None)
 
@@ -107,7 +107,7 @@ SETS: dict[str, KnownSet] = {
         optional("solution"),
         keep=("level", "subject", "unique_id"),
     ),
-    # In verl's format already; the hub's file has each row a hundred times over: `dedup` after it.
+    # The rows are in verl's format already. The hub's file holds each row about a hundred times: run `dedup` on it.
     "dapo-math-17k": KnownSet("BytedTsinghua-SIA/DAPO-Math-17k", TRAIN, value("prompt"), value("reward_model")),
     "deepmath": KnownSet(
         "zwhe99/DeepMath-103K",
@@ -130,7 +130,7 @@ SETS: dict[str, KnownSet] = {
         "HuggingFaceH4/aime_2024", TEST_NAMED_TRAIN, value("problem"), value("answer"), optional("solution")
     ),
     "aime25": KnownSet("math-ai/aime25", TEST, value("problem"), value("answer")),
-    # The 83 problems of AMC 12 2022 and 2023.
+    # This set has the 83 problems of AMC 12 2022 and 2023.
     "amc23": KnownSet("AI-MO/aimo-validation-amc", TEST_NAMED_TRAIN, value("problem"), value("answer")),
     "minerva": KnownSet("math-ai/minervamath", TEST, value("question"), value("answer")),
     "olympiadbench": KnownSet(

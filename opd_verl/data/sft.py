@@ -2,9 +2,9 @@
 
   python -m opd_verl.data sft rollouts.parquet --only-correct --only-finished --out sft.parquet
 
-For a cold start (Rethinking) or the KD baseline (EOPD): `messages` is what verl's MultiTurnSFTDataset reads. The
-columns of the prompt stay, so does `model`. A response that is empty is left out; one that was cut at the length limit
-would teach to stop there, and --only-finished leaves it out.
+The file serves a cold start (Rethinking) or the KD baseline (EOPD): verl's MultiTurnSFTDataset reads `messages`. The
+columns of the prompt and `model` stay. An empty response is left out. A response that was cut at the length limit
+teaches the student to stop there: --only-finished leaves it out.
 """
 
 import argparse
@@ -25,10 +25,10 @@ PER_RESPONSE = ("responses", "finished", "scores")
 
 
 class Example(NamedTuple):
-    """One conversation to learn from."""
+    """One conversation to train on."""
 
     row: int
-    """Place of its prompt in the file."""
+    """Row of the prompt in the file, from 0."""
     messages: list[Row]
     finished: bool
 
@@ -37,19 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `sft`."""
     parser.add_argument("file", type=Path, metavar="ROLLOUTS", help="rollouts of one model")
     parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
-    parser.add_argument("--only-correct", action="store_true", help="leave out what is wrong or not judged")
-    parser.add_argument("--only-finished", action="store_true", help="leave out what was cut at the length limit")
+    parser.add_argument("--only-correct", action="store_true", help="leave out responses that are wrong or not judged")
+    parser.add_argument("--only-finished", action="store_true", help="leave out responses cut at the length limit")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Reads, expands, writes and reports."""
+    """Makes one row per response and writes them. Prints the counts."""
     table = read_table(options.file, ("prompt", *PER_RESPONSE))
     rows = table.select(["prompt", *PER_RESPONSE]).to_pylist()
     check_rollouts([{name: row[name] for name in PER_RESPONSE} for row in rows], options.file)
     examples, left_out = expand(rows, options.only_correct, options.only_finished)
     left = f"left out {left_out.total()}{by_reason(left_out)}"
     if not examples:
-        raise ConfigError("ROLLOUTS", str(options.file), f"no response is left: {left}", "ask for less, or sample more")
+        raise ConfigError(
+            "ROLLOUTS", str(options.file), f"no response is left: {left}", "drop an --only, or sample more"
+        )
     names = [name for name in table.column_names if name == "model" or name not in ("prompt", *ROLLOUT_COLUMNS)]
     kept = take(table.select(names), [example.row for example in examples])
     write_table(replace_column(kept, "messages", [example.messages for example in examples]), options.out)
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def expand(rows: Sequence[Row], only_correct: bool, only_finished: bool) -> tuple[list[Example], Counter[str]]:
-    """One example per response that is wanted, in their order, and how many are not, by reason."""
+    """Returns an example per kept response, in their order, and counts of the others by reason."""
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
     for place, row in enumerate(rows):
@@ -74,7 +76,7 @@ def expand(rows: Sequence[Row], only_correct: bool, only_finished: bool) -> tupl
 
 
 def refused(response: str, finished: bool, score: float | None, only_correct: bool, only_finished: bool) -> str | None:
-    """Why a response is left out, or None."""
+    """Says why a response is left out; None: it is kept."""
     if not response.strip():
         return "empty"
     if only_finished and not finished:

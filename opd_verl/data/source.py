@@ -1,10 +1,9 @@
-"""Raw rows, one at a time, from a local file or from the hub; a row that cannot be read is a BadRow in its place."""
+"""Reads raw rows, one at a time, from a local file or from the hub; an unreadable row is a BadRow in its place."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,12 +13,12 @@ from opd_verl.data.rows import BadRow, Row
 from opd_verl.data.sets import KnownSet
 
 Record = tuple[int, Row | BadRow]
-"""The number of a line (jsonl) or row, from 1, and what it holds."""
+"""The number of a line (jsonl) or row, from 1, and its content."""
 ROWS_AT_ONCE = 1000
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """The rows of a parquet, jsonl or json file. Raises ConfigError if it is none of these, or cannot be read."""
+    """Reads the rows of a parquet, jsonl or json file. Raises ConfigError for another or an unreadable file."""
     if not path.is_file():
         raise ConfigError("file", str(path), "there is no such file", "give the path of a parquet, jsonl or json file")
     readers = {".parquet": _parquet, ".jsonl": _json_lines, ".json": _json}
@@ -29,17 +28,17 @@ def read_file(path: Path) -> Iterator[Record]:
 
 
 def unit(path: Path | None) -> str:
-    """What a record's number counts."""
+    """Says what a record's number counts: "line" or "row"."""
     return "line" if path and path.suffix == ".jsonl" else "row"
 
 
 def read_hub(known: KnownSet, split: str) -> Iterator[Record]:
-    """The rows of one of the set's splits on the hub. Raises ConfigError if it cannot be had."""
+    """Reads the rows of a split from the hub. Raises ConfigError if the hub does not give it."""
     from datasets import load_dataset
 
     try:
-        rows: Iterable[Any] = load_dataset(known.repo, known.config, split=known.splits[split])
-    except OSError as error:  # no network, no such set: datasets' own errors are of this kind
+        rows = load_dataset(known.repo, known.config, split=known.splits[split])
+    except OSError as error:  # `datasets` derives its own errors (no network, no such set) from OSError
         problem = f"the hub did not give it ({first_line(error)})"
         remedy = "download a file of the set elsewhere and name it by --source"
         raise ConfigError("set", known.repo, problem, remedy) from error
@@ -47,7 +46,7 @@ def read_hub(known: KnownSet, split: str) -> Iterator[Record]:
 
 
 def first(records: Iterator[Record], limit: int | None) -> Iterator[Record]:
-    """The first `limit` records, or all. Raises ConfigError if the limit is not positive."""
+    """Returns the first `limit` records, or all. Raises ConfigError if the limit is not positive."""
     if limit is not None and limit < 1:
         raise ConfigError("--limit", limit, "not a number of rows", "give 1 or more, or leave it out")
     return islice(records, limit)
@@ -72,7 +71,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
 def _line(line: bytes) -> Row | BadRow:
     try:
         return _mapping(json.loads(line))
-    except ValueError as error:  # JSON's and UTF-8's own
+    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
         return BadRow("malformed JSON", str(error))
 
 
@@ -89,7 +88,7 @@ def _json(path: Path) -> Iterator[Record]:
     yield from enumerate(map(_mapping, rows), start=1)
 
 
-def _mapping(row: Any) -> Row | BadRow:
+def _mapping(row: object) -> Row | BadRow:
     if isinstance(row, dict):
         return row
     return BadRow("wrong type", f"the row is of type {type(row).__name__}, not an object")

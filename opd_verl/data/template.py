@@ -3,9 +3,9 @@
   python -m opd_verl.data template train.parquet --template dapo --out train-dapo.parquet
   python -m opd_verl.data template train.parquet --template 'Problem: {question}' --mix 0.5 --seed 0 --out mixed.parquet
 
-Only the last user message changes: a known template comes off it, so do the one that extra_info.template names and
-those given by --strip; then the new one goes on. --mix rewrites a share of the rows, drawn at random, and leaves the
-others as they are: only teacher-aligned prompts can lower the student's entropy too far.
+Only the last user message changes. Known templates, the template in extra_info.template and the templates of --strip
+are removed; then the new template is applied. --mix rewrites a share of the rows, drawn at random, and leaves the
+others as they are: training on teacher-aligned prompts alone can lower the student's entropy too far.
 """
 
 import argparse
@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="verl parquet")
     parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
     parser.add_argument("--template", required=True, help=f"{', '.join(TEMPLATES)} or your own text with {{question}}")
-    parser.add_argument("--strip", action="append", default=[], help="a template of FILE's that is not a known one")
+    parser.add_argument("--strip", action="append", default=[], help="a template that FILE uses and that is not known")
     parser.add_argument("--mix", type=float, default=1.0, help="share of rows to rewrite; default 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw; default 0")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Reads, rewrites, writes and reports."""
+    """Rewrites the prompts and writes the rows. Prints the counts."""
     if not 0 < options.mix <= 1:
         raise ConfigError("--mix", options.mix, "not above 0 and at most 1", "give the share of rows to rewrite")
     template = template_text(options.template)
@@ -48,5 +48,5 @@ def run(options: argparse.Namespace) -> None:
 
 
 def share(rows: int, mix: float, seed: int) -> set[int]:
-    """The places of `mix` of the rows, to the nearest whole number, drawn at random."""
+    """Draws the places of a share `mix` of the rows, to the nearest whole number."""
     return set(random.Random(seed).sample(range(rows), round(mix * rows)))

@@ -1,7 +1,7 @@
-"""What a prompt says around its question: templates, and the instructions that are taken off before one is put on.
+"""Prompt templates, and the known instructions that are removed before a template is applied.
 
-A template is a text with `{question}` in it once. A question is bare when no known instruction stands in front of it
-or behind it; `strip(fill(template, question))` is the bare question again.
+A template is a text with `{question}` in it once. A question is bare when no known instruction stands before or after
+it; `strip(fill(template, question))` gives the bare question again.
 """
 
 import re
@@ -26,36 +26,37 @@ INSTRUCTIONS = [
     r"Remember to put your answer on its own line after \"Answer:\"(?:, and you do not need to use a \\\\?boxed "
     r"command)?\.",
 ]
-"""The papers' suffix (the DAPO file's has doubled braces), those of verl's GSM8K and MATH, DAPO's two halves."""
+"""Patterns of known instructions: the papers' suffix (with doubled braces in the DAPO file), the suffixes of verl's
+GSM8K and MATH files, and both halves of DAPO's."""
 
 _ANY = "|".join(f"(?:{text})".replace(" ", r"\s+") for text in INSTRUCTIONS)
 _IN_FRONT, _BEHIND = re.compile(rf"\A\s*(?:{_ANY})\s*"), re.compile(rf"\s*(?:{_ANY})\s*\Z")
 
 
 def template_text(name: str) -> str:
-    """The template called `name`, or `name` itself if it is one. Raises ConfigError if it is neither."""
+    """Returns the template called `name`, or `name` itself if it is a template. Raises ConfigError otherwise."""
     if name in TEMPLATES:
         return TEMPLATES[name]
     if name.count(QUESTION) != 1:
         problem = f"neither one of {', '.join(TEMPLATES)} nor a text with {QUESTION} in it once"
-        raise ConfigError("--template", name, problem, "choose one of these, or write 'Problem: {question}'")
+        raise ConfigError("--template", name, problem, "choose one of these names, or write 'Problem: {question}'")
     return name
 
 
 def fill(template: str, question: str) -> str:
-    """The template with the question in its place."""
+    """Returns the template with the question in its place."""
     return template.replace(QUESTION, question)
 
 
 def unfill(template: str, text: str) -> str:
-    """The question of a text that this template made; any other text as it is."""
+    """Returns the question of a text that this template made; returns any other text as it is."""
     front, behind = template.split(QUESTION)
     fits = len(text) >= len(front) + len(behind) and text.startswith(front) and text.endswith(behind)
     return text[len(front) : len(text) - len(behind)] if fits else text
 
 
 def strip(text: str, *templates: str | None) -> str:
-    """The bare question: without the first of `templates` that made the text, and without any known instruction."""
+    """Returns the bare question, without known instructions and the first of `templates` that made the text."""
     for template in filter(None, templates):
         if (inside := unfill(template, text)) != text:
             text = inside

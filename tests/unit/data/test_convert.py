@@ -201,7 +201,7 @@ def test_only_the_first_twenty_bad_rows_are_shown(tmp_path: Path, capsys: pytest
     [
         (["nope"], "neither a known set nor a file. Remedy: the sets are gsm8k"),
         (["nope", "--source", "{raw}"], "not a known set"),
-        (["{raw}"], "no good row: read 1, bad 1 (not verl's format 1). Remedy: check the file, or name the set"),
+        (["{raw}"], "no good row: read 1, bad 1 (not verl's format 1). Remedy: check the file, or name its data set"),
         (["gsm8k", "--source", "{raw}x"], "there is no such file"),
         (["gsm8k", "--source", "{folder}/x.csv"], "'.csv' is not one of .parquet, .jsonl, .json"),
         (["gsm8k", "--source", "{folder}/x.json"], "not JSON"),
