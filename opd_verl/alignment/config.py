@@ -1,6 +1,6 @@
 """The settings of one alignment. Their defaults are those of `hydra_configs/alignment/alignment.yaml`."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from opd_verl.alignment.contexts.settings import ContextSettings
@@ -12,11 +12,11 @@ from opd_verl.config.command import check_least
 from opd_verl.config.errors import ConfigError
 from opd_verl.config.opd import import_modules
 from opd_verl.objectives.names import Support
-from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+from opd_verl.sampling.settings import JudgedSamplingConfig, SamplingSettings
 
 
 @dataclass
-class AlignmentConfig:
+class AlignmentConfig(JudgedSamplingConfig):
     """Which teachers are held against which student's success, on what, and how."""
 
     student: str | None = None
@@ -44,22 +44,12 @@ class AlignmentConfig:
     """Further objectives, each as `opd.objective`."""
     plugins: list[str] = field(default_factory=list)
     """Modules of yours that register contexts."""
-    temperature: float = 1.0
-    max_tokens: int = 4096
-    suffix: str = ""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    max_prompt_tokens: int | None = None
     prompts_per_shard: int = 16
-    resamples: int = 2000
-    workers: int | None = None
-    reward: RewardSettings = field(default_factory=RewardSettings)
-    engine: EngineSettings = field(default_factory=EngineSettings)
 
     @property
     def sampling(self) -> SamplingSettings:
         """How the initial rollouts are sampled."""
-        return replace(SamplingSettings.of(self), n=self.rollouts)
+        return self.sampling_settings(self.rollouts)
 
     @property
     def nodes(self) -> NodeSettings:

@@ -16,7 +16,7 @@ from opd_verl.alignment.readings import STUDENT, Chosen, Reader, read_paths
 from opd_verl.alignment.tree import GenerationTree, Ints, Rollouts
 from opd_verl.config.errors import ConfigError
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.read import Wanted
+from opd_verl.sampling.read import ReadSettings
 
 Responses = Sequence[tuple[Ints, bool]]
 """Tokens of each, and whether it is correct."""
@@ -75,7 +75,7 @@ def make_questions(
     readers = {
         name: Reader(one.model, [one.prompts[path.question] for path in chosen]) for name, one in speaking.items()
     }
-    wanted = Wanted(topk=likely(config.targets.threshold, plan.student), temperature=config.temperature)
+    wanted = ReadSettings(topk=likely(config.targets.threshold, plan.student), temperature=config.temperature)
     folder, trust = File(config.out) / "reading", config.engine.trust_remote_code
     paths = read_paths(readers, chosen, config.targets.threshold, wanted, folder, trust)
     found = dict[int, list[Path]]()

@@ -27,10 +27,10 @@ from opd_verl.alignment.question import Question
 from opd_verl.alignment.responses import judged_responses
 from opd_verl.alignment.tree import Ints, Rollouts
 from opd_verl.sampling.generate import REQUESTS_SCHEMA
-from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX, verdict
+from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX, judge_response
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import ragged
-from opd_verl.sampling.rollouts import Generate, Job, Sampler
+from opd_verl.sampling.rollouts import Generate, Sampler, SamplingJob
 from opd_verl.sampling.rows import identities
 from opd_verl.sampling.shards import MAX_TOKENS
 from opd_verl.utils.files import json_digest, write_json, write_table
@@ -128,7 +128,7 @@ class Launcher:
             "extra_info": row.get("extra_info") or {},
             "solution_str": self._text(piece.prefix),
         }
-        return verdict((self.config.reward, task))[0] > CORRECT
+        return judge_response((self.config.reward, task))[0] > CORRECT
 
     def _text(self, path: Ints) -> str:
         return self.student.tokenizer.decode(path.tolist(), skip_special_tokens=True)
@@ -149,14 +149,14 @@ class Launcher:
             for rest, correct in responses
         ]
 
-    def _job(self, asked: Sequence[Piece], room: Sequence[int], out: File) -> Job:
+    def _job(self, asked: Sequence[Piece], room: Sequence[int], out: File) -> SamplingJob:
         prompts = [[*self.prompt_ids[one.question], *one.prefix.tolist()] for one in asked]
         source = self.rows.take([one.question for one in asked])
         source = source.append_column(RESPONSE_PREFIX, pa.array([self._text(one.prefix) for one in asked]))
         where = f"{out.parent.name}/{out.stem}"
         names = identities([[{"window": where, "prompt": json_digest(ids)}] for ids in prompts])
         table = pa.table({"identity": names, "prompt_ids": prompts}, schema=REQUESTS_SCHEMA)
-        return Job(self.student, source, table.append_column(MAX_TOKENS, pa.array(room, pa.int32())), out)
+        return SamplingJob(self.student, source, table.append_column(MAX_TOKENS, pa.array(room, pa.int32())), out)
 
 
 def end_tokens(model: Model) -> set[int]:

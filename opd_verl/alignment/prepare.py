@@ -14,7 +14,7 @@ from opd_verl.config.overrides import strings
 from opd_verl.sampling.judging import load_reward
 from opd_verl.sampling.model_names import named
 from opd_verl.sampling.prompts import Model, open_model
-from opd_verl.sampling.rollouts import Job, prepare
+from opd_verl.sampling.rollouts import SamplingJob, prepare_job
 from opd_verl.sampling.rows import read_rows
 
 
@@ -26,7 +26,7 @@ class Plan:
     teachers: dict[str, Model]
     """The external ones."""
     rows: pa.Table
-    job: Job
+    job: SamplingJob
     """The initial rollouts."""
 
 
@@ -40,7 +40,7 @@ def make_plan(config: AlignmentConfig) -> Plan:
     check_names(teachers, config)
     rows = read_rows("prompts", [Path(one) for one in strings(config.prompts)], config.limit)
     out = Path(config.out) / "rollouts" / "initial.parquet"
-    job = prepare(student, rows, config.sampling, out, str(config.prompts))
+    job = prepare_job(student, rows, config.sampling, out, str(config.prompts))
     for model in teachers.values():
         check_teacher(student, model, job.longest_prompt + config.max_tokens, config)
     return Plan(student, teachers, rows, job)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from opd_verl.alignment.question import Path
 from opd_verl.alignment.tree import NOBODY, Ints
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.read import Reading, Wanted, read_model
+from opd_verl.sampling.read import Reading, ReadSettings, read_model
 
 STUDENT = "student"
 Arrays = list[NDArray[Any]]
@@ -46,7 +46,12 @@ class Chosen:
 
 
 def read_paths(
-    readers: Mapping[str, Reader], chosen: Sequence[Chosen], threshold: float, wanted: Wanted, folder: File, trust: bool
+    readers: Mapping[str, Reader],
+    chosen: Sequence[Chosen],
+    threshold: float,
+    wanted: ReadSettings,
+    folder: File,
+    trust: bool,
 ) -> list[Path]:
     """The paths with all models' log-probs. What is there already is not read again.
 
@@ -65,7 +70,7 @@ def read_paths(
     ]
     # Where an id is padding, the path's own token is asked for.
     asked = [np.where(one == NOBODY, path.tokens[:, None], one) for one, path in zip(ids, chosen, strict=True)]
-    at = Wanted(temperature=wanted.temperature)
+    at = ReadSettings(temperature=wanted.temperature)
     second = {
         name: _reading(one, chosen, folder / f"{name}.at", at, [rows.reshape(-1) for rows in asked])
         for name, one in readers.items()
@@ -79,7 +84,7 @@ def read_tokens(
     readers: Mapping[str, Reader], chosen: Sequence[Chosen], temperature: float, folder: File, trust: bool
 ) -> dict[str, Arrays]:
     """Model: log-probs of the tokens of each rollout [L], nats."""
-    wanted = Wanted(temperature=temperature)
+    wanted = ReadSettings(temperature=temperature)
     readings = {name: _reading(one, chosen, folder / name, wanted) for name, one in readers.items()}
     _read(readers, readings, trust)
     return {name: one.column("log_prob") for name, one in readings.items()}
@@ -110,7 +115,7 @@ def _path(one: Chosen, ids: Ints, log_probs: dict[str, NDArray[Any]]) -> Path:
 
 
 def _reading(
-    reader: Reader, chosen: Sequence[Chosen], folder: File, wanted: Wanted, at_ids: Sequence[Ints] | None = None
+    reader: Reader, chosen: Sequence[Chosen], folder: File, wanted: ReadSettings, at_ids: Sequence[Ints] | None = None
 ) -> Reading:
     columns: dict[str, Any] = {"prompt_ids": reader.prompts, "response_ids": [one.tokens for one in chosen]}
     columns |= {} if at_ids is None else {"at_ids": at_ids}

@@ -1,6 +1,6 @@
 """The settings of one evaluation. Their defaults are those of `hydra_configs/eval/eval.yaml`, less the preset's."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 from opd_verl.config.command import check_least, read_settings
 from opd_verl.config.errors import ConfigError
 from opd_verl.eval.estimators import powers_of_two
-from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+from opd_verl.sampling.settings import JudgedSamplingConfig, SamplingSettings
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(JudgedSamplingConfig):
     """What is measured, how, and where the results go."""
 
     models: Any = None
@@ -27,33 +27,21 @@ class EvalConfig:
     preset: str | None = None
     """Name of the preset that set the keys from `n` to `chat_template_kwargs`; for the record."""
     n: int = 8
-    temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
     max_tokens: int = 8192
-    suffix: str = ""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
     ks: list[int] | None = None
     """k of pass@k; None: 1, 2, 4, ... and n."""
     limit: int | None = None
     """Problems of each benchmark, from its beginning."""
-    max_prompt_tokens: int | None = None
-    prompts_per_shard: int = 64
     entropy: bool = True
     entropy_responses: int | None = 256
     """Responses of each benchmark whose token entropies are read; None: all."""
-    resamples: int = 2000
-    """Bootstrap replicates behind each interval."""
-    workers: int | None = None
-    """Processes that judge; None: one per processor."""
-    reward: RewardSettings = field(default_factory=RewardSettings)
-    engine: EngineSettings = field(default_factory=EngineSettings)
 
     @property
     def sampling(self) -> SamplingSettings:
         """The part that decides which tokens are sampled."""
-        return SamplingSettings.of(self)
+        return self.sampling_settings(self.n, self.top_p, self.top_k)
 
     @property
     def pass_ks(self) -> list[int]:

@@ -36,7 +36,7 @@ def powers_of_two(n: int) -> list[int]:
     return [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
 
 
-def replicates(strata: Sequence[Array], count: int, seed: int) -> Array:
+def stratified_replicates(strata: Sequence[Array], count: int, seed: int) -> Array:
     """[R] bootstrap replicates of the mean over strata (benchmarks) of their means over problems.
 
     Each replicate draws every stratum's problems anew, with replacement; a problem's n samples stay together. The same
@@ -55,7 +55,7 @@ def interval(strata: Sequence[Array], count: int, seed: int) -> Estimate:
 
     Problems that all have one value give an interval of no width: the bootstrap cannot know better.
     """
-    low, high = np.quantile(replicates(strata, count, seed), ENDS)
+    low, high = np.quantile(stratified_replicates(strata, count, seed), ENDS)
     return Estimate(mean_of_means(strata), float(low), float(high))
 
 

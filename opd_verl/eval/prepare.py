@@ -12,7 +12,7 @@ from opd_verl.eval.rows import AVERAGE
 from opd_verl.sampling.judging import load_reward
 from opd_verl.sampling.model_names import named
 from opd_verl.sampling.prompts import Model, open_model
-from opd_verl.sampling.rollouts import Job, prepare
+from opd_verl.sampling.rollouts import SamplingJob, prepare_job
 from opd_verl.sampling.rows import read_rows
 from opd_verl.utils.files import digest
 
@@ -31,18 +31,18 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparedEvaluation:
     """Everything that is needed, by name."""
 
     models: dict[str, Model]
     benchmarks: dict[str, Benchmark]
-    jobs: dict[tuple[str, str], Job]
+    jobs: dict[tuple[str, str], SamplingJob]
     """(model, benchmark): its prompts, encoded, and its rollouts file."""
     teacher: str | None
     before: str | None
 
 
-def make_plan(config: EvalConfig) -> Plan:
+def prepare_evaluation(config: EvalConfig) -> PreparedEvaluation:
     """Opens models and benchmarks and encodes every prompt. Raises ConfigError for anything that cannot work."""
     config.check()
     load_reward(config.reward)
@@ -53,13 +53,13 @@ def make_plan(config: EvalConfig) -> Plan:
     }
     folder = Path(config.out) / "rollouts"
     jobs = {
-        (model, name): prepare(
+        (model, name): prepare_job(
             opened, benchmark.rows, config.sampling, folder / model / f"{name}.parquet", str(benchmark.path)
         )
         for model, opened in models.items()
         for name, benchmark in benchmarks.items()
     }
-    return Plan(models, benchmarks, jobs, roles["teacher"], roles["before"])
+    return PreparedEvaluation(models, benchmarks, jobs, roles["teacher"], roles["before"])
 
 
 def with_roles(

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary, chosen, summarise
 from opd_verl.eval.plots import draw_entropies, draw_pass_at_k
-from opd_verl.eval.prepare import Plan, make_plan
+from opd_verl.eval.prepare import PreparedEvaluation, prepare_evaluation
 from opd_verl.eval.rows import AVERAGE, Row, make_row, problem_values, with_gap_recovery
 from opd_verl.eval.table import to_json, to_markdown
 from opd_verl.sampling.generate import generate_in_child
-from opd_verl.sampling.read import SCHEMA, Reading, read_model
-from opd_verl.sampling.rollouts import Generate, Job, Sampler
+from opd_verl.sampling.read import READ_SCHEMA, Reading, read_model
+from opd_verl.sampling.rollouts import Generate, Sampler, SamplingJob
 from opd_verl.utils.files import write_json, write_text
 
 
@@ -29,7 +29,7 @@ def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list
     Returns a row per model and benchmark, and of several benchmarks the average. Raises ConfigError before anything
     starts if a setting, model or file cannot work, and ChildError if a model's process fails.
     """
-    plan = make_plan(config)
+    plan = prepare_evaluation(config)
     sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
     for model in plan.models:
         jobs = [job for (owner, _), job in plan.jobs.items() if owner == model]
@@ -40,7 +40,7 @@ def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list
     return rows
 
 
-def token_entropies(plan: Plan, config: EvalConfig) -> dict[tuple[str, str], EntropySummary]:
+def token_entropies(plan: PreparedEvaluation, config: EvalConfig) -> dict[tuple[str, str], EntropySummary]:
     """(model, benchmark): entropies of the model at its own tokens, on `config.entropy_responses` of its responses."""
     folder, summaries = Path(config.out) / "entropy", {}
     for name, model in plan.models.items():
@@ -55,7 +55,7 @@ def token_entropies(plan: Plan, config: EvalConfig) -> dict[tuple[str, str], Ent
     return summaries
 
 
-def _requests(job: Job, config: EvalConfig) -> pa.Table:
+def _requests(job: SamplingJob, config: EvalConfig) -> pa.Table:
     """The prompts and responses to read; the same (problem, sample) pairs for every model."""
     prompts = job.requests["prompt_ids"].to_pylist()
     responses = pq.read_table(job.out, columns=["response_ids"])["response_ids"].to_pylist()
@@ -64,10 +64,10 @@ def _requests(job: Job, config: EvalConfig) -> pa.Table:
         "prompt_ids": [prompts[problem] for problem, _ in picked],
         "response_ids": [responses[problem][sample] for problem, sample in picked],
     }
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=READ_SCHEMA)
 
 
-def make_rows(plan: Plan, config: EvalConfig, found: dict[tuple[str, str], EntropySummary]) -> list[Row]:
+def make_rows(plan: PreparedEvaluation, config: EvalConfig, found: dict[tuple[str, str], EntropySummary]) -> list[Row]:
     """The table's rows: benchmark by benchmark, then the average; within each the models in their order."""
     columns = ["scores", "answers", "response_tokens", "finished"]
     values = {
@@ -83,7 +83,7 @@ def make_rows(plan: Plan, config: EvalConfig, found: dict[tuple[str, str], Entro
     return with_gap_recovery(rows, plan.before, plan.teacher)
 
 
-def write_report(rows: list[Row], plan: Plan, config: EvalConfig) -> None:
+def write_report(rows: list[Row], plan: PreparedEvaluation, config: EvalConfig) -> None:
     """The tables and pictures."""
     out = Path(config.out)
     write_text(out / "table.md", to_markdown(rows, config))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary
-from opd_verl.eval.prepare import Plan
+from opd_verl.eval.prepare import PreparedEvaluation
 from opd_verl.eval.rows import Row
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
@@ -44,12 +44,12 @@ def columns(n: int, ks: Sequence[int]) -> Columns:
     }
 
 
-def shown(found: Columns, rows: Sequence[Row]) -> Columns:
+def filled_columns(found: Columns, rows: Sequence[Row]) -> Columns:
     """The columns in which a row has something."""
     return {heading: cell for heading, cell in found.items() if any(cell(row) for row in rows)}
 
 
-def to_json(rows: Sequence[Row], plan: Plan, config: EvalConfig) -> dict[str, Any]:
+def to_json(rows: Sequence[Row], plan: PreparedEvaluation, config: EvalConfig) -> dict[str, Any]:
     """Everything: settings, models, benchmarks, rows. Nothing in it depends on when or in which folder it was made."""
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_RESULTS}
     return {
@@ -86,7 +86,7 @@ def _row(content: Mapping[str, Any]) -> Row:
 
 def to_markdown(rows: Sequence[Row], config: EvalConfig) -> str:
     """All columns, and the settings in a line below."""
-    found = shown(columns(config.n, config.pass_ks), rows)
+    found = filled_columns(columns(config.n, config.pass_ks), rows)
     table = markdown_table(list(found), [[cell(row) for cell in found.values()] for row in rows])
     return f"{table}\n\n{caption(config)}\n"
 
@@ -116,7 +116,7 @@ def print_table(rows: Sequence[Row], config: EvalConfig, console: Console) -> No
         "gap": lambda row: _share(row.gap_recovery),
     }
     table = Table(caption=caption(config), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in (found := shown(found, rows)):
+    for heading in (found := filled_columns(found, rows)):
         table.add_column(heading, justify="left" if heading in ("benchmark", "model") else "right", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row) for cell in found.values()))

@@ -9,7 +9,7 @@ from typing import Any
 from opd_verl.config.compose import compose_config
 from opd_verl.eval.config import EvalConfig, read_config
 from opd_verl.eval.estimators import gap_recovery
-from opd_verl.eval.prepare import make_plan
+from opd_verl.eval.prepare import prepare_evaluation
 from opd_verl.eval.rows import Row
 from opd_verl.eval.run import evaluate
 from opd_verl.pipeline.config import PipelineConfig, StageConfig
@@ -73,7 +73,7 @@ def check_eval(config: PipelineConfig, plans: list[StagePlan]) -> None:
         ConfigError: a benchmark or setting of the evaluation cannot work.
     """
     if config.eval.enabled:
-        make_plan(eval_config(config, models_of(config, plans, {})))
+        prepare_evaluation(eval_config(config, models_of(config, plans, {})))
 
 
 def compare(config: PipelineConfig, plans: list[StagePlan], results: Mapping[str, Finished]) -> list[StageRow]:

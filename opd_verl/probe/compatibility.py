@@ -6,13 +6,13 @@ from typing import Any
 from opd_verl.checks.models import check_context, check_same_tokenizer, check_vocabulary
 from opd_verl.checks.template import check_template
 from opd_verl.config.errors import ConfigError
-from opd_verl.probe.record import Finding
+from opd_verl.probe.record import CompatibilityCheck
 from opd_verl.sampling.prompts import Model
 
 
 def compatibility(
     student: Model, teacher: Model, config: Any, longest: int, options: Mapping[str, Any]
-) -> list[Finding]:
+) -> list[CompatibilityCheck]:
     """Every check of a teacher.
 
     Args:
@@ -34,10 +34,10 @@ def compatibility(
     return [finding(what, check, fatal) for what, (check, fatal) in checks.items()]
 
 
-def finding(what: str, check: Callable[[], str | None], fatal: bool) -> Finding:
+def finding(what: str, check: Callable[[], str | None], fatal: bool) -> CompatibilityCheck:
     """A check's outcome."""
     try:
         said = check()
     except ConfigError as error:
-        return Finding(what, False, f"{error.problem.partition(': ')[2]}. Remedy: {error.remedy}", fatal)
-    return Finding(what, True, said or "as the student's")
+        return CompatibilityCheck(what, False, f"{error.problem.partition(': ')[2]}. Remedy: {error.remedy}", fatal)
+    return CompatibilityCheck(what, True, said or "as the student's")

@@ -6,11 +6,11 @@ from typing import Any
 from opd_verl.config.command import check_least
 from opd_verl.config.errors import ConfigError
 from opd_verl.metrics.thresholds import LOW_ENTROPY
-from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
+from opd_verl.sampling.settings import JudgedSamplingConfig, SamplingSettings
 
 
 @dataclass
-class ProbeConfig:
+class ProbeConfig(JudgedSamplingConfig):
     """Who is probed, on what, and how."""
 
     student: str | None = None
@@ -30,29 +30,18 @@ class ProbeConfig:
     """Whether the teachers answer the prompts too."""
     continuation: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
     """Shares of a rollout after which the teacher goes on in the student's place."""
-    temperature: float = 1.0
     top_p: float = 1.0
-    max_tokens: int = 4096
-    suffix: str = ""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     k: int = 16
     """Ids of a top-k."""
     low_entropy: float = LOW_ENTROPY
     """Student entropy below which a token counts as committed, nats."""
-    seed: int = 0
-    max_prompt_tokens: int | None = None
-    prompts_per_shard: int = 64
-    resamples: int = 2000
     samples: int = 6
     """Rollouts shown token by token."""
-    workers: int | None = None
-    reward: RewardSettings = field(default_factory=RewardSettings)
-    engine: EngineSettings = field(default_factory=EngineSettings)
 
     @property
     def sampling(self) -> SamplingSettings:
         """What decides which tokens are sampled."""
-        return SamplingSettings.of(self)
+        return self.sampling_settings(self.n, self.top_p)
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot work, whatever the models and files."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from opd_verl.metrics.bootstrap import estimate, replicates
 from opd_verl.metrics.ratio import of_rollouts, of_tokens
 from opd_verl.probe.observe import padded
-from opd_verl.probe.readings import Pair
+from opd_verl.probe.readings import PairReadings
 from opd_verl.probe.record import Continuation, Mass
 from opd_verl.sampling.read import MASS_KS
 from opd_verl.teacher.score import TeacherScore
@@ -20,7 +20,7 @@ TOKENS = 1000
 """Of the answer whose bytes are counted."""
 
 
-def masses(pair: Pair, mask: Tensor) -> list[Mass]:
+def masses(pair: PairReadings, mask: Tensor) -> list[Mass]:
     """Mean cumulative probability of the teacher's k most likely ids, and the bytes that they cost (EOPD app. F)."""
     found = padded(pair.teacher.column("masses", len(MASS_KS)))
     return [Mass(k, of_tokens(found[..., place], mask).value, wire_bytes(k)) for place, k in enumerate(MASS_KS)]

@@ -20,7 +20,7 @@ from opd_verl.probe.verdict import THRESHOLDS
 
 
 @dataclass(frozen=True)
-class Measurement:
+class MeasuredValue:
     """One measurement of a pair."""
 
     estimate: Estimate
@@ -37,10 +37,10 @@ class Accuracies:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PairMeasurements:
     """What a pair's rollouts tell."""
 
-    values: dict[str, Measurement]
+    values: dict[str, MeasuredValue]
     above: dict[str, float]
     """Of a measurement in THRESHOLDS the share of the bootstrap's replicates above its threshold; none if undefined."""
     depth: list[Depth]
@@ -55,7 +55,7 @@ class Measured:
 
 def measure(
     seen: Observed, prompts: Tensor, lengths: Tensor, accuracies: Accuracies, drawn: Tensor, low_entropy: float
-) -> Measured:
+) -> PairMeasurements:
     """Everything but the continuations and masses.
 
     Args:
@@ -71,9 +71,9 @@ def measure(
     of_prompt = accuracy_ratios(accuracies)
     grouped = {name: ratio.grouped(prompts) for name, ratio in of_rollout.items()} | of_prompt
     taking_part = {name: ratio.rollouts for name, ratio in (of_rollout | of_prompt).items()}
-    values = {name: Measurement(estimate(ratio, drawn), taking_part[name]) for name, ratio in grouped.items()}
+    values = {name: MeasuredValue(estimate(ratio, drawn), taking_part[name]) for name, ratio in grouped.items()}
     values["reward_auroc"] = reward_auroc(seen, drawn[:, prompts])
-    return Measured(
+    return PairMeasurements(
         values=values,
         above=shares_above(grouped, drawn),
         depth=depth(seen, prompts, drawn),
@@ -100,13 +100,13 @@ def end_reward(seen: Observed, lengths: Tensor) -> Ratio:
     return of_tokens(seen.reward, last & seen.mask.bool())
 
 
-def reward_auroc(seen: Observed, weights: Tensor) -> Measurement:
+def reward_auroc(seen: Observed, weights: Tensor) -> MeasuredValue:
     """AUROC of the summed r_t; weights: how often each rollout is drawn [S, B]."""
     assert seen.correct is not None
     scores = (seen.reward.double() * seen.mask).sum(-1)
     found = weighted_auroc(scores, seen.correct, weights)
     value = auroc(scores, seen.correct)
-    return Measurement(with_interval(value, found[~found.isnan()]), len(scores) if value == value else 0)
+    return MeasuredValue(with_interval(value, found[~found.isnan()]), len(scores) if value == value else 0)
 
 
 def shares_above(ratios: Mapping[str, Ratio], drawn: Tensor) -> dict[str, float]:

@@ -13,17 +13,17 @@ from torch.nn.utils.rnn import pad_sequence
 from opd_verl.metrics.measurements import Observed
 from opd_verl.metrics.overlap import measure_overlap
 from opd_verl.objectives.support import SupportTensors
-from opd_verl.probe.readings import Arrays, Pair
+from opd_verl.probe.readings import Arrays, PairReadings
 from opd_verl.probe.rollouts import Rollout
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedPair:
     """A student and a teacher by name: what was read, and the same for the measurements."""
 
     student: str
     teacher: str
-    pair: Pair
+    pair: PairReadings
     observed: Observed
 
 
@@ -32,7 +32,7 @@ def padded(rows: Arrays) -> Tensor:
     return pad_sequence([torch.from_numpy(np.array(row)) for row in rows], batch_first=True)
 
 
-def observe(pair: Pair, rollouts: list[Rollout]) -> Observed:
+def observe(pair: PairReadings, rollouts: list[Rollout]) -> Observed:
     """The pair on its rollouts; a token without finite values of both models is masked."""
     k, student, teacher = pair.k, pair.student, pair.teacher
     own = SupportTensors(

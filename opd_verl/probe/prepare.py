@@ -10,18 +10,18 @@ from opd_verl.config.errors import ConfigError
 from opd_verl.config.overrides import strings
 from opd_verl.probe.compatibility import compatibility
 from opd_verl.probe.config import ProbeConfig
-from opd_verl.probe.record import Finding
+from opd_verl.probe.record import CompatibilityCheck
 from opd_verl.sampling.judging import load_reward
 from opd_verl.sampling.model_names import named
 from opd_verl.sampling.prompts import Model, open_model
-from opd_verl.sampling.rollouts import Job, prepare
+from opd_verl.sampling.rollouts import SamplingJob, prepare_job
 from opd_verl.sampling.rows import read_rows
 
 BEFORE, AFTER = "before", "after"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparedProbe:
     """Models by name, and the prompts encoded for each."""
 
     students: dict[str, Model]
@@ -29,15 +29,15 @@ class Plan:
     teachers: dict[str, Model]
     """Those that can score the student."""
     rows: pa.Table
-    jobs: dict[str, Job]
+    jobs: dict[str, SamplingJob]
     """Student or teacher: its prompts, and its rollouts file."""
     per_prompt: int
     """Responses of each prompt that are measured."""
-    compatibility: dict[str, list[Finding]]
+    compatibility: dict[str, list[CompatibilityCheck]]
     """Of every teacher."""
 
 
-def make_plan(config: ProbeConfig) -> Plan:
+def prepare_probe(config: ProbeConfig) -> PreparedProbe:
     """Opens the models and encodes every prompt. Raises ConfigError for anything that cannot work."""
     config.check()
     load_reward(config.reward)
@@ -54,7 +54,7 @@ def make_plan(config: ProbeConfig) -> Plan:
     found = {name: check_teacher(students[BEFORE], model, longest, config) for name, model in opened.items()}
     able = {name: opened[name] for name, checks in found.items() if not any(one.fatal for one in checks)}
     jobs |= {name: prepare_one(name, model, rows, config) for name, model in able.items() if config.headroom}
-    return Plan(students, able, rows, jobs, per_prompt, found)
+    return PreparedProbe(students, able, rows, jobs, per_prompt, found)
 
 
 def open_students(config: ProbeConfig) -> dict[str, Model]:
@@ -76,13 +76,13 @@ def check_names(teachers: dict[str, Model]) -> None:
             raise ConfigError("teacher", name, "is the name of a student here", remedy)
 
 
-def prepare_one(name: str, model: Model, rows: pa.Table, config: ProbeConfig) -> Job:
+def prepare_one(name: str, model: Model, rows: pa.Table, config: ProbeConfig) -> SamplingJob:
     """A model's prompts, and where its rollouts go."""
     out = Path(config.out) / "rollouts" / f"{name}.parquet"
-    return prepare(model, rows, config.sampling, out, str(config.prompts))
+    return prepare_job(model, rows, config.sampling, out, str(config.prompts))
 
 
-def check_teacher(student: Model, teacher: Model, longest: int, config: ProbeConfig) -> list[Finding]:
+def check_teacher(student: Model, teacher: Model, longest: int, config: ProbeConfig) -> list[CompatibilityCheck]:
     """As `compatibility`."""
     text_config = load_config("teacher", teacher.path, config.engine.trust_remote_code)
     return compatibility(student, teacher, text_config, longest, config.chat_template_kwargs)

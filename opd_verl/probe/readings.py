@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_verl.probe.config import ProbeConfig
-from opd_verl.probe.prepare import Plan
+from opd_verl.probe.prepare import PreparedProbe
 from opd_verl.probe.rollouts import Rollout, requests
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.read import Reading, Wanted, read_model
+from opd_verl.sampling.read import Reading, ReadSettings, read_model
 
 Arrays = list[NDArray[Any]]
 """One array for each rollout."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairReadings:
     """A student and a teacher at the student's rollouts: readings of `opd_verl.sampling.read`."""
 
     student: Reading
@@ -34,9 +34,11 @@ class Pair:
     k: int
 
 
-def read_pairs(plan: Plan, rollouts: dict[str, list[Rollout]], config: ProbeConfig) -> dict[tuple[str, str], Pair]:
+def read_pairs(
+    plan: PreparedProbe, rollouts: dict[str, list[Rollout]], config: ProbeConfig
+) -> dict[tuple[str, str], PairReadings]:
     """(student, teacher): their pair. What is there already is not read again."""
-    folder, wanted = Path(config.out) / "reading", Wanted(topk=config.k, temperature=config.temperature)
+    folder, wanted = Path(config.out) / "reading", ReadSettings(topk=config.k, temperature=config.temperature)
     own = {name: Reading(requests(rollouts[name]), folder / name / name, wanted) for name in plan.students}
     for name, model in plan.students.items():
         read(model, [own[name]], config)
@@ -45,7 +47,7 @@ def read_pairs(plan: Plan, rollouts: dict[str, list[Rollout]], config: ProbeConf
         (student, teacher): Reading(
             requests(rollouts[student], at_ids=own_ids[student]),
             folder / student / teacher,
-            Wanted(config.k, True, config.temperature),
+            ReadSettings(config.k, True, config.temperature),
         )
         for student in own
         for teacher in plan.teachers
@@ -54,13 +56,17 @@ def read_pairs(plan: Plan, rollouts: dict[str, list[Rollout]], config: ProbeConf
         read(model, [reading for (_, teacher), reading in teachers.items() if teacher == name], config)
     again = {name: read_again(name, plan, rollouts[name], teachers, config) for name in own}
     return {
-        (student, teacher): Pair(own[student], reading, again[student][teacher], config.k)
+        (student, teacher): PairReadings(own[student], reading, again[student][teacher], config.k)
         for (student, teacher), reading in teachers.items()
     }
 
 
 def read_again(
-    student: str, plan: Plan, rollouts: list[Rollout], teachers: dict[tuple[str, str], Reading], config: ProbeConfig
+    student: str,
+    plan: PreparedProbe,
+    rollouts: list[Rollout],
+    teachers: dict[tuple[str, str], Reading],
+    config: ProbeConfig,
 ) -> dict[str, Arrays]:
     """Teacher: log p of the student at this teacher's top-k, [R, k] of each rollout; one pass for all of them."""
     if not plan.teachers:
@@ -69,7 +75,7 @@ def read_again(
     ids = [teachers[student, name].column("topk_ids", k) for name in names]
     joined = [np.concatenate(row, axis=1).reshape(-1) for row in zip(*ids, strict=True)]
     folder = Path(config.out) / "reading" / student / "again"
-    reading = Reading(requests(rollouts, at_ids=joined), folder, Wanted(temperature=config.temperature))
+    reading = Reading(requests(rollouts, at_ids=joined), folder, ReadSettings(temperature=config.temperature))
     read(plan.students[student], [reading], config)
     found = reading.column("at_ids_log_probs", k * len(names))
     return {name: [row[:, k * place : k * (place + 1)] for row in found] for place, name in enumerate(names)}

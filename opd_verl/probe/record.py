@@ -23,7 +23,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CompatibilityCheck:
     """One check of compatibility and what it found."""
 
     what: str

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from opd_verl.metrics.thresholds import BIN_WIDTH
-from opd_verl.probe.measure import Measured
-from opd_verl.probe.record import Continuation, Finding, Mass, Verdict
+from opd_verl.probe.measure import PairMeasurements
+from opd_verl.probe.record import CompatibilityCheck, Continuation, Mass, Verdict
 from opd_verl.utils.files import finite
 
 
@@ -16,9 +16,9 @@ class PairResult:
 
     student: str
     teacher: str
-    compatibility: Sequence[Finding]
+    compatibility: Sequence[CompatibilityCheck]
     verdict: Verdict
-    measured: Measured | None = None
+    measured: PairMeasurements | None = None
     """None: the teacher cannot score this student."""
     masses: Sequence[Mass] = ()
     continuation: Sequence[Continuation] = ()
@@ -39,7 +39,7 @@ def to_json(pair: PairResult) -> dict[str, Any]:
     return finite(found)
 
 
-def measured_json(measured: Measured) -> dict[str, Any]:
+def measured_json(measured: PairMeasurements) -> dict[str, Any]:
     """Measurements, depth and histograms."""
     return {
         "measurements": {

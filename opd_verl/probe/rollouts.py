@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from opd_verl.probe.config import ProbeConfig
-from opd_verl.probe.prepare import Plan
+from opd_verl.probe.prepare import PreparedProbe
 from opd_verl.sampling.generate import REQUESTS_SCHEMA, generate_in_child
 from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.rollouts import Generate, Job, Sampler
+from opd_verl.sampling.rollouts import Generate, Sampler, SamplingJob
 from opd_verl.sampling.rows import identities
 
 
@@ -41,14 +41,14 @@ class Rollout:
         return self.score > CORRECT
 
 
-def sample_all(plan: Plan, config: ProbeConfig, generate: Generate = generate_in_child) -> None:
+def sample_all(plan: PreparedProbe, config: ProbeConfig, generate: Generate = generate_in_child) -> None:
     """Every model's own responses; what is there already is kept."""
     sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
     for job in plan.jobs.values():
         sampler.run([job])
 
 
-def measured_rollouts(job: Job, per_prompt: int, count: int) -> list[Rollout]:
+def measured_rollouts(job: SamplingJob, per_prompt: int, count: int) -> list[Rollout]:
     """The first `count` of the first `per_prompt` responses of every prompt, sample by sample."""
     columns = ["response_ids", "responses", "scores", "finished"]
     rows = pq.read_table(job.out, columns=columns).to_pylist()
@@ -65,7 +65,7 @@ def continue_rollouts(
     rollouts: list[Rollout],
     student: Model,
     teacher: Model,
-    plan: Plan,
+    plan: PreparedProbe,
     config: ProbeConfig,
     out: Path,
     generate: Generate = generate_in_child,
@@ -81,7 +81,9 @@ def continue_rollouts(
     texts = [student.tokenizer.decode(one.response_ids[:length], skip_special_tokens=True) for _, one, length in starts]
     source = plan.rows.take([one.prompt for _, one, _ in starts]).append_column(RESPONSE_PREFIX, pa.array(texts))
     names = identities([[{"share": share, "prompt": ids}] for (share, _, _), ids in zip(starts, prompts, strict=True)])
-    job = Job(teacher, source, pa.table({"identity": names, "prompt_ids": prompts}, schema=REQUESTS_SCHEMA), out)
+    job = SamplingJob(
+        teacher, source, pa.table({"identity": names, "prompt_ids": prompts}, schema=REQUESTS_SCHEMA), out
+    )
     room = config.max_tokens if teacher.context is None else teacher.context - job.longest_prompt
     settings = replace(config.sampling, n=1, max_tokens=min(config.max_tokens, room))
     Sampler(settings, config.engine, config.reward, config.workers, generate).run([job])

@@ -16,8 +16,8 @@ from opd_verl.metrics.bootstrap import draws
 from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.costs import continuations, masses
 from opd_verl.probe.measure import Accuracies, measure
-from opd_verl.probe.observe import Seen, observe
-from opd_verl.probe.prepare import AFTER, BEFORE, Plan, make_plan
+from opd_verl.probe.observe import ObservedPair, observe
+from opd_verl.probe.prepare import AFTER, BEFORE, PreparedProbe, prepare_probe
 from opd_verl.probe.readings import read_pairs
 from opd_verl.probe.record import VERSION
 from opd_verl.probe.result import PairResult, to_json
@@ -39,7 +39,7 @@ def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[P
     Returns the pairs, the best teacher first. Raises ConfigError before anything starts if a setting, model or file
     cannot work, and ChildError if a model's process fails.
     """
-    plan = make_plan(config)
+    plan = prepare_probe(config)
     check_k("k", config.k, len(plan.students[BEFORE].tokenizer))
     if plan.teachers:
         sample_all(plan, config, generate)
@@ -47,7 +47,9 @@ def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[P
             name: measured_rollouts(plan.jobs[name], plan.per_prompt, config.rollouts) for name in plan.students
         }
         pairs = [(*names, pair) for names, pair in read_pairs(plan, rollouts, config).items()]
-        seen = [Seen(student, teacher, pair, observe(pair, rollouts[student])) for student, teacher, pair in pairs]
+        seen = [
+            ObservedPair(student, teacher, pair, observe(pair, rollouts[student])) for student, teacher, pair in pairs
+        ]
         results = [result(one, rollouts[one.student], plan, config, generate) for one in seen]
         write_json(Path(config.out) / "tokens.json", {"rollouts": shown(seen, rollouts, plan, config)})
     else:
@@ -57,7 +59,9 @@ def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[P
     return ordered
 
 
-def result(one: Seen, rollouts: list[Rollout], plan: Plan, config: ProbeConfig, generate: Generate) -> PairResult:
+def result(
+    one: ObservedPair, rollouts: list[Rollout], plan: PreparedProbe, config: ProbeConfig, generate: Generate
+) -> PairResult:
     """One pair, measured and judged."""
     student, teacher, seen = one.student, one.teacher, one.observed
     prompts = torch.tensor([one.prompt for one in rollouts])
@@ -76,7 +80,7 @@ def result(one: Seen, rollouts: list[Rollout], plan: Plan, config: ProbeConfig, 
     return PairResult(student, teacher, plan.compatibility[teacher], verdict, measured, found, going_on)
 
 
-def unable(plan: Plan) -> list[PairResult]:
+def unable(plan: PreparedProbe) -> list[PairResult]:
     """The teachers that cannot score this student."""
     return [
         PairResult(BEFORE, name, checks, cannot([one.detail for one in checks if one.fatal and not one.ok]))
@@ -97,7 +101,7 @@ def in_order(results: list[PairResult]) -> list[PairResult]:
 
 
 def shown(
-    pairs: list[Seen], rollouts: dict[str, list[Rollout]], plan: Plan, config: ProbeConfig
+    pairs: list[ObservedPair], rollouts: dict[str, list[Rollout]], plan: PreparedProbe, config: ProbeConfig
 ) -> list[dict[str, Any]]:
     """Rollouts token by token, of every pair."""
     decode = partial(plan.students[BEFORE].tokenizer.decode, skip_special_tokens=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 from opd_verl.metrics.measurements import Observed
 from opd_verl.metrics.quadrants import quadrant
-from opd_verl.probe.observe import Seen
+from opd_verl.probe.observe import ObservedPair
 from opd_verl.probe.rollouts import Rollout
 from opd_verl.tracking.samples.choose import Chosen, choose
 from opd_verl.tracking.samples.record import Sample, Token, to_json
@@ -15,7 +15,7 @@ Decode = Callable[[list[int]], str]
 
 
 def sample_tokens(
-    pair: Seen, rollouts: list[Rollout], decode: Decode, count: int, low_entropy: float
+    pair: ObservedPair, rollouts: list[Rollout], decode: Decode, count: int, low_entropy: float
 ) -> list[dict[str, Any]]:
     """`count` rollouts: lowest and highest mean r_t, the others by lot."""
     seen, k = pair.observed, pair.pair.k

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opd_verl.report.chart import Chart, Theme
-from opd_verl.report.runs import Points, Run, last, metrics_of, points, with_gaps
+from opd_verl.report.runs import Points, ReportedRun, last, metrics_of, points, with_gaps
 from opd_verl.utils.plot_style import End, label_ends, series
 
 MARKED = 15
@@ -85,7 +85,7 @@ INTRO = (
 VALIDATION = re.compile(r"val-core/(.+)/(acc|reward)/(mean@\d+)")
 
 
-def curves(runs: Sequence[Run]) -> list[Chart]:
+def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
     """A chart for each metric that a run has."""
     logged = metrics_of(runs)
     chosen = [*(curve for curve in CURVES if curve.metric in logged), *filter(None, map(validation, logged))]
@@ -100,19 +100,19 @@ def validation(metric: str) -> Curve | None:
     return Curve(metric, f"{match[1]}, {match[3]}", "accuracy", "Validation: mean score over the samples of a problem.")
 
 
-def chart(curve: Curve, runs: Sequence[Run]) -> Chart:
+def chart(curve: Curve, runs: Sequence[ReportedRun]) -> Chart:
     """All runs' lines of one metric."""
     name = re.sub(r"\W+", "_", curve.metric.removeprefix("opd/"))
     return Chart(name, curve.title, curve.reading, partial(draw, curve, runs), last_values(curve, runs))
 
 
-def last_values(curve: Curve, runs: Sequence[Run]) -> str:
+def last_values(curve: Curve, runs: Sequence[ReportedRun]) -> str:
     """Where each line ends, in words."""
     found = ((run, last(run, curve.metric)) for run in runs)
     return "; ".join(f"{run.title}: {end[1]:.4g} {curve.unit} at step {end[0]}" for run, end in found if end)
 
 
-def draw(curve: Curve, runs: Sequence[Run], figure: Figure, theme: Theme) -> None:
+def draw(curve: Curve, runs: Sequence[ReportedRun], figure: Figure, theme: Theme) -> None:
     """Lines with gaps where values are missing."""
     axes, ends = figure.subplots(), []
     if curve.line is not None:
@@ -127,7 +127,7 @@ def draw(curve: Curve, runs: Sequence[Run], figure: Figure, theme: Theme) -> Non
     label_ends(axes, ends if len(runs) > 1 or curve.beside else [])
 
 
-def draw_line(axes: Axes, run: Run, metric: str, label: str, dotted: bool = False) -> list[End]:
+def draw_line(axes: Axes, run: ReportedRun, metric: str, label: str, dotted: bool = False) -> list[End]:
     """A run's line; no end where nothing is known. Dotted: thin, without markers and without a place in a legend."""
     line = with_gaps(points(run, metric))
     if not line:

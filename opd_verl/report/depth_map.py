@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opd_verl.report.chart import Chart, Theme
-from opd_verl.report.probe import Pair
-from opd_verl.report.runs import Run, depth_metrics, every_pair, points
+from opd_verl.report.probe import ProbedPair
+from opd_verl.report.runs import ReportedRun, depth_metrics, every_pair, points
 from opd_verl.utils.plot_style import label_ends, line_with_band
 
 SCALE = LinearSegmentedColormap.from_list("orange-white-blue", ["#a04000", "#d55e00", "#f7f7f7", "#0072b2", "#004a75"])
@@ -23,7 +23,7 @@ INTRO = (
 )
 
 
-def charts(runs: Sequence[Run]) -> list[Chart]:
+def charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     """A map for each run that logs depths, on one scale for all; one chart of all probes' pairs."""
     maps = [run for run in runs if any(points(run, metric) for metric in depth_metrics(run).values())]
     limit = largest(maps)
@@ -37,7 +37,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     return found
 
 
-def map_text(run: Run) -> str:
+def map_text(run: ReportedRun) -> str:
     """The ends of the last column in words."""
     steps, grid = grid_of(run)
     buckets, final = list(depth_metrics(run)), grid[:, -1]
@@ -48,26 +48,26 @@ def map_text(run: Run) -> str:
     return f"Step {steps[-1]}: {', '.join(ends)}, nats."
 
 
-def line_text(pairs: Sequence[tuple[Run, Pair]]) -> str:
+def line_text(pairs: Sequence[tuple[ReportedRun, ProbedPair]]) -> str:
     """The ends of each line in words."""
     lines = [f"{pair.name}: {pair.depth[0].reward.value:.3f} to {pair.depth[-1].reward.value:.3f}" for _, pair in pairs]
     return f"First to last stretch, nats, with 95% intervals. {'; '.join(lines)}."
 
 
-def largest(runs: Sequence[Run]) -> float:
+def largest(runs: Sequence[ReportedRun]) -> float:
     """The largest |r_t| of all cells; 1 where there is none."""
     values = [abs(value) for run in runs for metric in depth_metrics(run).values() for _, value in points(run, metric)]
     return max(values, default=0.0) or 1.0
 
 
-def grid_of(run: Run) -> tuple[list[int], np.ndarray]:
+def grid_of(run: ReportedRun) -> tuple[list[int], np.ndarray]:
     """Steps that have a depth, and r_t [buckets, steps]; NaN where a bucket has no token."""
     rows = [dict(points(run, metric)) for metric in depth_metrics(run).values()]
     steps = sorted({step for row in rows for step in row})
     return steps, np.array([[row.get(step, math.nan) for step in steps] for row in rows])
 
 
-def draw_map(run: Run, limit: float, figure: Figure, theme: Theme) -> None:
+def draw_map(run: ReportedRun, limit: float, figure: Figure, theme: Theme) -> None:
     """Steps to the right, depth downwards."""
     axes, (steps, grid) = figure.subplots(), grid_of(run)
     edges = [(one + other) / 2 for one, other in pairwise(steps)]
@@ -90,7 +90,7 @@ def draw_map(run: Run, limit: float, figure: Figure, theme: Theme) -> None:
     bar.outline.set_visible(False)
 
 
-def draw_lines(pairs: Sequence[tuple[Run, Pair]], figure: Figure, theme: Theme) -> None:
+def draw_lines(pairs: Sequence[tuple[ReportedRun, ProbedPair]], figure: Figure, theme: Theme) -> None:
     """A line for each pair through the middles of its buckets."""
     axes, ends = figure.subplots(), []
     axes.axhline(0, color=theme.ink, linewidth=0.9)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from opd_verl.eval.plots import entropy_counts, entropy_panel, pass_panel
 from opd_verl.eval.rows import Row
 from opd_verl.report.chart import Chart, Theme
-from opd_verl.report.runs import Run
+from opd_verl.report.runs import ReportedRun
 
 ENTROPY_INTRO = (
     "Share of the tokens in each bin of 0.1 nats, on a logarithmic scale; the dotted line is at 1 nat. A line that "
@@ -21,7 +21,7 @@ PASS_INTRO = (
 )
 
 
-def entropy_charts(runs: Sequence[Run]) -> list[Chart]:
+def entropy_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     """A chart for each teacher of a probe, and for each benchmark of an evaluation."""
     found: list[tuple[str, str, Mapping[str, Sequence[int]]]] = [
         (f"entropies_{run.letter.lower()}_probe_{number}", f"{run.letter} probe, teacher {teacher}", counts)
@@ -42,7 +42,7 @@ def entropy_text(counts: Mapping[str, Sequence[int]]) -> str:
     return f"Tokens: {', '.join(f'{name} {sum(bins)}' for name, bins in counts.items())}."
 
 
-def probe_counts(run: Run) -> dict[str, dict[str, list[int]]]:
+def probe_counts(run: ReportedRun) -> dict[str, dict[str, list[int]]]:
     """Teacher: whose tokens, and their histogram. The teacher's own is of the first student's rollouts."""
     found: dict[str, dict[str, list[int]]] = {}
     for pair in run.pairs:
@@ -55,7 +55,7 @@ def probe_counts(run: Run) -> dict[str, dict[str, list[int]]]:
     return found
 
 
-def pass_charts(runs: Sequence[Run]) -> list[Chart]:
+def pass_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     """A chart for each benchmark of each evaluation."""
     found = []
     for run, benchmark, rows in evaluated(runs):
@@ -75,7 +75,7 @@ def pass_text(rows: Sequence[Row]) -> str:
     return "; ".join(lines) + "."
 
 
-def evaluated(runs: Sequence[Run]) -> list[tuple[Run, str, list[Row]]]:
+def evaluated(runs: Sequence[ReportedRun]) -> list[tuple[ReportedRun, str, list[Row]]]:
     """Rows of each run and benchmark."""
     found = []
     for run in runs:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from opd_verl.eval.table import columns, shown
+from opd_verl.eval.table import columns, filled_columns
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.metrics.meanings import MEANINGS
 from opd_verl.report.curves import VALIDATION
-from opd_verl.report.probe import Pair
-from opd_verl.report.runs import Run, alerts, every_pair, last, metrics_of
+from opd_verl.report.probe import ProbedPair
+from opd_verl.report.runs import ReportedRun, alerts, every_pair, last, metrics_of
 from opd_verl.utils.plot_style import series
 
 KEY_METRICS = {
@@ -63,17 +63,17 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], label: str) ->
     )
 
 
-def badge(run: Run) -> str:
+def badge(run: ReportedRun) -> str:
     """The run's letter on its colour."""
     return f'<b class="badge" style="--c:var(--series-{run.index % 6})">{run.letter}</b>'
 
 
-def key(runs: Sequence[Run]) -> str:
+def key(runs: Sequence[ReportedRun]) -> str:
     """Letter, line and name of each run, as all charts have them."""
     return f'<ul class="runs">{"".join(f"<li>{badge(run)} {swatch(run)} {escape(run.name)}</li>" for run in runs)}</ul>'
 
 
-def swatch(run: Run) -> str:
+def swatch(run: ReportedRun) -> str:
     """A short line as the run's charts draw it."""
     dashes = {"-": "none", "--": "6 3", "-.": "7 3 2 3", ":": "2 3"}[series(run.index)["linestyle"]]
     return (
@@ -82,7 +82,7 @@ def swatch(run: Run) -> str:
     )
 
 
-def runs_table(runs: Sequence[Run]) -> str:
+def runs_table(runs: Sequence[ReportedRun]) -> str:
     """A row for each run: what its folder has, recipe, steps, and the last value of each key metric that a run has."""
     logged = metrics_of(runs)
     wanted = KEY_METRICS | {name: f"{match[1]}, {match[3]}" for name in logged if (match := VALIDATION.fullmatch(name))}
@@ -100,18 +100,18 @@ def runs_table(runs: Sequence[Run]) -> str:
     return table(headings, rows, "Runs and their last values")
 
 
-def steps_text(run: Run) -> str:
+def steps_text(run: ReportedRun) -> str:
     """First and last logged step."""
     return f"{run.steps[0]['step']} to {run.steps[-1]['step']}" if run.steps else "-"
 
 
-def parts_text(run: Run) -> str:
+def parts_text(run: ReportedRun) -> str:
     """Which kinds of files the folder has."""
     parts = {"training": run.steps, "probe": run.pairs, "evaluation": run.evaluation, "tokens": run.shown}
     return ", ".join(name for name, found in parts.items() if found)
 
 
-def last_text(run: Run, metric: str) -> str:
+def last_text(run: ReportedRun, metric: str) -> str:
     """The last known value; with its step where the run went on without."""
     found = last(run, metric)
     if found is None:
@@ -120,21 +120,21 @@ def last_text(run: Run, metric: str) -> str:
     return number(value) + ("" if step == run.steps[-1]["step"] else f" <small>(step {step})</small>")
 
 
-def alert_box(runs: Sequence[Run]) -> str:
+def alert_box(runs: Sequence[ReportedRun]) -> str:
     """Every alert that was ever active; "" where none was."""
     lines = "".join(alert_line(run, name, active) for run in runs for name, active in alerts(run))
     head = '<h3><span class="sign" aria-hidden="true">!</span> Alerts</h3>'
     return f'<div class="box warn">{head}<ul>{lines}</ul></div>' if lines else ""
 
 
-def alert_line(run: Run, name: str, active: Sequence[int]) -> str:
+def alert_line(run: ReportedRun, name: str, active: Sequence[int]) -> str:
     """One alert of one run."""
     now = "still active" if active[-1] == run.steps[-1]["step"] else "over"
     steps = f"{len(active)} {'step' if len(active) == 1 else 'steps'}, first {active[0]}, last {active[-1]}; {now}"
     return f"<li>{badge(run)} <code>{escape(name)}</code>: {steps}</li>"
 
 
-def measurement_tables(runs: Sequence[Run]) -> str:
+def measurement_tables(runs: Sequence[ReportedRun]) -> str:
     """A column for each pair of all probes: what decides first, the rest to be opened."""
     pairs = every_pair(runs)
     if not pairs:
@@ -150,7 +150,7 @@ def measurement_tables(runs: Sequence[Run]) -> str:
     return found
 
 
-def measurement_row(name: str, pairs: Sequence[Pair]) -> list[str]:
+def measurement_row(name: str, pairs: Sequence[ProbedPair]) -> list[str]:
     """One measurement of all pairs; its meaning shows under the mouse."""
     meaning = MEANINGS.get(name)
     title = "; ".join(filter(None, (meaning.text, meaning.paper))) if meaning else ""
@@ -158,16 +158,16 @@ def measurement_row(name: str, pairs: Sequence[Pair]) -> list[str]:
     return [label, *(estimate(pair.measurements.get(name)) for pair in pairs)]
 
 
-def evaluation_tables(runs: Sequence[Run]) -> str:
+def evaluation_tables(runs: Sequence[ReportedRun]) -> str:
     """The evaluation's own columns, for each run that has one."""
     return "".join(evaluation_table(run) for run in runs if run.evaluation)
 
 
-def evaluation_table(run: Run) -> str:
+def evaluation_table(run: ReportedRun) -> str:
     """One evaluation."""
     assert run.evaluation
     rows = run.evaluation.rows
-    found: Mapping = shown(columns(run.evaluation.n, run.evaluation.ks), rows)
+    found: Mapping = filled_columns(columns(run.evaluation.n, run.evaluation.ks), rows)
     cells = [[escape(cell(row)) for cell in found.values()] for row in rows]
     return (
         f"<p>{badge(run)} {escape(run.name)}</p>{table(list(map(escape, found)), cells, f'Evaluation of {run.name}')}"

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from opd_verl.report import curves, depth_map, distributions, overview, quadrant_map, teacher, tokens
 from opd_verl.report.chart import Chart, png, svg
-from opd_verl.report.runs import Run
+from opd_verl.report.runs import ReportedRun
 from opd_verl.report.verdict import verdict_boxes
 from opd_verl.tracking.samples.html import TOKEN_STYLE, shades
 from opd_verl.utils.files import write_text
@@ -34,7 +34,7 @@ class Section:
         return bool(self.charts or self.body)
 
 
-def sections(runs: Sequence[Run]) -> list[Section]:
+def sections(runs: Sequence[ReportedRun]) -> list[Section]:
     """Those for which a run has the data."""
     found = (
         Section(
@@ -60,13 +60,13 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     return [section for section in found if section.present]
 
 
-def overview_body(runs: Sequence[Run]) -> str:
+def overview_body(runs: Sequence[ReportedRun]) -> str:
     """Verdicts first, then alerts, runs and measurements."""
     parts = (verdict_boxes, overview.alert_box, overview.runs_table, overview.measurement_tables)
     return "\n".join(part(runs) for part in parts)
 
 
-def write_report(runs: Sequence[Run], out: Path) -> list[str]:
+def write_report(runs: Sequence[ReportedRun], out: Path) -> list[str]:
     """Writes the page and the charts' PNGs; gives the charts' names."""
     found = sections(runs)
     charts = [chart for section in found for chart in section.charts]
@@ -78,7 +78,7 @@ def write_report(runs: Sequence[Run], out: Path) -> list[str]:
     return list(drawn)
 
 
-def page(runs: Sequence[Run], found: Sequence[Section], drawn: dict[str, str]) -> str:
+def page(runs: Sequence[ReportedRun], found: Sequence[Section], drawn: dict[str, str]) -> str:
     """The HTML."""
     title = f"Distillation report: {', '.join(run.name for run in runs)}"
     links = "".join(f'<a href="#{section.name}">{section.title}</a>' for section in found)
@@ -98,7 +98,7 @@ def part(name: str) -> str:
     return files("opd_verl.report").joinpath(name).read_text()
 
 
-def section_html(section: Section, runs: Sequence[Run], drawn: dict[str, str]) -> str:
+def section_html(section: Section, runs: Sequence[ReportedRun], drawn: dict[str, str]) -> str:
     """Heading, introduction, charts side by side, the rest."""
     key = overview.key([run for run in runs if run.steps]) if section.name == "curves" else ""
     figures = "\n".join(figure_html(chart, drawn[chart.name]) for chart in section.charts)

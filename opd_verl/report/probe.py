@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd_verl.metrics.estimate import Estimate
-from opd_verl.probe.record import VERSION, Continuation, Depth, Finding, Mass, Verdict
+from opd_verl.probe.record import VERSION, CompatibilityCheck, Continuation, Depth, Mass, Verdict
 
 
 @dataclass(frozen=True)
-class Pair:
+class ProbedPair:
     """One student and one teacher."""
 
     student: str
@@ -22,7 +22,7 @@ class Pair:
     histograms: dict[str, list[int]]
     """"student" and "teacher": tokens per bin of entropy."""
     verdict: Verdict | None
-    compatibility: list[Finding]
+    compatibility: list[CompatibilityCheck]
 
     @property
     def name(self) -> str:
@@ -30,17 +30,17 @@ class Pair:
         return f"{self.student} → {self.teacher}"
 
 
-def pairs_from_json(content: Mapping[str, Any]) -> list[Pair]:
+def pairs_from_json(content: Mapping[str, Any]) -> list[ProbedPair]:
     """Raises KeyError or TypeError for a content of another form, ValueError for another version."""
     if content["version"] != VERSION:
         raise ValueError(f"version {content['version']}, this reads version {VERSION}")
     return [_pair(one) for one in content["pairs"]]
 
 
-def _pair(content: Mapping[str, Any]) -> Pair:
+def _pair(content: Mapping[str, Any]) -> ProbedPair:
     found = content.get("verdict")
     histograms = content.get("histograms") or {}
-    return Pair(
+    return ProbedPair(
         student=content["student"],
         teacher=content["teacher"],
         measurements={name: _estimate(one) for name, one in (content.get("measurements") or {}).items()},
@@ -55,7 +55,9 @@ def _pair(content: Mapping[str, Any]) -> Pair:
         ],
         histograms={side: histograms[side] for side in ("student", "teacher") if histograms.get(side)},
         verdict=found and _verdict(found),
-        compatibility=[Finding(one["what"], one["ok"], one["detail"]) for one in content.get("compatibility") or []],
+        compatibility=[
+            CompatibilityCheck(one["what"], one["ok"], one["detail"]) for one in content.get("compatibility") or []
+        ],
     )
 
 

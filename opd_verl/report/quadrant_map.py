@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from opd_verl.metrics.thresholds import LOW_ENTROPY
 from opd_verl.report.chart import Chart, Theme
-from opd_verl.report.runs import Run, last
+from opd_verl.report.runs import ReportedRun, last
 from opd_verl.utils.plot_style import COLOURS
 
 BLUE, ORANGE = COLOURS[:2]
@@ -55,7 +55,7 @@ def quadrants(value: Callable[[str], float]) -> Quadrants | None:
     return Quadrants(mass, force, *sides, dest_corr=value("dest_corr"))
 
 
-def charts(runs: Sequence[Run]) -> list[Chart]:
+def charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     """First and last step of each run, and each pair of a probe."""
     found: list[tuple[str, str, Quadrants | None]] = []
     for run in runs:
@@ -76,7 +76,7 @@ def in_words(found: Quadrants) -> str:
     return "; ".join(parts) + ("." if math.isnan(found.dest_corr) else f"; Dest:Corr {found.dest_corr:.2f}.")
 
 
-def ends(run: Run) -> list[int]:
+def ends(run: ReportedRun) -> list[int]:
     """First and last step that have quadrants."""
     final = last(run, "opd/q1_mass")
     steps = [step["step"] for step in run.steps if quadrants(partial(metric, step))]

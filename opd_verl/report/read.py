@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from opd_verl.config.errors import ConfigError
 from opd_verl.eval.table import rows_from_json
 from opd_verl.report.probe import pairs_from_json
-from opd_verl.report.runs import Evaluation, Run, Shown
+from opd_verl.report.runs import Evaluation, ReportedRun, ShownRollout
 from opd_verl.tracking.metrics_file import merged
 from opd_verl.tracking.metrics_log import logged
 from opd_verl.tracking.samples.record import from_json
@@ -22,7 +22,7 @@ STEPS_SHOWN = 3
 """Training steps of which rollouts are shown: the first, the last, and those in the middle between."""
 
 
-def read_runs(folders: Sequence[Path], samples: int) -> list[Run]:
+def read_runs(folders: Sequence[Path], samples: int) -> list[ReportedRun]:
     """All runs, with at most `samples` rollouts of each run's training and as many of each probe.
 
     Raises:
@@ -46,11 +46,11 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     raise ConfigError("runs", [str(folder) for folder in folders], "a folder is given twice", "name each once")
 
 
-def read_run(folder: Path, letter: str, name: str, samples: int) -> Run:
+def read_run(folder: Path, letter: str, name: str, samples: int) -> ReportedRun:
     """One folder."""
     if not folder.is_dir():
         raise ConfigError("run", str(folder), "is no folder", "name the folder that holds metrics.jsonl or probe.json")
-    found = Run(
+    found = ReportedRun(
         letter,
         name,
         recipe_of(folder),
@@ -76,26 +76,26 @@ def read_table(path: Path) -> Evaluation:
     return Evaluation(rows_from_json(content), content["settings"]["n"], content["settings"]["ks"])
 
 
-def training_samples(folder: Path, count: int) -> list[Shown]:
+def training_samples(folder: Path, count: int) -> list[ShownRollout]:
     """Some rollouts of the first and the last shown step and of one between, the chosen ends of each first."""
     files = sorted(file for name in SAMPLE_FOLDERS for file in (folder / name).glob("step_*.json"))
     steps = evenly(files, min(STEPS_SHOWN, count))
-    found: list[Shown] = []
+    found: list[ShownRollout] = []
     for place, file in enumerate(steps):
         share = count // len(steps) + (place < count % len(steps))
         found += _parsed(file, lambda path, share=share: _step_samples(path, share), [])
     return found
 
 
-def _step_samples(path: Path, count: int) -> list[Shown]:
+def _step_samples(path: Path, count: int) -> list[ShownRollout]:
     content = _content(path)
-    return [Shown(content["step"], from_json(one)) for one in content["rollouts"][:count]]
+    return [ShownRollout(content["step"], from_json(one)) for one in content["rollouts"][:count]]
 
 
-def probe_samples(path: Path, count: int) -> list[Shown]:
+def probe_samples(path: Path, count: int) -> list[ShownRollout]:
     """Some rollouts of the probe."""
     return _parsed(
-        path, lambda path: [Shown(None, from_json(one)) for one in evenly(_content(path)["rollouts"], count)], []
+        path, lambda path: [ShownRollout(None, from_json(one)) for one in evenly(_content(path)["rollouts"], count)], []
     )
 
 

@@ -10,7 +10,7 @@ from statistics import median_low
 from typing import Any
 
 from opd_verl.eval.rows import Row
-from opd_verl.report.probe import Pair
+from opd_verl.report.probe import ProbedPair
 from opd_verl.tracking.samples.record import Sample
 
 Points = list[tuple[int, float]]
@@ -31,7 +31,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownRollout:
     """A rollout to show and the training step it is from, None for the probe's."""
 
     step: int | None
@@ -39,7 +39,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """One folder's content; what it has not is empty."""
 
     letter: str
@@ -47,8 +47,8 @@ class Run:
     name: str
     recipe: str
     steps: list[dict[str, Any]] = field(default_factory=list)
-    shown: list[Shown] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
+    shown: list[ShownRollout] = field(default_factory=list)
+    pairs: list[ProbedPair] = field(default_factory=list)
     evaluation: Evaluation | None = None
     folder: Path = Path()
 
@@ -63,7 +63,7 @@ class Run:
         return f"{self.letter} {self.name}"
 
 
-def points(run: Run, metric: str) -> Points:
+def points(run: ReportedRun, metric: str) -> Points:
     """What is known of a metric; no NaN."""
     found = ((step["step"], step.get(metric)) for step in run.steps)
     return [(at, float(value)) for at, value in found if isinstance(value, (int, float)) and math.isfinite(value)]
@@ -81,24 +81,24 @@ def with_gaps(known: Points) -> Points:
     return found
 
 
-def last(run: Run, metric: str) -> tuple[int, float] | None:
+def last(run: ReportedRun, metric: str) -> tuple[int, float] | None:
     """Step and value of a metric's last known value."""
     known = points(run, metric)
     return known[-1] if known else None
 
 
-def metrics_of(runs: Sequence[Run]) -> list[str]:
+def metrics_of(runs: Sequence[ReportedRun]) -> list[str]:
     """All names that a run logged, each once, in order of appearance."""
     return list(dict.fromkeys(name for run in runs for step in run.steps for name in step if name != "step"))
 
 
-def depth_metrics(run: Run) -> dict[tuple[int, int], str]:
+def depth_metrics(run: ReportedRun) -> dict[tuple[int, int], str]:
     """(first, last) position of each depth bucket with its metric's name, the shallowest first."""
     found = {(int(match[1]), int(match[2])): match[0] for match in map(DEPTH.fullmatch, metrics_of([run])) if match}
     return dict(sorted(found.items()))
 
 
-def alerts(run: Run) -> Iterator[tuple[str, list[int]]]:
+def alerts(run: ReportedRun) -> Iterator[tuple[str, list[int]]]:
     """Name of each alert that was ever active and the steps at which it was."""
     for metric in metrics_of([run]):
         active = [number for number, value in points(run, metric) if value > 0]
@@ -106,6 +106,6 @@ def alerts(run: Run) -> Iterator[tuple[str, list[int]]]:
             yield metric.removeprefix(ALERT), active
 
 
-def every_pair(runs: Sequence[Run]) -> list[tuple[Run, Pair]]:
+def every_pair(runs: Sequence[ReportedRun]) -> list[tuple[ReportedRun, ProbedPair]]:
     """All pairs of all probes."""
     return [(run, pair) for run in runs for pair in run.pairs]

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from opd_verl.report.chart import Chart, Theme
-from opd_verl.report.probe import Pair
-from opd_verl.report.runs import Run, every_pair
+from opd_verl.report.probe import ProbedPair
+from opd_verl.report.runs import ReportedRun, every_pair
 from opd_verl.utils.plot_style import End, label_ends, line_with_band, series
 
 INTRO = (
@@ -18,7 +18,7 @@ INTRO = (
 )
 
 
-def charts(runs: Sequence[Run]) -> list[Chart]:
+def charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     """Those for which a probe has the data."""
     pairs = [pair for _, pair in every_pair(runs)]
     found, going, topk = [], [one for one in pairs if one.continuation], [one for one in pairs if one.masses]
@@ -31,20 +31,20 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     return found
 
 
-def text_of(pairs: Sequence[Pair]) -> str:
+def text_of(pairs: Sequence[ProbedPair]) -> str:
     """The last point of each line in words."""
     ends = [(pair.name, pair.continuation[-1]) for pair in pairs]
     lines = [f"{name}: {one.teacher.value:.0%} behind {one.share:.0%}" for name, one in ends]
     return f"Accuracy, with 95% intervals. {'; '.join(lines)}."
 
 
-def mass_text(pairs: Sequence[Pair]) -> str:
+def mass_text(pairs: Sequence[ProbedPair]) -> str:
     """k = 16 in words, or the largest k below it."""
     chosen = [(pair.name, max((one for one in pair.masses if one.k <= 16), key=lambda one: one.k)) for pair in pairs]
     return "; ".join(f"{name}: k = {one.k} keeps {one.mass:.2%} for {one.bytes} bytes" for name, one in chosen) + "."
 
 
-def draw_continuation(pairs: Sequence[Pair], figure: Figure, theme: Theme) -> None:
+def draw_continuation(pairs: Sequence[ProbedPair], figure: Figure, theme: Theme) -> None:
     """Teacher's accuracy over the share of the rollout, from its own beginning (0) on."""
     axes, ends = figure.subplots(), []
     for index, pair in enumerate(pairs):
@@ -60,7 +60,7 @@ def draw_continuation(pairs: Sequence[Pair], figure: Figure, theme: Theme) -> No
     label_ends(axes, ends)
 
 
-def draw_masses(pairs: Sequence[Pair], figure: Figure, theme: Theme) -> None:
+def draw_masses(pairs: Sequence[ProbedPair], figure: Figure, theme: Theme) -> None:
     """What is left out over k, both logarithmic, and the bytes above."""
     axes, ends = figure.subplots(), []
     for index, pair in enumerate(pairs):

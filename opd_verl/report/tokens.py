@@ -8,7 +8,7 @@ from typing import Any
 
 from opd_verl.report.overview import badge, number
 from opd_verl.report.quadrant_map import NAMES
-from opd_verl.report.runs import Run, Shown
+from opd_verl.report.runs import ReportedRun, ShownRollout
 from opd_verl.tracking.samples.html import response, scale_of, visible
 
 DIGITS = 4
@@ -21,7 +21,7 @@ INTRO = (
 HINT = "Point at a token, tap it, or press Tab and walk with the arrow keys: its numbers stand here."
 
 
-def token_view(runs: Sequence[Run]) -> str:
+def token_view(runs: Sequence[ReportedRun]) -> str:
     """All rollouts of all runs on one scale; "" where there is none."""
     found = [(run, shown) for run in runs for shown in run.shown]
     if not found:
@@ -39,7 +39,7 @@ def token_view(runs: Sequence[Run]) -> str:
     )
 
 
-def choices(rollouts: Sequence[tuple[Run, Shown]]) -> str:
+def choices(rollouts: Sequence[tuple[ReportedRun, ShownRollout]]) -> str:
     """A button for each rollout: a line for each run, in groups of one step."""
     lines: dict[str, list[str]] = {}
     group = None
@@ -53,12 +53,12 @@ def choices(rollouts: Sequence[tuple[Run, Shown]]) -> str:
     return "".join(f'<div class="buttons">{"".join(line)}</div>' for line in lines.values())
 
 
-def step_text(shown: Shown) -> str:
+def step_text(shown: ShownRollout) -> str:
     """Where a rollout is from."""
     return "probe" if shown.step is None else f"step {shown.step}"
 
 
-def rollout(name: str, run: Run, shown: Shown, scale: float) -> str:
+def rollout(name: str, run: ReportedRun, shown: ShownRollout, scale: float) -> str:
     """Its head, its prompt to be opened, its tokens, and their numbers as JSON."""
     sample = shown.sample
     verdict = {True: "✓ correct", False: "✗ not correct", None: "not judged"}[sample.correct]
@@ -73,7 +73,7 @@ def rollout(name: str, run: Run, shown: Shown, scale: float) -> str:
     )
 
 
-def numbers_json(shown: Shown) -> str:
+def numbers_json(shown: ShownRollout) -> str:
     """Tokens as lists [id, log p, log q, r_t, trained, student's and teacher's entropy, quadrant, place and log q of
     each of the teacher's top]; each text once, named by its place. Cannot end its `<script>`."""
     texts: dict[str, int] = {}

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 
-from opd_verl.probe.record import Finding, Verdict
+from opd_verl.probe.record import CompatibilityCheck, Verdict
 from opd_verl.probe.verdict import CANNOT, GAIN, NO_HEADROOM, REGRESSION
 from opd_verl.report.overview import badge
-from opd_verl.report.probe import Pair
-from opd_verl.report.runs import Run, every_pair
+from opd_verl.report.probe import ProbedPair
+from opd_verl.report.runs import ReportedRun, every_pair
 
 LOOKS = {
     GAIN: ("good", "✓"),
@@ -18,13 +18,13 @@ LOOKS = {
 UNKNOWN = ("even", "?")
 
 
-def verdict_boxes(runs: Sequence[Run]) -> str:
+def verdict_boxes(runs: Sequence[ReportedRun]) -> str:
     """A box for each pair with a verdict."""
     boxes = [box(run, pair, pair.verdict) for run, pair in every_pair(runs) if pair.verdict]
     return f'<div class="boxes">{"".join(boxes)}</div>' if boxes else ""
 
 
-def box(run: Run, pair: Pair, found: Verdict) -> str:
+def box(run: ReportedRun, pair: ProbedPair, found: Verdict) -> str:
     """One verdict: what, why, by which row of the papers, and what to do."""
     look, sign = LOOKS.get(found.verdict, UNKNOWN)
     sure = "" if found.sure is None else f' <small class="sure">{found.sure:.0%} sure</small>'
@@ -40,7 +40,7 @@ def box(run: Run, pair: Pair, found: Verdict) -> str:
     )
 
 
-def compatibility(checks: Sequence[Finding]) -> str:
+def compatibility(checks: Sequence[CompatibilityCheck]) -> str:
     """What student and teacher have in common; open where something is wrong."""
     if not checks:
         return ""
@@ -50,7 +50,7 @@ def compatibility(checks: Sequence[Finding]) -> str:
     return f"<details{' open' * bool(failed)}><summary>{title}</summary><ul class='checks'>{lines}</ul></details>"
 
 
-def check_line(check: Finding) -> str:
+def check_line(check: CompatibilityCheck) -> str:
     """One check."""
     sign, word = ("✓", "yes") if check.ok else ("✗", "no")
     tick = f'<span class="tick" role="img" aria-label="{word}">{sign}</span>'

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from opd_verl.sampling.child import carry_out, run_child
 from opd_verl.sampling.parts import Parts
 from opd_verl.sampling.settings import EngineSettings, SamplingSettings
-from opd_verl.sampling.shards import Request, Response, Sample, fill
+from opd_verl.sampling.shards import Request, Response, SampleFunction, fill
 
 if TYPE_CHECKING:
     from opd_verl.sampling.vllm_engine import VllmEngine
@@ -22,7 +22,7 @@ REQUESTS_SCHEMA = pa.schema({"identity": pa.string(), "prompt_ids": pa.list_(pa.
 
 
 @dataclass(frozen=True)
-class Work:
+class GenerationTask:
     """Shards to fill from one model, all with the same settings."""
 
     model: str
@@ -34,7 +34,7 @@ class Work:
     log: Path
 
 
-def generate_in_child(work: Work) -> None:
+def generate_in_child(work: GenerationTask) -> None:
     """Samples what is missing, in a child process; starts none if nothing is."""
     todo = [part for part in work.parts if part.missing()]
     if todo:
@@ -60,7 +60,7 @@ def main(task: dict[str, Any], terminal: TextIO) -> None:
         fill(parts, pq.read_table(parts.folder / REQUESTS), settings, sample)
 
 
-def _with_bar(vllm: "VllmEngine", terminal: TextIO, name: str, parts: Parts) -> Sample:
+def _with_bar(vllm: "VllmEngine", terminal: TextIO, name: str, parts: Parts) -> SampleFunction:
     """vLLM's own progress bar, a new one for each shard, on the parent's terminal and with our words."""
     from tqdm import tqdm
 

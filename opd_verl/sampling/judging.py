@@ -24,19 +24,21 @@ from opd_verl.utils.files import digest
 CORRECT = 0.5
 """A response with a score above is correct, whatever the judge's scale for wrong ones (0 or -1)."""
 
-SCHEMA = pa.schema({"scores": pa.list_(pa.float64()), "answers": pa.list_(pa.string())})
+JUDGED_SCHEMA = pa.schema({"scores": pa.list_(pa.float64()), "answers": pa.list_(pa.string())})
 """Columns of a judged shard, a row per prompt, n entries each."""
 CHUNK = 16
 """Responses that a process takes at a time."""
 RESPONSE_PREFIX = "response_prefix"
 """Column of the source: the text that a row's responses go on from; the judge reads both."""
 
-Task = tuple[RewardSettings, dict[str, Any]]
-Verdict = tuple[float, str]
+JudgeTask = tuple[RewardSettings, dict[str, Any]]
+Judgement = tuple[float, str]
 """Score, and the answer that was found in the response (empty: none)."""
 
 
-def judge(generated: Parts, judged: Parts, source: pa.Table, size: int, reward: RewardSettings, workers: int) -> None:
+def judge_shards(
+    generated: Parts, judged: Parts, source: pa.Table, size: int, reward: RewardSettings, workers: int
+) -> None:
     """Judges every shard of `generated` that `judged` lacks.
 
     Args:
@@ -56,7 +58,7 @@ def judge(generated: Parts, judged: Parts, source: pa.Table, size: int, reward: 
         for index in judged.missing():
             rows = source.slice(ranges[index].start, len(ranges[index]))
             responses = generated.read(index)["responses"].to_pylist()
-            verdicts = pool.map(verdict, _tasks(rows, responses, reward), chunksize=CHUNK)
+            verdicts = pool.map(judge_response, _tasks(rows, responses, reward), chunksize=CHUNK)
             judged.write(index, _table(verdicts, [len(group) for group in responses]))
             bar.update(len(rows))
 
@@ -72,7 +74,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _tasks(rows: pa.Table, responses: list[list[str]], reward: RewardSettings) -> Iterator[Task]:
+def _tasks(rows: pa.Table, responses: list[list[str]], reward: RewardSettings) -> Iterator[JudgeTask]:
     wanted = ("data_source", "reward_model", "extra_info", RESPONSE_PREFIX)
     columns = rows.select([name for name in wanted if name in rows.column_names])
     for row, group in zip(columns.to_pylist(), responses, strict=True):
@@ -85,10 +87,12 @@ def _tasks(rows: pa.Table, responses: list[list[str]], reward: RewardSettings) -
             yield reward, known | {"solution_str": row.get(RESPONSE_PREFIX, "") + text}
 
 
-def _table(verdicts: Iterator[Verdict], counts: list[int]) -> pa.Table:
+def _table(verdicts: Iterator[Judgement], counts: list[int]) -> pa.Table:
     groups = [[next(verdicts) for _ in range(count)] for count in counts]
-    columns = {name: [[one[place] for one in group] for group in groups] for place, name in enumerate(SCHEMA.names)}
-    return pa.table(columns, schema=SCHEMA)
+    columns = {
+        name: [[one[place] for one in group] for group in groups] for place, name in enumerate(JUDGED_SCHEMA.names)
+    }
+    return pa.table(columns, schema=JUDGED_SCHEMA)
 
 
 @cache
@@ -106,7 +110,7 @@ def load_reward(reward: RewardSettings) -> Callable[..., Any]:
         raise ConfigError("reward", f"{reward.path}:{reward.name}", str(error), remedy) from error
 
 
-def verdict(task: Task) -> Verdict:
+def judge_response(task: JudgeTask) -> Judgement:
     """One response's score and answer, by a function in verl's calling convention; a number alone is a score."""
     reward, arguments = task
     found = load_reward(reward)(**arguments)

@@ -20,7 +20,7 @@ from opd_verl.sampling.parts import Parts
 from opd_verl.utils.files import write_table
 
 REQUESTS = "requests.parquet"
-SCHEMA = pa.schema({"prompt_ids": pa.list_(pa.int32()), "response_ids": pa.list_(pa.int32())})
+READ_SCHEMA = pa.schema({"prompt_ids": pa.list_(pa.int32()), "response_ids": pa.list_(pa.int32())})
 """Of requests; `at_ids` (list of int32, K' for each response token) where log-probs at other ids are wanted."""
 RESPONSES_PER_PART = 32
 MASS_KS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -28,7 +28,7 @@ MASS_KS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReadSettings:
     """What is read besides `log_prob` and `entropy` [R]."""
 
     topk: int = 0
@@ -44,9 +44,9 @@ class Reading:
     """Responses at which one model is read."""
 
     requests: pa.Table
-    """As `SCHEMA`."""
+    """As `READ_SCHEMA`."""
     folder: Path
-    wanted: Wanted = Wanted()
+    wanted: ReadSettings = ReadSettings()
 
     @property
     def parts(self) -> Parts:
@@ -99,7 +99,7 @@ def main(task: dict[str, Any], terminal: TextIO) -> None:
     from opd_verl.teacher.scoring.scorer import Scorer
 
     dtype = "auto" if torch.cuda.is_available() else "float32"
-    wanted = [Wanted(**one["wanted"]) for one in task["readings"]]
+    wanted = [ReadSettings(**one["wanted"]) for one in task["readings"]]
     temperature = wanted[0].temperature
     scorer = Scorer.from_pretrained(
         task["model"], dtype=dtype, trust_remote_code=task["trust"], temperature=temperature

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from opd_verl.sampling import judging, shards
-from opd_verl.sampling.generate import REQUESTS, REQUESTS_SCHEMA, Work, generate_in_child
+from opd_verl.sampling.generate import REQUESTS, REQUESTS_SCHEMA, GenerationTask, generate_in_child
 from opd_verl.sampling.judging import CORRECT
 from opd_verl.sampling.parts import Parts
 from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
@@ -31,11 +31,11 @@ from opd_verl.utils.files import json_digest, whole, write_table
 MADE_WITH = b"opd_verl.sampling"
 """Key of the rollouts file's metadata: what its rows were made with, as JSON."""
 
-Generate = Callable[[Work], None]
+Generate = Callable[[GenerationTask], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """Rows, encoded for one model, and the file that their rollouts go to."""
 
     model: Model
@@ -56,14 +56,14 @@ class Job:
         return self.out.with_name(f"{self.out.name}.parts")
 
 
-def prepare(model: Model, rows: pa.Table, settings: SamplingSettings, out: Path, where: str) -> Job:
+def prepare_job(model: Model, rows: pa.Table, settings: SamplingSettings, out: Path, where: str) -> SamplingJob:
     """Encodes the rows of `where`. Raises ConfigError for a prompt that does not fit."""
     source = rows.select([name for name in rows.column_names if name not in ROLLOUT_COLUMNS])
     messages = source["prompt"].to_pylist()
     ids = [encode(model.tokenizer, prompt, settings) for prompt in messages]
     check_lengths(model, ids, settings, where)
     requests = pa.table({"identity": identities(messages), "prompt_ids": ids}, schema=REQUESTS_SCHEMA)
-    return Job(model, source, requests, out)
+    return SamplingJob(model, source, requests, out)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Sampler:
     """Processes that judge; None: one per processor."""
     generate: Generate = generate_in_child
 
-    def run(self, jobs: Sequence[Job]) -> None:
+    def run(self, jobs: Sequence[SamplingJob]) -> None:
         """Writes the rollouts files of jobs of one model, which is loaded once. Finished files are kept."""
         made_with = {job.out: _made_with(job, self.settings, self.engine, self.reward) for job in jobs}
         todo = [job for job in jobs if _found(job.out) != made_with[job.out]]
@@ -86,7 +86,9 @@ class Sampler:
         parts = {job.out: _open(job, self.settings, made_with[job.out]) for job in todo}
         longest = max(job.longest_prompt for job in jobs) + self.settings.max_tokens
         log = todo[0].out.with_name("vllm.log")
-        self.generate(Work(todo[0].model.path, self.settings, self.engine, longest, list(parts.values()), log))
+        self.generate(
+            GenerationTask(todo[0].model.path, self.settings, self.engine, longest, list(parts.values()), log)
+        )
         for job in todo:
             _finish(job, parts[job.out], self.settings, made_with[job.out], self.reward, self.workers)
 
@@ -112,13 +114,13 @@ def sample_rollouts(
     judging.load_reward(reward or RewardSettings())
     rows = read_rows("files", files, limit)
     opened = open_model("model", model, engine.trust_remote_code if engine else False)
-    job = prepare(opened, rows, settings, out, ", ".join(map(str, files)))
+    job = prepare_job(opened, rows, settings, out, ", ".join(map(str, files)))
     Sampler(settings, engine or EngineSettings(), reward or RewardSettings(), workers, generate).run([job])
     return out
 
 
 def _made_with(
-    job: Job, settings: SamplingSettings, engine: EngineSettings, reward: RewardSettings
+    job: SamplingJob, settings: SamplingSettings, engine: EngineSettings, reward: RewardSettings
 ) -> dict[str, dict[str, Any]]:
     sampled = {
         "model": job.model.fingerprint,
@@ -136,7 +138,7 @@ def _found(out: Path) -> Any:
     return json.loads((metadata or {}).get(MADE_WITH, b"null"))
 
 
-def _open(job: Job, settings: SamplingSettings, made_with: dict[str, dict[str, Any]]) -> Parts:
+def _open(job: SamplingJob, settings: SamplingSettings, made_with: dict[str, dict[str, Any]]) -> Parts:
     parts = Parts(job.folder, len(shards.shard_ranges(len(job.source), settings.prompts_per_shard)))
     parts.open(made_with["sampled"])
     write_table(parts.folder / REQUESTS, job.requests)
@@ -144,7 +146,7 @@ def _open(job: Job, settings: SamplingSettings, made_with: dict[str, dict[str, A
 
 
 def _finish(
-    job: Job,
+    job: SamplingJob,
     parts: Parts,
     settings: SamplingSettings,
     made_with: dict[str, dict[str, Any]],
@@ -154,13 +156,13 @@ def _finish(
     judged = Parts(parts.folder / "judged", parts.count)
     judged.open(made_with["judged"])
     size = settings.prompts_per_shard
-    judging.judge(parts, judged, job.source, size, reward, workers or judging.default_workers())
+    judging.judge_shards(parts, judged, job.source, size, reward, workers or judging.default_workers())
     _assemble(job, parts, judged, size, made_with)
 
 
-def _assemble(job: Job, parts: Parts, judged: Parts, size: int, made_with: dict[str, Any]) -> None:
+def _assemble(job: SamplingJob, parts: Parts, judged: Parts, size: int, made_with: dict[str, Any]) -> None:
     """The rollouts file, shard by shard: no more of it than one is in memory."""
-    fields = [*job.source.schema, *shards.SCHEMA, *judging.SCHEMA, pa.field("model", pa.string())]
+    fields = [*job.source.schema, *shards.SHARD_SCHEMA, *judging.JUDGED_SCHEMA, pa.field("model", pa.string())]
     schema = pa.schema(fields, metadata={MADE_WITH: json.dumps(made_with, sort_keys=True)})
     with whole(job.out) as partial, pq.ParquetWriter(partial, schema) as writer:
         for index, rows in enumerate(shards.shard_ranges(len(job.source), size)):
@@ -173,7 +175,7 @@ def _assemble(job: Job, parts: Parts, judged: Parts, size: int, made_with: dict[
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def accuracies(job: Job) -> NDArray[np.float64]:
+def accuracies(job: SamplingJob) -> NDArray[np.float64]:
     """Share of correct responses of each prompt."""
     scores = pq.read_table(job.out, columns=["scores"])["scores"].to_pylist()
     return np.array([sum(score > CORRECT for score in row) / len(row) for row in scores], np.float64)

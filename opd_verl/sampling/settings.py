@@ -1,8 +1,8 @@
 """What is sampled, by which engine, and who judges it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 from opd_verl.config.errors import ConfigError
 
@@ -34,12 +34,6 @@ class SamplingSettings:
     """A longer prompt is an error; None: what the model's context leaves beside max_tokens."""
     prompts_per_shard: int = 64
     """Prompts that are sampled in one batch and saved together."""
-
-    @classmethod
-    def of(cls, config: Any) -> Self:
-        """From a command's own settings, whose keys have the same names; what it has no key for stays as it is."""
-        names = [one.name for one in fields(cls) if hasattr(config, one.name)]
-        return cls(**{name: getattr(config, name) for name in names})
 
     def check(self) -> None:
         """Raises ConfigError for a value out of range."""
@@ -78,6 +72,50 @@ class RewardSettings:
     path: str = OWN_REWARD
     """A file, or pkg://a.module."""
     name: str = "compute_score"
+
+
+@dataclass
+class JudgedSamplingConfig:
+    """Keys that every command has which samples responses, judges them and estimates: eval, probe and alignment.
+
+    A command's own dataclass inherits them, adds its keys, and redefines a default that differs.
+    """
+
+    temperature: float = 1.0
+    """0 is greedy, where the command allows it."""
+    max_tokens: int = 4096
+    """Response tokens, the end-of-sequence token included."""
+    suffix: str = ""
+    """Text at the end of the last user message; a message that ends with it already stays as it is."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """verl's data.apply_chat_template_kwargs, such as {"enable_thinking": False}."""
+    seed: int = 0
+    """Seed of the sampling, of the bootstrap, and of whatever else the command draws."""
+    max_prompt_tokens: int | None = None
+    """A longer prompt is an error; None: what the model's context leaves beside max_tokens."""
+    prompts_per_shard: int = 64
+    """Prompts that are sampled in one batch and saved together."""
+    resamples: int = 2000
+    """Bootstrap replicates behind each interval."""
+    workers: int | None = None
+    """Processes that judge; None: one per processor."""
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+    def sampling_settings(self, n: int, top_p: float = 1.0, top_k: int = -1) -> SamplingSettings:
+        """The settings that decide which tokens are sampled; what is not a shared key is an argument."""
+        return SamplingSettings(
+            n=n,
+            temperature=self.temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            suffix=self.suffix,
+            chat_template_kwargs=self.chat_template_kwargs,
+            max_prompt_tokens=self.max_prompt_tokens,
+            prompts_per_shard=self.prompts_per_shard,
+        )
 
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:

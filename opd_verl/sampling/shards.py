@@ -12,7 +12,7 @@ import pyarrow as pa
 from opd_verl.sampling.parts import Parts
 from opd_verl.sampling.settings import SamplingSettings
 
-SCHEMA = pa.schema(
+SHARD_SCHEMA = pa.schema(
     {
         "responses": pa.list_(pa.string()),
         "response_ids": pa.list_(pa.list_(pa.int32())),
@@ -20,7 +20,7 @@ SCHEMA = pa.schema(
         "finished": pa.list_(pa.bool_()),
     }
 )
-"""Columns of a shard, a row per prompt, n entries each; `judging.SCHEMA` has the judge's."""
+"""Columns of a shard, a row per prompt, n entries each; `judging.JUDGED_SCHEMA` has the judge's."""
 
 
 MAX_TOKENS = "max_tokens"
@@ -49,7 +49,7 @@ class Response:
     """Whether it ended by itself and not at max_tokens."""
 
 
-Sample = Callable[[Sequence[Request]], Sequence[Response]]
+SampleFunction = Callable[[Sequence[Request]], Sequence[Response]]
 """An engine: responses in the order of the requests, each a function of its request alone."""
 
 
@@ -72,7 +72,7 @@ def shard_requests(
 
 
 def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
-    """The responses of n per prompt as rows of `SCHEMA`."""
+    """The responses of n per prompt as rows of `SHARD_SCHEMA`."""
     groups = [responses[first : first + n] for first in range(0, len(responses), n)]
     columns = {
         "responses": [[one.text for one in group] for group in groups],
@@ -80,10 +80,10 @@ def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
         "response_tokens": [[len(one.ids) for one in group] for group in groups],
         "finished": [[one.finished for one in group] for group in groups],
     }
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=SHARD_SCHEMA)
 
 
-def fill(parts: Parts, requests: pa.Table, settings: SamplingSettings, sample: Sample) -> None:
+def fill(parts: Parts, requests: pa.Table, settings: SamplingSettings, sample: SampleFunction) -> None:
     """Samples and saves every shard that is not there yet.
 
     requests: `identity` (string) and `prompt_ids` (list of int32), a row per prompt; `max_tokens` (int32) where it

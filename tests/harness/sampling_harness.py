@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny_models import save_tiny_qwen3, tiny_tokenizer
 
-from opd_verl.sampling.generate import REQUESTS, Work
-from opd_verl.sampling.shards import Request, Response, Sample, fill
+from opd_verl.sampling.generate import REQUESTS, GenerationTask
+from opd_verl.sampling.shards import Request, Response, SampleFunction, fill
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }} {% endfor %}{% if add_generation_prompt %}w2{% endif %}"
@@ -59,10 +59,10 @@ def answers(requests: Sequence[Request]) -> list[Response]:
 class FakeGenerate:
     """Fills shards as the child does, and counts what it was asked."""
 
-    def __init__(self, sample: Sample = answers) -> None:
+    def __init__(self, sample: SampleFunction = answers) -> None:
         self.sample, self.asked = sample, 0
 
-    def __call__(self, work: Work) -> None:
+    def __call__(self, work: GenerationTask) -> None:
         for parts in work.parts:
             fill(parts, pq.read_table(parts.folder / REQUESTS), work.settings, self._counted)
 

@@ -18,7 +18,7 @@ from opd_verl.data.files import take
 from opd_verl.data.judged import Judged
 from opd_verl.sampling.judging import CORRECT
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.rollouts import Sampler, prepare
+from opd_verl.sampling.rollouts import Sampler, prepare_job
 from opd_verl.sampling.shards import request_seed
 
 
@@ -51,7 +51,7 @@ def ask_in_rounds(
         print(said, file=sys.stderr, flush=True)
         seed = request_seed(sampler.settings.seed, f"contexts/{folder.name}", number)
         settings = replace(sampler.settings, n=size, seed=seed)
-        job = prepare(model, take(rows, asked), settings, folder / f"round-{number:02d}.parquet", folder.name)
+        job = prepare_job(model, take(rows, asked), settings, folder / f"round-{number:02d}.parquet", folder.name)
         replace(sampler, settings=settings).run([job])
         for place, row in zip(asked, _read(job.out), strict=True):
             _add(found[place], row)

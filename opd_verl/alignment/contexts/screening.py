@@ -17,7 +17,7 @@ from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.data.files import replace_column, take
 from opd_verl.eval.estimators import Array
 from opd_verl.sampling.prompts import Model
-from opd_verl.sampling.rollouts import Job, Sampler, accuracies, prepare
+from opd_verl.sampling.rollouts import Sampler, SamplingJob, accuracies, prepare_job
 from opd_verl.utils.files import finite, write_json, write_text
 
 
@@ -77,8 +77,10 @@ def _rates(
     return {name: accuracies(job) for name, job in jobs.items()}
 
 
-def _job(student: Model, prepared: Prepared, rows: Sequence[int], name: str, sampler: Sampler, out: Path) -> Job:
+def _job(
+    student: Model, prepared: Prepared, rows: Sequence[int], name: str, sampler: Sampler, out: Path
+) -> SamplingJob:
     table = take(prepared.rows, rows)
     if name != BASELINE:
         table = replace_column(table, "prompt", [messages_with(row, name) for row in table.to_pylist()])
-    return prepare(student, table, sampler.settings, out / "screening" / f"{name}.parquet", name)
+    return prepare_job(student, table, sampler.settings, out / "screening" / f"{name}.parquet", name)

@@ -12,7 +12,7 @@ from sampling_harness import CONTEXT, save_model, write_problems
 
 from opd_verl.config.errors import ConfigError
 from opd_verl.eval.config import EvalConfig, read_config
-from opd_verl.eval.prepare import make_plan, with_roles
+from opd_verl.eval.prepare import prepare_evaluation, with_roles
 from opd_verl.sampling.model_names import distinct_names, named
 from opd_verl.sampling.settings import RewardSettings
 
@@ -138,7 +138,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(
         "out": str(tmp_path / "out"),
         "max_tokens": 16,
     }
-    make_plan(EvalConfig(**settings))
+    prepare_evaluation(EvalConfig(**settings))
     with pytest.raises(ConfigError, match=message):
-        make_plan(EvalConfig(**settings | changes))
+        prepare_evaluation(EvalConfig(**settings | changes))
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_verl.eval.estimators import gap_recovery, interval, mean_of_means, pass_at_k, powers_of_two, replicates
+from opd_verl.eval.estimators import (
+    gap_recovery,
+    interval,
+    mean_of_means,
+    pass_at_k,
+    powers_of_two,
+    stratified_replicates,
+)
 
 CASES = st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
 
@@ -51,7 +58,7 @@ def test_powers_of_two_end_with_n() -> None:
 
 def test_the_bootstrap_has_the_mean_and_the_standard_error_of_the_mean() -> None:
     values = np.random.default_rng(0).random(200)
-    drawn = replicates([values], 4000, seed=1)
+    drawn = stratified_replicates([values], 4000, seed=1)
     assert drawn.mean() == pytest.approx(values.mean(), abs=2e-3)
     assert drawn.std() == pytest.approx(values.std() / np.sqrt(200), rel=0.05)
 
@@ -79,12 +86,14 @@ def test_benchmarks_count_alike_whatever_their_size() -> None:
     assert mean_of_means(strata) == 0.5
     assert interval(strata, 100, 0).value == 0.5
     small = [np.random.default_rng(0).random(10) for _ in range(2)]
-    assert replicates(small, 2000, 0).std() == pytest.approx(np.sqrt(sum(one.var() / 10 for one in small)) / 2, rel=0.1)
+    assert stratified_replicates(small, 2000, 0).std() == pytest.approx(
+        np.sqrt(sum(one.var() / 10 for one in small)) / 2, rel=0.1
+    )
 
 
 def test_the_same_problems_are_drawn_for_every_model() -> None:
     a = np.random.default_rng(0).random(30)
-    assert np.allclose(replicates([a + 0.5], 100, 7) - replicates([a], 100, 7), 0.5)
+    assert np.allclose(stratified_replicates([a + 0.5], 100, 7) - stratified_replicates([a], 100, 7), 0.5)
 
 
 def test_gap_recovery_by_hand() -> None:

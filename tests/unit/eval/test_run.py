@@ -20,7 +20,7 @@ from opd_verl.eval.run import evaluate
 from opd_verl.eval.table import print_table, to_markdown
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.sampling import read
-from opd_verl.sampling.generate import Work
+from opd_verl.sampling.generate import GenerationTask
 from opd_verl.sampling.shards import Request, Response
 
 ROLLOUTS = pa.table(
@@ -76,7 +76,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalConfig:
     )
 
 
-def skilled(work: Work) -> None:
+def skilled(work: GenerationTask) -> None:
     """opd repeats itself less than base; big knows more: seeds of other problems per model."""
     shift = {"base": 0, "opd": 1, "big": 2}[Path(work.model).name]
 
@@ -121,14 +121,14 @@ def test_the_table_is_the_same_again_elsewhere_and_after_a_kill(config: EvalConf
     evaluate(config, skilled)
     first = (Path(config.out) / "table.json").read_bytes()
 
-    def never(work: Work) -> None:
+    def never(work: GenerationTask) -> None:
         raise AssertionError("everything was there")
 
     evaluate(config, never)
     assert (Path(config.out) / "table.json").read_bytes() == first
     elsewhere = replace(config, out=str(tmp_path / "elsewhere"), workers=2)
 
-    def dies(work: Work) -> None:
+    def dies(work: GenerationTask) -> None:
         if work.model.endswith("opd"):
             raise KeyboardInterrupt
         skilled(work)

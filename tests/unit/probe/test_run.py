@@ -26,7 +26,7 @@ from opd_verl.probe.run import probe
 from opd_verl.probe.table import UNDEFINED
 from opd_verl.probe.terminal import print_verdicts
 from opd_verl.sampling import read
-from opd_verl.sampling.generate import Work
+from opd_verl.sampling.generate import GenerationTask
 from opd_verl.sampling.read import Reading
 
 PROMPTS, N, K = 9, 2, 4
@@ -121,7 +121,7 @@ def test_a_probe_that_was_killed_goes_on(config: ProbeConfig, tmp_path: Path) ->
     whole = json.loads((Path(config.out) / "probe.json").read_text())
     elsewhere = replace(config, out=str(tmp_path / "elsewhere"))
 
-    def dies(work: Work) -> None:
+    def dies(work: GenerationTask) -> None:
         if "continuation" in str(work.parts[0].folder):
             raise KeyboardInterrupt
         FakeGenerate(answers)(work)

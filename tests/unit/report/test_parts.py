@@ -21,21 +21,21 @@ from opd_verl.report.curves import marked
 from opd_verl.report.depth_map import grid_of
 from opd_verl.report.quadrant_map import quadrants
 from opd_verl.report.read import distinct_names, evenly, read_runs, recipe_of
-from opd_verl.report.runs import Run, alerts, last, points, with_gaps
+from opd_verl.report.runs import ReportedRun, alerts, last, points, with_gaps
 from opd_verl.tracking.metrics_file import write_steps
 from opd_verl.utils.plot_style import End, label_ends, series, short, spread
 
 NAN = math.nan
 
 
-def run(**values: list[float | None]) -> Run:
+def run(**values: list[float | None]) -> ReportedRun:
     """Steps 1, 2, ... with these metrics; None where a step has none."""
     count = max(map(len, values.values()))
     steps = [
         {"step": at + 1, **{f"opd/{name}": one[at] for name, one in values.items() if one[at] is not None}}
         for at in range(count)
     ]
-    return Run("A", "run", "opd", steps)
+    return ReportedRun("A", "run", "opd", steps)
 
 
 def test_a_missing_value_is_a_gap_and_a_rare_metric_has_none() -> None:

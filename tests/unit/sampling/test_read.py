@@ -13,7 +13,7 @@ from sampling_harness import save_model
 from transformers import AutoModelForCausalLM
 
 from opd_verl.sampling import read
-from opd_verl.sampling.read import MASS_KS, SCHEMA, Reading, Wanted, checksum, main, read_model
+from opd_verl.sampling.read import MASS_KS, READ_SCHEMA, Reading, ReadSettings, checksum, main, read_model
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def requests(count: int, width: int = 0) -> pa.Table:
         "prompt_ids": [rng.integers(2, 96, 3 + index % 4).tolist() for index in range(count)],
         "response_ids": [rng.integers(2, 96, 1 + index % 5).tolist() for index in range(count)],
     }
-    table = pa.table(rows, schema=SCHEMA)
+    table = pa.table(rows, schema=READ_SCHEMA)
     if not width:
         return table
     at_ids = [rng.integers(0, 96, width * len(row)).tolist() for row in rows["response_ids"]]
@@ -71,7 +71,7 @@ def test_the_numbers_are_the_models_own_and_read_once(tmp_path: Path, in_process
 
 def test_top_k_masses_and_other_ids_at_a_temperature(tmp_path: Path, in_process: list[dict[str, Any]]) -> None:
     path = save_model(tmp_path / "model")
-    wanted = Wanted(topk=4, masses=True, temperature=0.7)
+    wanted = ReadSettings(topk=4, masses=True, temperature=0.7)
     reading = Reading(requests(5, width=3), tmp_path / "reading", wanted)
     read_model(path, {}, [reading], False, tmp_path / "log")
     ids, top = reading.column("topk_ids", 4), reading.column("topk_log_probs", 4)
@@ -95,10 +95,10 @@ def test_the_checksum_is_of_the_ids_and_not_of_the_tables_pieces() -> None:
     whole = requests(6, width=2)
     pieces = pa.concat_tables([whole.slice(0, 2), whole.slice(2)])
     assert checksum(whole) == checksum(pieces) != checksum(whole.slice(1))
-    swapped = pa.table({"prompt_ids": whole["response_ids"], "response_ids": whole["prompt_ids"]}, schema=SCHEMA)
-    assert checksum(swapped) != checksum(whole.select(SCHEMA.names))
+    swapped = pa.table({"prompt_ids": whole["response_ids"], "response_ids": whole["prompt_ids"]}, schema=READ_SCHEMA)
+    assert checksum(swapped) != checksum(whole.select(READ_SCHEMA.names))
     shifted = [
-        pa.table({"prompt_ids": rows, "response_ids": [[9], [9]]}, schema=SCHEMA)
+        pa.table({"prompt_ids": rows, "response_ids": [[9], [9]]}, schema=READ_SCHEMA)
         for rows in ([[1, 2], [3]], [[1], [2, 3]])
     ]
     assert checksum(shifted[0]) != checksum(shifted[1])

@@ -15,7 +15,7 @@ from sampling_harness import FakeGenerate, answers, problem, save_model, write_p
 from opd_verl.config.errors import ConfigError
 from opd_verl.data import rollouts as command
 from opd_verl.sampling import judging
-from opd_verl.sampling.judging import load_reward, verdict
+from opd_verl.sampling.judging import judge_response, load_reward
 from opd_verl.sampling.rollouts import sample_rollouts
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
 from opd_verl.sampling.shards import Request, Response
@@ -172,9 +172,9 @@ def test_another_judge_judges_the_same_responses(model: str, problems: Path, tmp
 
 def test_rewards_in_verls_conventions(tmp_path: Path) -> None:
     arguments = {"data_source": "", "solution_str": "\\boxed{4}", "ground_truth": "4", "extra_info": {}}
-    assert verdict((RewardSettings(), arguments)) == (1.0, "4")
+    assert judge_response((RewardSettings(), arguments)) == (1.0, "4")
     (tmp_path / "r.py").write_text("def a(**_):\n    return {'score': -1, 'pred': None}\n")
-    assert verdict((RewardSettings(str(tmp_path / "r.py"), "a"), arguments)) == (-1.0, "")
+    assert judge_response((RewardSettings(str(tmp_path / "r.py"), "a"), arguments)) == (-1.0, "")
     for bad in (RewardSettings(name="nope"), RewardSettings(str(tmp_path / "none.py"))):
         with pytest.raises(ConfigError, match="reward="):
             load_reward(bad)

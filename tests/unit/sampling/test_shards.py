@@ -12,7 +12,7 @@ from sampling_harness import answers
 
 from opd_verl.sampling.parts import Parts
 from opd_verl.sampling.settings import SamplingSettings
-from opd_verl.sampling.shards import SCHEMA, Request, Response, fill, request_seed, shard_ranges, shard_requests
+from opd_verl.sampling.shards import SHARD_SCHEMA, Request, Response, fill, request_seed, shard_ranges, shard_requests
 
 NAMES = [f"p{index}" for index in range(7)]
 REQUESTS = pa.table({"identity": NAMES, "prompt_ids": [[index] for index in range(7)]})
@@ -41,7 +41,7 @@ def filled(folder: Path, requests: pa.Table, size: int) -> dict[str, list[list[i
     parts = Parts(folder, len(shard_ranges(len(requests), size)))
     fill(parts, requests, SamplingSettings(n=3, prompts_per_shard=size), answers)
     tables = [parts.read(index) for index in range(parts.count)]
-    assert all(table.schema == SCHEMA for table in tables)
+    assert all(table.schema == SHARD_SCHEMA for table in tables)
     return dict(
         zip(requests["identity"].to_pylist(), pa.concat_tables(tables)["response_ids"].to_pylist(), strict=True)
     )

@@ -23,10 +23,10 @@ from opd_verl.alignment.contexts.screening_table import screen, to_markdown
 from opd_verl.alignment.contexts.settings import ContextSettings
 from opd_verl.config.errors import ConfigError
 from opd_verl.contexts import CONTEXT_HOOKS
-from opd_verl.eval.estimators import replicates
+from opd_verl.eval.estimators import stratified_replicates
 from opd_verl.metrics.estimate import ENDS
 from opd_verl.sampling import judging
-from opd_verl.sampling.generate import Work
+from opd_verl.sampling.generate import GenerationTask
 from opd_verl.sampling.prompts import Model, open_model
 from opd_verl.sampling.rollouts import Sampler
 from opd_verl.sampling.rows import identities
@@ -61,9 +61,9 @@ class Recorded:
     fake: FakeGenerate = field(default_factory=lambda: FakeGenerate(say_all))
     others: dict[str, FakeGenerate] = field(default_factory=dict)
     dies_in: str | None = None
-    works: list[Work] = field(default_factory=list)
+    works: list[GenerationTask] = field(default_factory=list)
 
-    def __call__(self, work: Work) -> None:
+    def __call__(self, work: GenerationTask) -> None:
         folder = work.parts[0].folder
         if self.dies_in and self.dies_in in str(folder):
             raise KeyboardInterrupt
@@ -75,7 +75,7 @@ class Recorded:
         """Responses, of whatever folder."""
         return self.fake.asked + sum(one.asked for one in self.others.values())
 
-    def of(self, name: str) -> list[Work]:
+    def of(self, name: str) -> list[GenerationTask]:
         """What the folder `name` was filled with."""
         return [work for work in self.works if work.parts[0].folder.parent.name == name]
 
@@ -348,7 +348,7 @@ def test_the_screening_table_by_hand() -> None:
     assert base.difference is None and one.difference is not None and one.questions == 6
     assert one.accuracy.value == pytest.approx(5 / 6)
     assert one.difference.value == pytest.approx(5 / 6 - 3.425 / 6)
-    paired = np.quantile(replicates([helped - BASELINE], 200, 3), ENDS)
+    paired = np.quantile(stratified_replicates([helped - BASELINE], 200, 3), ENDS)
     assert [one.difference.low, one.difference.high] == pytest.approx(paired.tolist())
     lines = to_markdown([base, one], 2, 32).splitlines()
     assert lines[4].startswith("| baseline | 12.5 (1) | 50.0 (3) | 90.0 (2) | 57.1 [") and lines[4].endswith("| 6 |  |")
