@@ -3,38 +3,45 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import pytest
-from places import PACKAGE
+from places import HARNESS, PACKAGE
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-PURE_FOLDERS = ("objectives", "fused", "metrics")
-PURE_MODULES = (
-    "packing",
-    "inputs",
-    "contexts",
-    "selection",
-    "weights",
-    "shaping",
-    "mixing",
-    "objective_hooks",
-    "registry",
-    "terms",
-)
-PURE = [
-    *(file for folder in PURE_FOLDERS for file in sorted((PACKAGE / folder).glob("*.py"))),
-    *(PACKAGE / f"{name}.py" for name in PURE_MODULES),
-]
-"""Tensor maths: torch, and each other."""
-TEACHER_CORE = [
-    PACKAGE / "fused" / "head.py",
+ROOMS = (
+    *("objectives", "schema", "credit", "fused", "metrics", "utils"),
+    *("config", "contexts", "objective_hooks", "hooks", "rewards"),
+    *("teacher", "teacher/scoring", "teacher/replica", "teacher/client"),
+    *("seeded_loop", "cpu", "plugin", "tracking", "tracking/samples", "timeline", "training", "checks"),
     *(
-        PACKAGE / "teacher" / f"{name}.py"
-        for name in ("score", "wire", "scorer", "body", "reader", "batching", "store", "snapshot")
+        "sampling",
+        "data",
+        "nodes",
+        "plan",
+        "eval",
+        "probe",
+        "report",
+        "pipeline",
+        "quickstart",
+        "alignment",
+        "experiments",
     ),
-]
+)
+"""Folders and single files, from the lowest: a file imports its own room and the rooms before it."""
+TORCH_ONLY = (
+    *("objectives", "credit", "fused", "metrics", "contexts", "objective_hooks", "config/registry"),
+    *("training/token_positions", "training/update/terms"),
+)
+"""Tensor maths: nothing but torch, not even through another file of ours."""
+TEACHER_CORE = (
+    *("teacher/score", "teacher/wire", "teacher/needs", "teacher/snapshot", "teacher/replica/store"),
+    *("teacher/scoring", "fused/head"),
+)
 """A teacher without a cluster: neither Ray nor verl, not even through another file of ours."""
+SERVER = "teacher/scoring/server_scorer"
+"""The exception: it asks a Ray actor, and no file of the core imports it."""
+CLUSTER = {"ray", "verl", "vllm", "hydra", "transfer_queue"}
 INTERFACE_CLASSES = {"PlatformCPU"}
 """Their methods are verl's to document."""
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -42,6 +49,22 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def short(path: Path) -> str:
     return str(path.relative_to(PACKAGE.parent))
+
+
+def files_of(*names: str) -> list[Path]:
+    """The files of folders and single modules, named by their path in the package without `.py`."""
+    return [path for path in FILES for name in names if is_in(path, name)]
+
+
+def is_in(path: Path, name: str) -> bool:
+    return (PACKAGE / name) in (path.with_suffix(""), *path.parents)
+
+
+def room_of(path: Path) -> str:
+    """The innermost room that a file lies in."""
+    rooms = [room for room in ROOMS if is_in(path, room)]
+    assert rooms, f"{short(path)} lies in no room: add its room to ROOMS"
+    return max(rooms, key=len)
 
 
 def only_for_types(node: ast.AST) -> bool:
@@ -59,6 +82,7 @@ def what_runs(node: ast.AST) -> Iterator[ast.AST]:
             yield from what_runs(child)
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Every dotted name a file imports, wherever in the file: `from a.b import c` counts as `a.b` and `a.b.c`."""
     found: set[str] = set()
@@ -77,6 +101,7 @@ def top_level(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"opd_verl"}
 
 
+@cache
 def our_files(path: Path) -> set[Path]:
     """The files of ours that a file imports, with the `__init__` of every package above them."""
     found: set[Path] = set()
@@ -123,9 +148,29 @@ def unannotated(function: Function, is_method: bool) -> list[str]:
     return missing if function.returns is not None else [*missing, "return"]
 
 
-def test_the_files_that_the_rules_name_are_there() -> None:
-    assert all(path.is_file() for path in (*PURE, *TEACHER_CORE))
-    assert all(sum(path.parent.name == folder for path in PURE) >= 3 for folder in PURE_FOLDERS)
+def forbidden(paths: list[Path], allowed: set[str] | None = None, refused: set[str] | None = None) -> list[str]:
+    """Imports of files, and of all that they load, which are not among the allowed ones or are among the refused."""
+    complaints = []
+    for path in paths:
+        for loaded in sorted(closure(path)):
+            names = top_level(loaded)
+            wrong = (names - allowed if allowed is not None else set()) | names & (refused or set())
+            complaints += [f"{short(path)} loads {short(loaded)}, which imports {name}" for name in sorted(wrong)]
+    return complaints
+
+
+def cycles(graph: dict[Path, set[Path]]) -> list[list[Path]]:
+    """Groups of files that import each other, by Kahn's algorithm: what can never be removed."""
+    left = {path: set(targets) & graph.keys() - {path} for path, targets in graph.items()}
+    while leaves := [path for path, targets in left.items() if not targets]:
+        left = {path: targets - set(leaves) for path, targets in left.items() if path not in leaves}
+    return [sorted(left)] if left else []
+
+
+def test_the_rules_name_what_is_there() -> None:
+    for name in (*ROOMS, *TORCH_ONLY, *TEACHER_CORE, SERVER):
+        assert files_of(name), f"{name} is no folder and no file of opd_verl"
+    assert len(ROOMS) == len(set(ROOMS))
 
 
 def test_the_reader_sees_late_imports_and_leaves_out_those_for_types(tmp_path: Path) -> None:
@@ -135,41 +180,79 @@ def test_the_reader_sees_late_imports_and_leaves_out_those_for_types(tmp_path: P
     assert imported(tmp_path / "sample.py") == {"a", "c.d", "c.d.e", "g", "h", "i"}
 
 
-@pytest.mark.parametrize("path", PURE, ids=short)
-def test_tensor_maths_imports_torch_only(path: Path) -> None:
-    assert top_level(path) <= {"torch"}
-    outside = our_files(path) - {*PURE, PACKAGE / "__init__.py"}
-    assert not outside, f"imports {[short(file) for file in outside]}"
+def test_tensor_maths_imports_torch_only() -> None:
+    complaints = forbidden(files_of(*TORCH_ONLY), allowed={"torch"})
+    assert not complaints, "\n".join(complaints)
 
 
-@pytest.mark.parametrize("path", TEACHER_CORE, ids=short)
-def test_the_teachers_core_runs_without_ray_and_verl(path: Path) -> None:
-    loaded = {
-        short(file): top_level(file) & {"ray", "verl", "vllm", "hydra", "transfer_queue"} for file in closure(path)
-    }
-    assert not {file: found for file, found in loaded.items() if found}
+def test_the_teachers_core_runs_without_ray_and_verl() -> None:
+    server = files_of(SERVER)
+    complaints = forbidden([path for path in files_of(*TEACHER_CORE) if path not in server], refused=CLUSTER)
+    assert not complaints, "\n".join(complaints)
 
 
-@pytest.mark.parametrize("path", FILES, ids=short)
-def test_the_package_imports_no_tests(path: Path) -> None:
-    tests = {file.stem for file in Path(__file__).parent.glob("*.py")}
-    assert not top_level(path) & (tests | {"tests", "pytest", "conftest"})
+def upward(path: Path, targets: set[Path]) -> list[str]:
+    """Which of the imported files lie in a room above the file's own."""
+    room = room_of(path)
+    # `a/__init__.py` comes along with every file of `a`, and holds a docstring alone.
+    named = sorted(target for target in targets if target.name != "__init__.py")
+    above = [target for target in named if ROOMS.index(room_of(target)) > ROOMS.index(room)]
+    return [f"{short(path)} ({room}) imports {short(target)} ({room_of(target)})" for target in above]
 
 
-@pytest.mark.parametrize("path", FILES, ids=short)
-def test_public_functions_have_a_docstring_and_full_annotations(path: Path) -> None:
+def test_a_room_imports_only_the_rooms_before_it() -> None:
+    rooms = [path for path in FILES if path != PACKAGE / "__init__.py"]
+    complaints = [line for path in rooms for line in upward(path, our_files(path))]
+    assert not complaints, "\n".join(complaints)
+
+
+def test_an_arrow_back_up_is_seen() -> None:
+    scorer, pool = PACKAGE / "teacher" / "scoring" / "scorer.py", PACKAGE / "teacher" / "client" / "pool.py"
+    assert upward(scorer, {pool}) and not upward(pool, {scorer}) and not upward(scorer, {scorer})
+    assert not upward(scorer, {PACKAGE / "training" / "__init__.py"})
+
+
+def test_no_files_import_each_other() -> None:
+    """Late imports count: a cycle that is broken by one is still a cycle to a reader."""
+    rings = cycles({path: {target for target in our_files(path) if target.name != "__init__.py"} for path in FILES})
+    assert not rings, "\n".join(" <-> ".join(map(short, ring)) for ring in rings)
+
+
+def test_a_cycle_is_seen() -> None:
+    a, b, c, d = map(Path, "abcd")
+    assert cycles({a: {b}, b: {c}, c: {b}, d: set()}) == [[a, b, c]]
+    assert cycles({a: {b, a}, b: {d}, c: {b}, d: set()}) == []
+
+
+def test_the_package_imports_no_tests() -> None:
+    tests = {path.stem for path in HARNESS.glob("*.py")} | {"tests", "pytest", "conftest"}
+    complaints = [f"{short(path)} imports {name}" for path in FILES for name in sorted(top_level(path) & tests)]
+    assert not complaints, "\n".join(complaints)
+
+
+def test_public_functions_have_a_docstring_and_full_annotations() -> None:
     complaints = []
-    for name, function in public_functions(path):
-        missing = [f"a type for {argument}" for argument in unannotated(function, is_method="." in name)]
-        missing += [] if ast.get_docstring(function) else ["a docstring"]
-        complaints += [f"{short(path)}:{function.lineno} {name} lacks {item}" for item in missing]
-    assert not complaints
+    for path in FILES:
+        for name, function in public_functions(path):
+            missing = [f"a type for {argument}" for argument in unannotated(function, is_method="." in name)]
+            missing += [] if ast.get_docstring(function) else ["a docstring"]
+            complaints += [f"{short(path)}:{function.lineno} {name} lacks {item}" for item in missing]
+    assert not complaints, "\n".join(complaints)
 
 
-@pytest.mark.parametrize("path", FILES, ids=short)
-def test_every_module_and_public_class_has_a_docstring(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree), f"{short(path)}: no docstring"
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{short(path)}:{node.lineno} {node.name}: no docstring"
+def test_every_module_and_public_class_has_a_docstring() -> None:
+    complaints = []
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+        complaints += [] if ast.get_docstring(tree) else [f"{short(path)}: no docstring"]
+        complaints += [f"{short(path)}:{node.lineno} {node.name}: no docstring"
+                       for node in classes if not ast.get_docstring(node)]  # fmt: skip
+    assert not complaints, "\n".join(complaints)
+
+
+def test_a_folders_init_holds_nothing_but_its_docstring() -> None:
+    """Importing one file of a folder then loads no other."""
+    inits = [path for path in FILES if path.name == "__init__.py" and path.parent != PACKAGE]
+    complaints = [short(path) for path in inits if len(ast.parse(path.read_text()).body) > 1]
+    assert not complaints, "\n".join(complaints)
