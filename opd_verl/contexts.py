@@ -1,4 +1,4 @@
-"""What the teacher reads before the question and the student does not: privileged contexts (METHODS 1.11).
+"""What the teacher reads before the question and the student does not: privileged contexts (objectives/README.md 7).
 
 `opd.context.name` names a hook: a pure function of one sample's fields, as the data set holds them, that returns the
 text to put before the last user message. The teacher then scores the same response behind its own, longer prompt:

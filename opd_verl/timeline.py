@@ -39,7 +39,7 @@ COLOURS = {
 PARTS = tuple(COLOURS)[:-2]
 """What a step is shown as, from the bottom; validation is no part of verl's step."""
 LIMIT = 0.10
-"""Share of the step that the wait may take (DESIGN.md section 5)."""
+"""Largest share of a step that the wait for the teacher should take."""
 WIDTH = 0.38
 
 

@@ -136,7 +136,7 @@ class ForwardKLConfig:
 
 @dataclass
 class OffPolicyConfig:
-    """Responses that are not the student's own: GKD's lambda, knowledge distillation (METHODS 1.9)."""
+    """Responses that are not the student's own: GKD's lambda, knowledge distillation (objectives/README.md 6)."""
 
     share: float = 0.0
     """Share of rollouts whose response comes from the data set; 0: all are the student's, 1: none is."""

@@ -1,4 +1,4 @@
-"""From r_t to the advantage of distillation (METHODS 1.7): clamp, reward-to-go, entropy shaping.
+"""From r_t to the advantage of distillation (credit/README.md 4): clamp, reward-to-go, entropy shaping.
 
 Shapes: B rollouts, R response tokens. Nothing here carries a gradient.
 """

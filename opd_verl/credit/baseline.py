@@ -1,10 +1,10 @@
-"""A control variate of the sampled-token reward (METHODS 1.7)."""
+"""A control variate of the sampled-token reward (credit/README.md 5)."""
 
 from torch import Tensor
 
 
 def expected_reward(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """`E_{v ~ p, v in S} [log q(v) - log p(v)]`: the control variate of the sampled-token reward (METHODS 1.7).
+    """`E_{v ~ p, v in S} [log q(v) - log p(v)]`: the control variate of the sampled-token reward (credit/README.md 5).
 
     Subtracting it from `r_t` leaves the expected gradient as it is (it does not depend on the sampled token) and often
     lowers its variance, most where the teacher is close to deterministic; on a peaked student far from the teacher it

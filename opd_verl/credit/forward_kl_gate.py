@@ -1,4 +1,4 @@
-"""Where the extra forward KL applies (METHODS 1.5, EOPD eq. 9 and its section 5.6)."""
+"""Where the extra forward KL applies (objectives/README.md 5, EOPD eq. 9 and its section 5.6)."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,8 @@
-"""Which response tokens distillation trains on (METHODS 1.6): pure functions, bool [B, R], False where `mask` is 0.
+"""Masks: the response tokens that distillation trains on (credit/README.md 1). Pure functions.
 
-Shapes: B rollouts, R response tokens. Entropies and rewards in nats, detached. A choice within a rollout depends on
-that rollout's unmasked tokens alone: not on the padding, not on other rollouts.
+All give bool [B, R], False where `mask` is 0. Shapes: B rollouts, R response tokens. Entropies and rewards in nats,
+detached. A choice within a rollout reads the unmasked tokens of that rollout alone: neither padding nor other rollouts
+change it.
 """
 
 import torch
@@ -99,7 +100,7 @@ def depth_window(position: Tensor, mask: Tensor, first: int, last: int | None) -
 
 
 def truncated_mask(truncation: Truncation, truncated: Tensor, mask: Tensor, tail_tokens: int) -> Tensor:
-    """Tokens that distillation may use of rollouts that hit the length limit, bool [B, R] (METHODS 1.7).
+    """Tokens that distillation may use of rollouts that hit the length limit, bool [B, R] (credit/README.md 3).
 
     keep: all. mask, drop: none of a truncated rollout. mask_tail: all but its last `tail_tokens` positions, counted
     back from its last unmasked token.

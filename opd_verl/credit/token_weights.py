@@ -1,4 +1,4 @@
-"""How much a response token counts in distillation (METHODS 1.7): pure functions, float32 [B, R], 0 where masked."""
+"""Weights of response tokens in distillation (credit/README.md 2): pure functions, float32 [B, R], 0 where masked."""
 
 import torch
 from torch import Tensor

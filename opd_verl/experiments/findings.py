@@ -1,4 +1,4 @@
-"""The papers' findings at a small scale, through the real `main_ppo` (METHODS 4: F3, F4, F5).
+"""The papers' findings at a small scale, through the real `main_ppo` (recipes/README.md, F3, F4 and F5).
 
     python -m opd_verl.experiments.findings F3 F4 F5 --seeds 0 1 2 --out runs/findings
     python -m opd_verl.experiments.findings F5 --seeds 0 --steps 4 --out runs/try

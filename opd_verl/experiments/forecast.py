@@ -1,4 +1,4 @@
-"""F7 (METHODS 4): the probe's verdict before a run against its outcome, for a pair built to gain and one to regress.
+"""The probe's verdict against the outcome, for a pair built to gain and one built to regress (recipes/README.md, F7).
 
     python -m opd_verl.experiments.forecast --seeds 0 1 2 --out runs/staged
 

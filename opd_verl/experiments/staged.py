@@ -1,4 +1,4 @@
-"""Findings that take several trainings, or data made of rollouts, through the pipeline (METHODS 4: F2, F6, F8, F10).
+"""Findings F2, F6, F8 and F10 of recipes/README.md, which take several trainings or data made of rollouts.
 
     python -m opd_verl.experiments.staged F2 F6 F8 F10 --seeds 0 1 2 --out runs/staged
 

@@ -55,7 +55,7 @@ def fused_support_loss(
     topk: int = 0,
     rows: int | None = None,
 ) -> FusedLoss:
-    """`sum_t w_t l_t` for a loss that reads the log-probs at M ids per token (METHODS 1.1, 1.3-1.5).
+    """`sum_t w_t l_t` for a loss that reads the log-probs at M ids per token (objectives/README.md 1, 3 to 5).
 
     Args:
         hidden_NH: last hidden states of the rows, in the head's dtype.
@@ -83,7 +83,7 @@ def fused_full_divergence(
     temperature_N: Tensor | None = None,
     rows: int | None = None,
 ) -> FusedLoss:
-    """`sum_t w_t D(p_t, q_t)` over the whole vocabulary (METHODS 1.2), both sides from hidden states.
+    """`sum_t w_t D(p_t, q_t)` over the whole vocabulary (objectives/README.md 2), both sides from hidden states.
 
     Args:
         hidden_NH: the student's last hidden states.

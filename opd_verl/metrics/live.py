@@ -1,4 +1,4 @@
-"""The measurements of METHODS 2 during training: once a step, on the rollouts that the student sampled."""
+"""The measurements of metrics/README.md 1 in training, once a step, on the rollouts that the student sampled."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Every measurement of METHODS 2 that rollouts scored by both sides give, by name; for the probe and for training.
+"""The measurements of metrics/README.md 1 by name, from rollouts that both sides scored: for probe and training.
 
 Shapes: B rollouts, R response tokens. Nats, detached.
 """

@@ -1,4 +1,4 @@
-"""The clipped surrogate of PPO on a per-token advantage (METHODS 1.1, EOPD eq. 6-8)."""
+"""The clipped surrogate of PPO on a per-token advantage (objectives/README.md 1, EOPD eq. 6-8)."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Divergences on a support: one summand per divergence, one preparation per tail (METHODS 1.2, 1.3, 1.5).
+"""Divergences on a support: one summand per divergence, one preparation per tail (objectives/README.md 2, 3, 5).
 
 Shapes: K support ids, V vocabulary, any leading dimensions. Natural logs: nats.
 """
@@ -22,7 +22,7 @@ def support_divergence(
     beta: float = 0.5,
     member: Tensor | None = None,
 ) -> Tensor:
-    """`D(p, q) = sum_{v in S} phi(p(v), q(v))`, differentiated exactly through `log_p` (METHODS 1.3).
+    """`D(p, q) = sum_{v in S} phi(p(v), q(v))`, differentiated exactly through `log_p` (objectives/README.md 3).
 
     phi: reverse `p log(p / q)` (Capacity eq. 3, Rethinking eq. 5), forward `q log(q / p)`, jsd
     `beta q log(q / m) + (1 - beta) p log(p / m)` with `m = beta q + (1 - beta) p`. What `tail` does with the
@@ -94,7 +94,7 @@ def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
 
 @torch.no_grad()
 def full_slope(log_p: Tensor, log_q: Tensor, divergence: Divergence, beta: float) -> tuple[Tensor, Tensor]:
-    """The full-vocabulary divergence and its gradient in closed form, without autograd (METHODS 1.2).
+    """The full-vocabulary divergence and its gradient in closed form, without autograd (objectives/README.md 2).
 
     With z the student's logits, `log p = log_softmax(z)`:
 

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Support(StrEnum):
-    """The token ids S_t that an objective looks at (METHODS 1.3)."""
+    """The token ids S_t that an objective looks at (objectives/README.md 3)."""
 
     sampled = "sampled"
     """The sampled token y_t alone."""
@@ -57,7 +57,7 @@ class Tail(StrEnum):
 
 
 class Weighting(StrEnum):
-    """The weight of each support token in the policy-gradient top-k (METHODS 1.4)."""
+    """The weight of each support token in the policy-gradient top-k (objectives/README.md 4)."""
 
     student = "student"
     """The student's probability, renormalised on the support."""
@@ -68,7 +68,7 @@ class Weighting(StrEnum):
 
 
 class Placement(StrEnum):
-    """Where the extra forward KL applies (METHODS 1.5, EOPD 5.6)."""
+    """Where the extra forward KL applies (objectives/README.md 5, EOPD 5.6)."""
 
     none = "none"
     gated = "gated"
@@ -79,7 +79,7 @@ class Placement(StrEnum):
 
 
 class Truncation(StrEnum):
-    """What becomes of a rollout that hit the length limit without an end-of-sequence token (METHODS 1.7)."""
+    """What becomes of a rollout that hit the length limit without an end-of-sequence token (credit/README.md 3)."""
 
     keep = "keep"
     mask = "mask"

@@ -1,4 +1,4 @@
-"""The policy-gradient top-k of Rethinking's published runs (METHODS 1.4, `paper_compat`)."""
+"""The policy-gradient top-k of Rethinking's published runs (objectives/README.md 4, `paper_compat`)."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def policy_gradient_topk(
     exact gradient of the renormalised reverse KL is `sum_S w (l - lbar) grad log p` with `w = pbar`,
     `lbar = sum_S w l`. This one drops the baseline lbar, that is, it adds `lbar grad log m_S` with `m_S = sum_S p`: it
     also pushes the student's mass out of S where lbar > 0, and into S where lbar < 0. For the exact gradient use
-    `support_divergence` (METHODS 1.3).
+    `support_divergence` (objectives/README.md 3).
 
     Args:
         log_p: student log-probs of the full softmax at the ids [..., K], nats; carries the gradient.

@@ -12,7 +12,7 @@ from opd_verl.objectives.names import Divergence, Tail, Weighting
 def reference_divergence(
     p: Tensor, q: Tensor, ids: list[int], divergence: Divergence, tail: Tail, beta: float
 ) -> Tensor:
-    """The divergence of one token on a support (METHODS 1.3; renorm_teacher with forward is EOPD eq. 10).
+    """The divergence of one token on a support (objectives/README.md 3; renorm_teacher with forward is EOPD eq. 10).
 
     Args:
         p: the student's probabilities [V], float64, sum 1; carries the gradient.
@@ -42,7 +42,7 @@ def reference_divergence(
 
 
 def reference_full(p: Tensor, q: Tensor, divergence: Divergence, beta: float) -> Tensor:
-    """The divergence of one token over the whole vocabulary [V] (METHODS 1.2), a scalar, nats."""
+    """The divergence of one token over the whole vocabulary [V] (objectives/README.md 2), a scalar, nats."""
     mixture = beta * q + (1.0 - beta) * p
     if divergence is Divergence.reverse:
         return (p * (p / q).log()).sum()
@@ -54,7 +54,7 @@ def reference_full(p: Tensor, q: Tensor, divergence: Divergence, beta: float) ->
 def reference_policy_gradient(
     p: Tensor, p_old: Tensor, q: Tensor, ids: list[int], weighting: Weighting, eps_low: float, eps_high: float
 ) -> Tensor:
-    """The clipped surrogate of one token, summed over its support (METHODS 1.4), a scalar.
+    """The clipped surrogate of one token, summed over its support (objectives/README.md 4), a scalar.
 
     Args:
         p: the student's probabilities [V], float64; carries the gradient.

@@ -1,4 +1,4 @@
-"""Which token ids an objective looks at: the two top-k blocks and their combinations (METHODS 1.3)."""
+"""Which token ids an objective looks at: the two top-k blocks and their combinations (objectives/README.md 3)."""
 
 from dataclasses import dataclass
 

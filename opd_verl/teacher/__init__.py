@@ -1,4 +1,4 @@
-"""The teacher: scores every sampled token of a rollout, early, and answers questions about it late (DESIGN.md 1).
+"""The teacher: scores every sampled token of a rollout, early, and answers questions about it late.
 
 Reading order: `score` (the record), `wire` (its bytes), `batching` and `body` (which rollouts are read together, and
 how), `reader`, `scorer` (forward passes, no Ray; the LM head in chunks is `opd_verl.fused.statistics`), `store` (which

@@ -10,7 +10,7 @@ from verl.trainer.ppo.core_algos import register_adv_est
 def opd_advantage(
     token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """`A_t = r_t` on response tokens and 0 elsewhere (METHODS 1.1, EOPD eq. 6).
+    """`A_t = r_t` on response tokens and 0 elsewhere (objectives/README.md 1, EOPD eq. 6).
 
     The reward `r_t = log q_t(y_t) - log p_old,t(y_t)` (or the sum of the reward hooks named in `opd.rewards`) is
     dense: no discounting, no group statistics, no whitening. It is fixed when the rollout is scored.

@@ -78,7 +78,7 @@ def advantages(
     opd: OpdConfig,
     config: Any,
 ) -> Tensor:
-    """`A = w_task A_task + w_opd A_opd` [B, R] (METHODS 1.8), A_opd already multiplied by the token weights.
+    """`A = w_task A_task + w_opd A_opd` [B, R] (credit/README.md 6), A_opd already multiplied by the token weights.
 
     The clipped surrogate is homogeneous in A, so a weight on A is a weight on its loss. Where the objective is an
     exact divergence, A_opd takes part only if no task reward is mixed in (an objective of the user's may read it).

@@ -1,4 +1,4 @@
-"""The measurements as markdown: one table per group, then the budgets of DESIGN.md section 5."""
+"""The measurements as markdown: one table per group, then the budgets of tests/benchmarks/README.md 3."""
 
 import statistics
 from collections.abc import Iterator
@@ -177,5 +177,5 @@ def markdown(results: Results, plan: list[Key], device: str, heading: str) -> st
             lines += ["", f"## {title}", "", *map(row, table)]
     budgets = [*budget_rows(results, plan, device), *growth_rows(results, plan), *error_rows(results)]
     table = [("budget", "dtype", "T", "target", "measured", "verdict"), ["---"] * 6, *budgets]
-    lines += ["", "## Budgets (DESIGN.md section 5)", "", *map(row, table)]
+    lines += ["", "## Budgets (tests/benchmarks/README.md 3)", "", *map(row, table)]
     return "\n".join(lines) + "\n"

@@ -86,7 +86,7 @@ def agreement_lines(found: Measured) -> list[str]:
 
 
 def target(size: TeacherSize) -> float | None:
-    """How much faster than vLLM we want to be: the two teachers of DESIGN.md section 5, None for any other."""
+    """How much faster than vLLM we want to be: the two teachers of tests/benchmarks/README.md 3, None for any other."""
     if size.hidden <= 256 and size.layers <= 4 and size.vocabulary > 100_000:
         return HEAD_TARGET
     return BODY_TARGET if size.hidden >= 1024 and size.layers >= 16 else None
@@ -128,4 +128,4 @@ def teacher_section(title: str, results: list[Measured]) -> list[str]:
 def budget_section(results: list[Measured]) -> list[str]:
     """All budgets that these teachers can be held against."""
     rows = [cells for found in results for cells in budget_rows(found)]
-    return ["", "## Budgets (DESIGN.md section 5)", "", *map(row, [BUDGETS, ["---"] * len(BUDGETS), *rows])]
+    return ["", "## Budgets (tests/benchmarks/README.md 3)", "", *map(row, [BUDGETS, ["---"] * len(BUDGETS), *rows])]

@@ -1,4 +1,4 @@
-"""The measurements of METHODS 2 written from their definitions: loops over Python floats, one rollout at a time."""
+"""The measurements of metrics/README.md 1 as loops over Python floats, one rollout at a time."""
 
 import math
 from dataclasses import dataclass

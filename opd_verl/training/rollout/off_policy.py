@@ -1,4 +1,4 @@
-"""Responses that are not the student's own (METHODS 1.9): GKD's lambda, and distillation on a teacher's texts alone.
+"""Responses from the data set instead of the student's own (objectives/README.md 6): GKD and knowledge distillation.
 
 With probability `opd.off_policy.share` a rollout takes its response from the data set, from the column
 `opd.off_policy.field`: a list of responses, each a list of token ids or a text. `python -m opd_verl.data rollouts`

@@ -19,7 +19,7 @@ from opd_verl.training.update.terms import Terms
 
 @dataclass(frozen=True)
 class DivergenceObjective:
-    """An exact divergence on the support (METHODS 1.2, 1.3)."""
+    """An exact divergence on the support (objectives/README.md 2, 3)."""
 
     divergence: Divergence
     tail: Tail
@@ -34,7 +34,7 @@ class DivergenceObjective:
 
 @dataclass(frozen=True)
 class PolicyGradientObjective:
-    """Rethinking's published runs: a clipped policy gradient per support token (METHODS 1.4)."""
+    """Rethinking's published runs: a clipped policy gradient per support token (objectives/README.md 4)."""
 
     weighting: Weighting
 

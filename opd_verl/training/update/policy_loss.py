@@ -19,7 +19,7 @@ def opd_policy_loss(
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The clipped surrogate on the OPD advantage, token-mean over the global mini-batch (METHODS 1.1).
+    """The clipped surrogate on the OPD advantage, token-mean over the global mini-batch (objectives/README.md 1).
 
     verl's `vanilla` loss differs by its dual clip, which drops the gradient of tokens with a negative advantage
     whose ratio exceeds `clip_ratio_c`; EOPD eq. 8 has none.

@@ -22,8 +22,8 @@ class Terms:
     cross_entropy * off_policy * -log p(y))`.
 
     objective: the loss per token on the support; None: the sampled token only, whose loss is verl's policy loss.
-    forward_kl_k: F, 0 without the forward KL (METHODS 1.5, EOPD eq. 10). cross_entropy: on the tokens of the data
-    set's responses (METHODS 1.9).
+    forward_kl_k: F, 0 without the forward KL (objectives/README.md 5, EOPD eq. 10). cross_entropy: on the tokens of
+    the data set's responses (objectives/README.md 6).
     """
 
     support: Support
@@ -43,7 +43,7 @@ class Terms:
 
     @property
     def full(self) -> bool:
-        """Whether a term reads the whole vocabulary (METHODS 1.2)."""
+        """Whether a term reads the whole vocabulary (objectives/README.md 2)."""
         return self.objective is not None and self.support is Support.full
 
     @property

@@ -1,4 +1,4 @@
-"""Where EOPD's forward KL applies (METHODS 1.5)."""
+"""Where EOPD's forward KL applies (objectives/README.md 5)."""
 
 import math
 

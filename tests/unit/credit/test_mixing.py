@@ -1,4 +1,4 @@
-"""The mixture with a task reward, to the bit where one weight is 0 (METHODS 1.8)."""
+"""The mixture with a task reward, to the bit where one weight is 0 (credit/README.md 6)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Support x divergence x tail against float64 references of explicit probabilities, and the laws of METHODS 1.2-1.5."""
+"""Support x divergence x tail against float64 references, and the laws of objectives/README.md 8."""
 
 import math
 import random

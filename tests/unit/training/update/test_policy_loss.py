@@ -40,7 +40,7 @@ def actor_config(batch_num_tokens: int | None, dp_size: int = 1, global_batch_si
 
 
 def naive_loss(batch: dict[str, Tensor]) -> float:
-    """Token by token from METHODS 1.1, in Python floats."""
+    """Token by token from objectives/README.md 1, in Python floats."""
     total = tokens = 0.0
     for row in range(ROWS):
         for t in range(WIDTH):
