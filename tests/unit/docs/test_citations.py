@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 OWN = Path(__file__).relative_to(ROOT)
 HISTORY = Path("recipes/LOG.md")
 """The lab book keeps what it said on its day, so only its mentions of documents elsewhere count."""
