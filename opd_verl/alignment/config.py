@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opd_verl.alignment.contexts.settings import ContextSettings
-from opd_verl.alignment.enrich import Budget
-from opd_verl.alignment.losses import LossSettings
-from opd_verl.alignment.nodes import OBJECTIVES, NodeSettings
-from opd_verl.alignment.targets import TargetSettings
+from opd_verl.alignment.gradients.losses import LossSettings
+from opd_verl.alignment.gradients.node_table import OBJECTIVES, NodeSettings
+from opd_verl.alignment.tree.enrich import Budget
+from opd_verl.alignment.tree.targets import TargetSettings
 from opd_verl.config.command import check_least
 from opd_verl.config.errors import ConfigError
 from opd_verl.config.opd import import_modules

@@ -7,13 +7,12 @@ from pathlib import Path as File
 import numpy as np
 import pyarrow as pa
 
-from opd_verl.alignment.choose import representative
 from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts.prompts import teacher_prompt_ids
-from opd_verl.alignment.prepare import Plan
-from opd_verl.alignment.question import Path, Question
-from opd_verl.alignment.readings import STUDENT, Chosen, Reader, read_paths
-from opd_verl.alignment.tree import GenerationTree, Ints, Rollouts
+from opd_verl.alignment.prepare import AlignmentInputs
+from opd_verl.alignment.readings import STUDENT, ChosenPath, PathReader, read_paths
+from opd_verl.alignment.tree.generation_tree import GenerationTree, Ints, PackedRollouts
+from opd_verl.alignment.tree.question import Path, Question, representative
 from opd_verl.config.errors import ConfigError
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import ReadSettings
@@ -23,7 +22,7 @@ Responses = Sequence[tuple[Ints, bool]]
 
 
 @dataclass(frozen=True)
-class Voice:
+class PromptedModel:
     """The student or a teacher: a model, and what it reads before the responses to each question."""
 
     model: Model
@@ -31,25 +30,29 @@ class Voice:
     """Row of the prompts: token ids."""
 
 
-def voices(plan: Plan, rows: pa.Table, usable: Sequence[int], config: AlignmentConfig) -> dict[str, Voice]:
+def prompted_models(
+    plan: AlignmentInputs, rows: pa.Table, usable: Sequence[int], config: AlignmentConfig
+) -> dict[str, PromptedModel]:
     """STUDENT, the external teachers, which read what it reads, and the student behind each context.
 
     rows: with the texts that the contexts show.
     """
     asked = plan.job.requests["prompt_ids"].to_pylist()
     own = {number: asked[number] for number in usable}
-    found = {STUDENT: Voice(plan.student, own)} | {name: Voice(model, own) for name, model in plan.teachers.items()}
+    found = {STUDENT: PromptedModel(plan.student, own)} | {
+        name: PromptedModel(model, own) for name, model in plan.teachers.items()
+    }
     for name in config.contexts.names:
         pairs = zip(usable, rows.take(list(usable)).to_pylist(), strict=True)
         ids = {number: teacher_prompt_ids(plan.student, row, name, config.sampling) for number, row in pairs}
-        found[name] = Voice(plan.student, ids)
+        found[name] = PromptedModel(plan.student, ids)
     return found
 
 
-def choose_paths(initial: Sequence[Responses], usable: Sequence[int], config: AlignmentConfig) -> list[Chosen]:
+def choose_paths(initial: Sequence[Responses], usable: Sequence[int], config: AlignmentConfig) -> list[ChosenPath]:
     """Representative paths of the questions that were answered at all: at the others no token makes a difference."""
     return [
-        Chosen(number, *initial[number][row])
+        ChosenPath(number, *initial[number][row])
         for number in usable
         for right in [[correct for _, correct in initial[number]]]
         if any(right)
@@ -58,9 +61,9 @@ def choose_paths(initial: Sequence[Responses], usable: Sequence[int], config: Al
 
 
 def make_questions(
-    plan: Plan,
+    plan: AlignmentInputs,
     initial: Sequence[Responses],
-    speaking: Mapping[str, Voice],
+    speaking: Mapping[str, PromptedModel],
     usable: Sequence[int],
     config: AlignmentConfig,
 ) -> list[Question]:
@@ -73,7 +76,7 @@ def make_questions(
         problem = f"none of {len(usable)} questions has a correct one among its {config.rollouts} rollouts"
         raise ConfigError("prompts", config.prompts, problem, "take easier prompts, or a higher rollouts=")
     readers = {
-        name: Reader(one.model, [one.prompts[path.question] for path in chosen]) for name, one in speaking.items()
+        name: PathReader(one.model, [one.prompts[path.question] for path in chosen]) for name, one in speaking.items()
     }
     wanted = ReadSettings(topk=likely(config.targets.threshold, plan.student), temperature=config.temperature)
     folder, trust = File(config.out) / "reading", config.engine.trust_remote_code
@@ -96,6 +99,8 @@ def begun(number: int, initial: Responses, paths: Sequence[Path]) -> Question:
     return Question(number, tree, paths, float(np.mean([correct for _, correct in initial])))
 
 
-def initial_rollouts(responses: Responses) -> Rollouts:
+def initial_rollouts(responses: Responses) -> PackedRollouts:
     """Launched with nothing given."""
-    return Rollouts.of([tokens for tokens, _ in responses], [0] * len(responses), [correct for _, correct in responses])
+    return PackedRollouts.of(
+        [tokens for tokens, _ in responses], [0] * len(responses), [correct for _, correct in responses]
+    )

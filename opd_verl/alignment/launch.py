@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_verl.alignment.config import AlignmentConfig
-from opd_verl.alignment.enrich import Launched, Order
-from opd_verl.alignment.question import Question
 from opd_verl.alignment.responses import judged_responses
-from opd_verl.alignment.tree import Ints, Rollouts
+from opd_verl.alignment.tree.enrich import Launched, Order
+from opd_verl.alignment.tree.generation_tree import Ints, PackedRollouts
+from opd_verl.alignment.tree.question import Question
 from opd_verl.sampling.generate import REQUESTS_SCHEMA
 from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX, judge_response
 from opd_verl.sampling.prompts import Model
@@ -39,7 +39,7 @@ ORDERS = pa.schema({"question": pa.int32(), "prefix": pa.list_(pa.int32()), "cou
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class PrefixOrder:
     """Rollouts that are wanted behind a prefix of a response."""
 
     question: int
@@ -47,7 +47,7 @@ class Piece:
     count: int
 
 
-Response = tuple[Piece, Ints, bool]
+Response = tuple[PrefixOrder, Ints, bool]
 """What it is of, the whole path, and whether it is correct."""
 
 
@@ -103,7 +103,7 @@ class Launcher:
     def _carry_out(self, orders: File, out: File) -> Launched:
         table = pq.read_table(orders)
         columns = (table["question"].to_pylist(), ragged(table["prefix"]), table["count"].to_pylist())
-        pieces = [Piece(*row) for row in zip(*columns, strict=True) if row[0] in self.questions]
+        pieces = [PrefixOrder(*row) for row in zip(*columns, strict=True) if row[0] in self.questions]
         ends = end_tokens(self.student)
         over = [int(one.prefix[-1]) in ends or len(one.prefix) >= self.config.max_tokens for one in pieces]
         ended, going = (
@@ -112,15 +112,15 @@ class Launcher:
         rollouts = defaultdict[int, list[tuple[Ints, int, bool]]](list)
         for piece, path, correct in [*self._given(ended), *self._sampled(going, out)]:
             rollouts[piece.question].append((path, len(piece.prefix), correct))
-        grouped = {number: Rollouts.of(*zip(*rows, strict=True)) for number, rows in rollouts.items()}
+        grouped = {number: PackedRollouts.of(*zip(*rows, strict=True)) for number, rows in rollouts.items()}
         return Launched(grouped, sum(one.count for one in going), 0.0)
 
-    def _given(self, pieces: Sequence[Piece]) -> list[Response]:
+    def _given(self, pieces: Sequence[PrefixOrder]) -> list[Response]:
         """Responses with nothing left to sample: judged once, and as sure as all that were ordered."""
         verdicts = [(piece, self._judge(piece)) for piece in pieces]
         return [(piece, piece.prefix, correct) for piece, correct in verdicts for _ in range(piece.count)]
 
-    def _judge(self, piece: Piece) -> bool:
+    def _judge(self, piece: PrefixOrder) -> bool:
         row: dict[str, Any] = self.rows.slice(piece.question, 1).to_pylist()[0]
         task = {
             "data_source": row.get("data_source") or "",
@@ -133,7 +133,7 @@ class Launcher:
     def _text(self, path: Ints) -> str:
         return self.student.tokenizer.decode(path.tolist(), skip_special_tokens=True)
 
-    def _sampled(self, pieces: Sequence[Piece], out: File) -> list[Response]:
+    def _sampled(self, pieces: Sequence[PrefixOrder], out: File) -> list[Response]:
         if not pieces:
             return []
         size = self.config.targets.per_request
@@ -149,7 +149,7 @@ class Launcher:
             for rest, correct in responses
         ]
 
-    def _job(self, asked: Sequence[Piece], room: Sequence[int], out: File) -> SamplingJob:
+    def _job(self, asked: Sequence[PrefixOrder], room: Sequence[int], out: File) -> SamplingJob:
         prompts = [[*self.prompt_ids[one.question], *one.prefix.tolist()] for one in asked]
         source = self.rows.take([one.question for one in asked])
         source = source.append_column(RESPONSE_PREFIX, pa.array([self._text(one.prefix) for one in asked]))

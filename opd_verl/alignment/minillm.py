@@ -6,28 +6,28 @@ from pathlib import Path as File
 
 import numpy as np
 
-from opd_verl.alignment.question import Floats, Question, reward_to_go
-from opd_verl.alignment.readings import STUDENT, Chosen, Reader, read_tokens
-from opd_verl.alignment.tree import NOBODY, Rollouts
+from opd_verl.alignment.readings import STUDENT, ChosenPath, PathReader, read_tokens
+from opd_verl.alignment.tree.generation_tree import NOBODY, PackedRollouts
+from opd_verl.alignment.tree.question import Floats, Question, reward_to_go
 from opd_verl.sampling.prompts import Model
 
 
 @dataclass(frozen=True)
-class Group:
+class QuestionRollouts:
     """Rollouts of one question."""
 
     question: Question
-    rollouts: Rollouts
+    rollouts: PackedRollouts
     prompts: Mapping[str, Sequence[int]]
     """What the student and each teacher read before them."""
 
 
 def measure_rewards(
-    groups: Sequence[Group], models: Mapping[str, Model], temperature: float, folder: File, trust: bool
+    groups: Sequence[QuestionRollouts], models: Mapping[str, Model], temperature: float, folder: File, trust: bool
 ) -> None:
     """Fills `Question.rewards`; one forward pass of every model over every rollout."""
     chosen = [
-        Chosen(group.question.number, tokens, correct=False)
+        ChosenPath(group.question.number, tokens, correct=False)
         for group in groups
         for tokens in np.split(group.rollouts.tokens, group.rollouts.ends[:-1])
     ]
@@ -36,7 +36,7 @@ def measure_rewards(
         name: [group.prompts[name] for group, count in zip(groups, counts, strict=True) for _ in range(count)]
         for name in models
     }
-    read = {name: Reader(model, prompts[name]) for name, model in models.items()}
+    read = {name: PathReader(model, prompts[name]) for name, model in models.items()}
     log_probs = read_tokens(read, chosen, temperature, folder, trust)
     begins = np.cumsum([0, *counts])
     for group, begin, end in zip(groups, begins, begins[1:], strict=False):
@@ -46,7 +46,7 @@ def measure_rewards(
                 _add(group, name, [log_q - log_p for log_q, log_p in pairs])
 
 
-def _add(group: Group, teacher: str, rewards: Sequence[Floats]) -> None:
+def _add(group: QuestionRollouts, teacher: str, rewards: Sequence[Floats]) -> None:
     """A rollout counts behind the tokens that the student chose: not behind those that it was given."""
     tree, rollouts = group.question.tree, group.rollouts
     nodes = tree.locate(rollouts)

@@ -18,7 +18,7 @@ from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.pictures.branches import question_tree
 from opd_verl.alignment.pictures.plots import draw_pictures
 from opd_verl.alignment.pictures.tree_plot import draw_tree
-from opd_verl.alignment.run import Aligned
+from opd_verl.alignment.run import AlignmentResult
 from opd_verl.utils.files import finite, whole, write_json, write_table, write_text
 from opd_verl.utils.markdown import markdown_table
 
@@ -26,7 +26,7 @@ NODES = "nodes.parquet"
 BATCH = 10_000
 
 
-def write_results(aligned: Aligned, config: AlignmentConfig) -> Analysis:
+def write_results(aligned: AlignmentResult, config: AlignmentConfig) -> Analysis:
     """Everything in `config.out`; gives the analysis of the first objective."""
     out, nodes = File(config.out), aligned.nodes
     write_table(out / NODES, nodes)
@@ -56,7 +56,7 @@ def write_lines(nodes: pa.Table, path: File) -> None:
             file.writelines(json.dumps(finite(row)) + "\n" for row in batch.to_pylist())
 
 
-def as_json(aligned: Aligned, every: Sequence[Analysis], config: AlignmentConfig) -> dict[str, object]:
+def as_json(aligned: AlignmentResult, every: Sequence[Analysis], config: AlignmentConfig) -> dict[str, object]:
     """The results of all objectives, with what they were made with and what they cost."""
     trees = [one.tree for one in aligned.questions]
     return {
@@ -78,7 +78,7 @@ def objectives(every: Sequence[Analysis]) -> str:
     return f"## Objectives\n\nMean cosine with the ideal gradient.\n\n{markdown_table(['objective', *names], rows)}\n"
 
 
-def cost(aligned: Aligned) -> str:
+def cost(aligned: AlignmentResult) -> str:
     """Rollouts, time and memory."""
     trees = [one.tree for one in aligned.questions]
     nodes, megabytes = sum(map(len, trees)), sum(one.nbytes for one in trees) / 1e6

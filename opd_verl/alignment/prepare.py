@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from opd_verl.alignment.config import AlignmentConfig
-from opd_verl.alignment.enrich import say
+from opd_verl.alignment.tree.enrich import say
 from opd_verl.checks.models import check_same_tokenizer, check_vocabulary, load_config
 from opd_verl.checks.template import check_template
 from opd_verl.config.errors import ConfigError
@@ -19,7 +19,7 @@ from opd_verl.sampling.rows import read_rows
 
 
 @dataclass(frozen=True)
-class Plan:
+class AlignmentInputs:
     """Models by name, and the prompts."""
 
     student: Model
@@ -30,7 +30,7 @@ class Plan:
     """The initial rollouts."""
 
 
-def make_plan(config: AlignmentConfig) -> Plan:
+def open_inputs(config: AlignmentConfig) -> AlignmentInputs:
     """Opens the models and encodes every prompt. Raises ConfigError for anything that cannot work."""
     config.check()
     load_reward(config.reward)
@@ -43,7 +43,7 @@ def make_plan(config: AlignmentConfig) -> Plan:
     job = prepare_job(student, rows, config.sampling, out, str(config.prompts))
     for model in teachers.values():
         check_teacher(student, model, job.longest_prompt + config.max_tokens, config)
-    return Plan(student, teachers, rows, job)
+    return AlignmentInputs(student, teachers, rows, job)
 
 
 def check_names(teachers: dict[str, Model], config: AlignmentConfig) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from opd_verl.alignment.question import Path
-from opd_verl.alignment.tree import NOBODY, Ints
+from opd_verl.alignment.tree.generation_tree import NOBODY, Ints
+from opd_verl.alignment.tree.question import Path
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import Reading, ReadSettings, read_model
 
@@ -28,7 +28,7 @@ Arrays = list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Reader:
+class PathReader:
     """A model at the paths."""
 
     model: Model
@@ -37,7 +37,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenPath:
     """A path before anything is read along it."""
 
     question: int
@@ -46,8 +46,8 @@ class Chosen:
 
 
 def read_paths(
-    readers: Mapping[str, Reader],
-    chosen: Sequence[Chosen],
+    readers: Mapping[str, PathReader],
+    chosen: Sequence[ChosenPath],
     threshold: float,
     wanted: ReadSettings,
     folder: File,
@@ -81,7 +81,7 @@ def read_paths(
 
 
 def read_tokens(
-    readers: Mapping[str, Reader], chosen: Sequence[Chosen], temperature: float, folder: File, trust: bool
+    readers: Mapping[str, PathReader], chosen: Sequence[ChosenPath], temperature: float, folder: File, trust: bool
 ) -> dict[str, Arrays]:
     """Model: log-probs of the tokens of each rollout [L], nats."""
     wanted = ReadSettings(temperature=temperature)
@@ -108,14 +108,18 @@ def probable(sides: Sequence[tuple[Ints, NDArray[Any]]], tokens: Ints, threshold
     return found
 
 
-def _path(one: Chosen, ids: Ints, log_probs: dict[str, NDArray[Any]]) -> Path:
+def _path(one: ChosenPath, ids: Ints, log_probs: dict[str, NDArray[Any]]) -> Path:
     """Values that are not finite stay so: their nodes have no cosine."""
     sides = {name: values.reshape(ids.shape).astype(np.float64) for name, values in log_probs.items()}
     return Path(one.tokens, one.correct, ids, sides.pop(STUDENT), sides)
 
 
 def _reading(
-    reader: Reader, chosen: Sequence[Chosen], folder: File, wanted: ReadSettings, at_ids: Sequence[Ints] | None = None
+    reader: PathReader,
+    chosen: Sequence[ChosenPath],
+    folder: File,
+    wanted: ReadSettings,
+    at_ids: Sequence[Ints] | None = None,
 ) -> Reading:
     columns: dict[str, Any] = {"prompt_ids": reader.prompts, "response_ids": [one.tokens for one in chosen]}
     columns |= {} if at_ids is None else {"at_ids": at_ids}
@@ -123,7 +127,7 @@ def _reading(
     return Reading(table, folder, wanted)
 
 
-def _read(readers: Mapping[str, Reader], readings: Mapping[str, Reading], trust: bool) -> None:
+def _read(readers: Mapping[str, PathReader], readings: Mapping[str, Reading], trust: bool) -> None:
     """Each model is loaded once, whatever it reads."""
     for path in dict.fromkeys(one.model.path for one in readers.values()):
         names = [name for name, one in readers.items() if one.model.path == path]

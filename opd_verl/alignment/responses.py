@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from opd_verl.alignment.tree import Ints
+from opd_verl.alignment.tree.generation_tree import Ints
 from opd_verl.sampling.judging import CORRECT
 from opd_verl.sampling.read import ragged
 

@@ -16,23 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_verl.alignment.config import AlignmentConfig
-from opd_verl.alignment.contexts.prepare import Prepared, prepare_contexts
+from opd_verl.alignment.contexts.prepare import PreparedContexts, prepare_contexts
 from opd_verl.alignment.contexts.screening import screen_contexts
-from opd_verl.alignment.enrich import Launched, Spent, add, enrich, say
-from opd_verl.alignment.gather import Responses, Voice, initial_rollouts, make_questions, voices
+from opd_verl.alignment.gather import PromptedModel, Responses, initial_rollouts, make_questions, prompted_models
+from opd_verl.alignment.gradients.node_table import MINILLM, question_nodes, schema
 from opd_verl.alignment.launch import Launcher, generations
-from opd_verl.alignment.minillm import Group, measure_rewards
-from opd_verl.alignment.nodes import MINILLM, question_nodes, schema
-from opd_verl.alignment.prepare import Plan, make_plan
-from opd_verl.alignment.question import Question
+from opd_verl.alignment.minillm import QuestionRollouts, measure_rewards
+from opd_verl.alignment.prepare import AlignmentInputs, open_inputs
 from opd_verl.alignment.responses import judged_responses
+from opd_verl.alignment.tree.enrich import Launched, Spent, add, enrich, say
+from opd_verl.alignment.tree.question import Question
 from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.rollouts import MADE_WITH, Generate, Sampler
 from opd_verl.utils.files import json_digest, write_json
 
 
 @dataclass(frozen=True, eq=False)
-class Aligned:
+class AlignmentResult:
     """What was measured."""
 
     nodes: pa.Table
@@ -41,29 +41,31 @@ class Aligned:
     """Initial rollouts."""
     spent: Spent
     """On targeted ones."""
-    plan: Plan
+    plan: AlignmentInputs
 
 
-def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> Aligned:
+def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> AlignmentResult:
     """Builds a tree for every question and holds every teacher against it.
 
     Raises ConfigError before anything is sampled if a setting, model or file cannot work, and ChildError if a model's
     process fails.
     """
-    plan, out = make_plan(config), File(config.out)
+    plan, out = open_inputs(config), File(config.out)
     sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
     prepared = prepare_contexts(plan.student, plan.rows, config.contexts, sampler, out / "contexts")
     seconds = sample_initial(plan, sampler, out)
     initial = list(judged_responses(plan.job.out))
     screen(plan, prepared, initial, sampler, config)
-    speaking = voices(plan, prepared.rows, prepared.usable, config)
+    speaking = prompted_models(plan, prepared.rows, prepared.usable, config)
     questions = make_questions(plan, initial, speaking, prepared.usable, config)
     started = (len(initial) * config.rollouts, seconds)
     spent, kept = grow(questions, *make_launcher(plan, questions, speaking, config, generate), started, config)
     if MINILLM in config.objectives:
         rewards(questions, initial, kept, speaking, config)
     tables = [question_nodes(one, config.nodes) for one in questions]
-    return Aligned(pa.concat_tables([schema(config.nodes).empty_table(), *tables]), questions, started[0], spent, plan)
+    return AlignmentResult(
+        pa.concat_tables([schema(config.nodes).empty_table(), *tables]), questions, started[0], spent, plan
+    )
 
 
 def grow(
@@ -95,7 +97,7 @@ def grow(
     return spent, kept
 
 
-def sample_initial(plan: Plan, sampler: Sampler, out: File) -> float:
+def sample_initial(plan: AlignmentInputs, sampler: Sampler, out: File) -> float:
     """The initial rollouts of every question, and the seconds that they took."""
     timer, started = out / "rollouts" / "initial.seconds.json", time.monotonic()
     sampler.run([plan.job])
@@ -105,7 +107,11 @@ def sample_initial(plan: Plan, sampler: Sampler, out: File) -> float:
 
 
 def screen(
-    plan: Plan, prepared: Prepared, initial: Sequence[Responses], sampler: Sampler, config: AlignmentConfig
+    plan: AlignmentInputs,
+    prepared: PreparedContexts,
+    initial: Sequence[Responses],
+    sampler: Sampler,
+    config: AlignmentConfig,
 ) -> None:
     """Tables 8 and 9, if they are asked for."""
     if config.contexts.screen:
@@ -115,9 +121,9 @@ def screen(
 
 
 def make_launcher(
-    plan: Plan,
+    plan: AlignmentInputs,
     questions: Sequence[Question],
-    speaking: Mapping[str, Voice],
+    speaking: Mapping[str, PromptedModel],
     config: AlignmentConfig,
     generate: Generate,
 ) -> tuple[Launcher, list[File]]:
@@ -144,12 +150,12 @@ def rewards(
     questions: Sequence[Question],
     initial: Sequence[Responses],
     launched: Sequence[Launched],
-    speaking: Mapping[str, Voice],
+    speaking: Mapping[str, PromptedModel],
     config: AlignmentConfig,
 ) -> None:
     """MiniLLM's, of every rollout."""
     groups = [
-        Group(question, rollouts, {name: one.prompts[question.number] for name, one in speaking.items()})
+        QuestionRollouts(question, rollouts, {name: one.prompts[question.number] for name, one in speaking.items()})
         for question in questions
         for rollouts in [
             initial_rollouts(initial[question.number]),

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd_verl.alignment import gradients
-from opd_verl.alignment.enrich import enrich, orders
-from opd_verl.alignment.nodes import COSINE, NodeSettings, question_nodes, sides
-from opd_verl.alignment.question import Path, Question
-from opd_verl.alignment.targets import TargetSettings
-from opd_verl.alignment.tree import GenerationTree, Rollouts
-from opd_verl.experiments.markov import Language, Sampler, ask, make_language
+from opd_verl.alignment.gradients import local
+from opd_verl.alignment.gradients.node_table import COSINE, NodeSettings, question_nodes, sides
+from opd_verl.alignment.tree.enrich import enrich, orders
+from opd_verl.alignment.tree.generation_tree import GenerationTree, PackedRollouts
+from opd_verl.alignment.tree.question import Path, Question
+from opd_verl.alignment.tree.targets import TargetSettings
+from opd_verl.experiments.markov import Language, LanguageSampler, ask, make_language
 from opd_verl.utils.markdown import markdown_table
 
 HEADS = (
@@ -59,13 +59,13 @@ class Setting:
         for one in found:
             responses = self.language.sample([], more, generator) if more else []
             paths, correct = [tokens for tokens, _ in responses], [right for _, right in responses]
-            one.tree.add(Rollouts.of(paths, [0] * more, correct))
+            one.tree.add(PackedRollouts.of(paths, [0] * more, correct))
         return found
 
-    def sampler(self, questions: Sequence[Question]) -> Sampler:
+    def sampler(self, questions: Sequence[Question]) -> LanguageSampler:
         """Of targeted rollouts."""
         generator = np.random.default_rng((self.seed, 2))
-        return Sampler(self.language, {one.number: one for one in questions}, generator)
+        return LanguageSampler(self.language, {one.number: one for one in questions}, generator)
 
 
 def targeted(setting: Setting, settings: TargetSettings) -> tuple[list[Question], int]:
@@ -115,7 +115,7 @@ def row(name: str, setting: Setting, questions: Sequence[Question], rollouts: in
 def pulls(path: Path) -> Tensor:
     """[L] length of the gradient of KL(p || q) with `good`."""
     log_p, log_q = sides(path, TEACHER)
-    return gradients.local_gradient(log_p.exp(), log_q - log_p, torch.ones_like(log_p, dtype=torch.bool)).norm(dim=-1)
+    return local.local_gradient(log_p.exp(), log_q - log_p, torch.ones_like(log_p, dtype=torch.bool)).norm(dim=-1)
 
 
 def judged(language: Language, question: Question) -> list[Judged]:
@@ -128,9 +128,9 @@ def judged(language: Language, question: Question) -> list[Judged]:
             truth = torch.from_numpy(language.children(path)[depth])[None]
             member = torch.zeros_like(truth, dtype=torch.bool)
             member[0, one["support"]] = True
-            ideal = gradients.local_gradient(log_p.exp(), truth, member)
-            gkd = gradients.local_gradient(log_p.exp(), log_q - log_p, member)
-            exact = gradients.cosine(ideal, gkd).item()
+            ideal = local.local_gradient(log_p.exp(), truth, member)
+            gkd = local.local_gradient(log_p.exp(), log_q - log_p, member)
+            exact = local.cosine(ideal, gkd).item()
             found.append(Judged(one[COSINE + "gkd"], exact, one["success_range"], pulls(path)[depth].item()))
     return found
 
@@ -141,7 +141,7 @@ def memory(nodes: int, length: int = 1000) -> tuple[int, float, float]:
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     while len(tree) < nodes:
         paths = [generator.integers(0, 150_000, length).astype(np.int32) for _ in range(100)]
-        tree.add(Rollouts.of(paths, [0] * 100, [True] * 100))
+        tree.add(PackedRollouts.of(paths, [0] * 100, [True] * 100))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return tree.nbytes, peak * 1024.0, time.monotonic() - started
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_verl.alignment.choose import representative
-from opd_verl.alignment.enrich import Launched, Order
-from opd_verl.alignment.question import Path, Question
-from opd_verl.alignment.tree import GenerationTree, Ints, Rollouts
+from opd_verl.alignment.tree.enrich import Launched, Order
+from opd_verl.alignment.tree.generation_tree import GenerationTree, Ints, PackedRollouts
+from opd_verl.alignment.tree.question import Path, Question, representative
 
 Floats = NDArray[np.float64]
 
@@ -110,13 +109,13 @@ def ask(language: Language, number: int, rollouts: int, paths: int, seed: int) -
     responses = language.sample([], rollouts, np.random.default_rng((seed, number)))
     correct = [one for _, one in responses]
     tree = GenerationTree()
-    tree.add(Rollouts.of([tokens for tokens, _ in responses], [0] * rollouts, correct))
+    tree.add(PackedRollouts.of([tokens for tokens, _ in responses], [0] * rollouts, correct))
     chosen = representative(correct, paths, paths, (seed, number))
     return Question(number, tree, [language.path(*responses[row]) for row in chosen], float(np.mean(correct)))
 
 
 @dataclass(frozen=True, eq=False)
-class Sampler:
+class LanguageSampler:
     """Launches orders in the language itself."""
 
     language: Language
@@ -132,5 +131,5 @@ class Sampler:
             prefix = [*path.tokens[: target.depth].tolist(), target.token]
             found = self.language.sample(prefix, order.count, self.generator)
             rows.setdefault(target.question, []).extend((tokens, len(prefix), correct) for tokens, correct in found)
-        grouped = {number: Rollouts.of(*zip(*found, strict=True)) for number, found in rows.items()}
+        grouped = {number: PackedRollouts.of(*zip(*found, strict=True)) for number, found in rows.items()}
         return Launched(grouped, sum(one.count for one in wanted), 0.0)

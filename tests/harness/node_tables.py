@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from opd_verl.alignment.nodes import NodeSettings, schema
+from opd_verl.alignment.gradients.node_table import NodeSettings, schema
 
 SCHEMA = schema(NodeSettings())
 LEANS = {"strong": 3.0, "weak": 0.5}

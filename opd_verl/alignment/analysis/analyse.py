@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from opd_verl.alignment.analysis.comparing import Sides, compare
-from opd_verl.alignment.analysis.intervals import Sample, sample
+from opd_verl.alignment.analysis.comparing import Comparison, compare
+from opd_verl.alignment.analysis.intervals import QuestionDraws, sample
 from opd_verl.alignment.analysis.measures import COMPARED, COSINE, MEANINGS
 from opd_verl.alignment.analysis.paths import measure_paths
-from opd_verl.alignment.analysis.points import Flags, Floats, Tokens, numbers, read_tokens
-from opd_verl.alignment.difficulty import BINS, SOLVABLE, difficulty
+from opd_verl.alignment.analysis.points import Flags, Floats, TokenTable, numbers, read_tokens
+from opd_verl.alignment.tree.difficulty import BINS, SOLVABLE, difficulty
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.utils.files import finite
 
@@ -38,7 +38,7 @@ class Cosines:
 
 
 @dataclass(frozen=True)
-class Group:
+class PathGroup:
     """The paths of one teacher, or of all."""
 
     name: str
@@ -50,7 +50,7 @@ class Group:
     """Decision points with a cosine."""
     means: dict[str, Estimate]
     """Every measurement of MEANINGS."""
-    sides: dict[str, Sides]
+    sides: dict[str, Comparison]
     """The measurements of COMPARED on correct and on incorrect paths."""
     bins: dict[str, Estimate]
     """Mean cosine of the questions of each difficulty."""
@@ -62,8 +62,8 @@ class Analysis:
     """Everything for one objective."""
 
     objective: str
-    together: Group
-    teachers: list[Group]
+    together: PathGroup
+    teachers: list[PathGroup]
     """From the highest mean cosine on."""
     questions: dict[str, int]
     """Of each difficulty; the extremely hard ones have no part in anything else."""
@@ -74,13 +74,13 @@ class Analysis:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredPaths:
     """What the groups are made of."""
 
-    tokens: Tokens
+    tokens: TokenTable
     values: Mapping[str, Floats]
     """By measurement, of every path [U]."""
-    sample: Sample
+    sample: QuestionDraws
 
 
 def analyse(nodes: pa.Table, objective: str, resamples: int = 2000, seed: int = 0) -> Analysis:
@@ -89,7 +89,7 @@ def analyse(nodes: pa.Table, objective: str, resamples: int = 2000, seed: int = 
     Raises ConfigError where the table has no cosines of this objective.
     """
     tokens = read_tokens(nodes, objective)
-    measured = Measured(tokens, measure_paths(tokens), sample(tokens.paths.question, resamples, seed))
+    measured = MeasuredPaths(tokens, measure_paths(tokens), sample(tokens.paths.question, resamples, seed))
     teacher = tokens.paths.teacher
     groups = [group(str(name), measured, teacher == name) for name in np.unique(teacher)]
     return Analysis(
@@ -103,17 +103,17 @@ def analyse(nodes: pa.Table, objective: str, resamples: int = 2000, seed: int = 
     )
 
 
-def rank(one: Group) -> tuple[bool, float]:
+def rank(one: PathGroup) -> tuple[bool, float]:
     """Sorts the highest mean cosine first, and last what has none."""
     value = one.means[COSINE].value
     return math.isnan(value), -value
 
 
-def group(name: str, measured: Measured, members: Flags) -> Group:
+def group(name: str, measured: MeasuredPaths, members: Flags) -> PathGroup:
     """The paths of the members [U]."""
     paths, drawn, cosine = measured.tokens.paths, measured.sample, measured.values[COSINE]
     levels, known = difficulty(paths.pass_rate), members & ~np.isnan(cosine)
-    return Group(
+    return PathGroup(
         name=name,
         paths=int(known.sum()),
         questions=len(np.unique(paths.question[known])),
@@ -125,7 +125,7 @@ def group(name: str, measured: Measured, members: Flags) -> Group:
     )
 
 
-def distribution(tokens: Tokens, members: Flags) -> Cosines:
+def distribution(tokens: TokenTable, members: Flags) -> Cosines:
     """Of the members' decision points; NaN without one."""
     kept = tokens.point & members[tokens.unit]
     found, correct = tokens.cosine[kept].clip(-1, 1), tokens.paths.correct[tokens.unit[kept]]

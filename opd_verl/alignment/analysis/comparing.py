@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind, wilcoxon
 
-from opd_verl.alignment.analysis.intervals import Sample
+from opd_verl.alignment.analysis.intervals import QuestionDraws
 from opd_verl.alignment.analysis.points import Flags, Floats
 from opd_verl.metrics.estimate import Estimate
 
@@ -16,7 +16,7 @@ FEWEST_QUESTIONS = 6
 
 
 @dataclass(frozen=True)
-class Sides:
+class Comparison:
     """One measurement on both kinds of path."""
 
     correct: Estimate
@@ -32,11 +32,11 @@ class Sides:
     """Questions that have both kinds."""
 
 
-def compare(values: Floats, members: Flags, correct: Flags, sample: Sample) -> Sides:
+def compare(values: Floats, members: Flags, correct: Flags, sample: QuestionDraws) -> Comparison:
     """Both means over the members, their difference, and two tests of it; values [U], NaN where undefined."""
     kinds = members & correct, members & ~correct
     pairs = question_differences(values, *kinds, sample)
-    return Sides(
+    return Comparison(
         correct=sample.mean(values, kinds[0]),
         incorrect=sample.mean(values, kinds[1]),
         difference=sample.difference(values, *kinds),
@@ -46,7 +46,7 @@ def compare(values: Floats, members: Flags, correct: Flags, sample: Sample) -> S
     )
 
 
-def question_differences(values: Floats, correct: Flags, incorrect: Flags, sample: Sample) -> Floats:
+def question_differences(values: Floats, correct: Flags, incorrect: Flags, sample: QuestionDraws) -> Floats:
     """Mean of the correct less mean of the incorrect paths of each question that has both."""
     means = [(one.numerator / one.denominator).numpy() for one in (sample.ratio(values, correct),
                                                                    sample.ratio(values, incorrect))]  # fmt: skip

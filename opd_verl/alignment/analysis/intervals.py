@@ -15,7 +15,7 @@ from opd_verl.metrics.ratio import Ratio, of_rollouts
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class QuestionDraws:
     """The questions of the paths, and how often each question is drawn in each replicate."""
 
     question: Ints
@@ -44,11 +44,11 @@ class Sample:
         return with_interval(value, found[~found.isnan()])
 
 
-def sample(question: Ints, resamples: int, seed: int) -> Sample:
+def sample(question: Ints, resamples: int, seed: int) -> QuestionDraws:
     """Draws of the questions; the same seed, the same draws."""
     count = int(question.max()) + 1 if len(question) else 0
     drawn = draws(count, resamples, seed) if count else torch.zeros(resamples, 0, dtype=torch.float64)
-    return Sample(question, drawn)
+    return QuestionDraws(question, drawn)
 
 
 def alone(value: float) -> Estimate:

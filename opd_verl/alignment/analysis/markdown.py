@@ -31,7 +31,7 @@ from opd_verl.alignment.analysis.table import (
 
 
 @dataclass(frozen=True)
-class Section:
+class TableSection:
     """A table and what its columns are."""
 
     title: str
@@ -40,7 +40,7 @@ class Section:
 
 
 SECTIONS = (
-    Section(
+    TableSection(
         "Teachers, best first (Unmasking, table 1)",
         ranking,
         (
@@ -50,7 +50,7 @@ SECTIONS = (
             "decision points of a path: their mean number.",
         ),
     ),
-    Section(
+    TableSection(
         "Other metrics (table 3)",
         alternatives,
         (
@@ -59,7 +59,7 @@ SECTIONS = (
             f"{NAMES[ADVANTAGE]}: {MEANINGS[ADVANTAGE]}",
         ),
     ),
-    Section(
+    TableSection(
         "Correct against incorrect paths, all teachers (table 4)",
         compared,
         (
@@ -72,12 +72,12 @@ SECTIONS = (
             "questions: with both kinds of path.",
         ),
     ),
-    Section(
+    TableSection(
         "Correct against incorrect paths, by teacher (table 6)",
         compared_by_teacher,
         ("All columns: as in table 4.",),
     ),
-    Section(
+    TableSection(
         "What goes with the cosine within a path (table 5)",
         correlations,
         (
@@ -85,7 +85,7 @@ SECTIONS = (
             f"least {FEWEST} decision points at which both vary.",
         ),
     ),
-    Section(
+    TableSection(
         "Selective distillation by an oracle, all teachers (table 2)",
         oracle,
         (
@@ -94,7 +94,7 @@ SECTIONS = (
             "paths that beat full: their mean signal over what is kept is larger than over all decision points.",
         ),
     ),
-    Section(
+    TableSection(
         "By difficulty (E.9)",
         levels,
         (
@@ -103,7 +103,7 @@ SECTIONS = (
             f"Each further column: {MEANINGS[COSINE]}",
         ),
     ),
-    Section(
+    TableSection(
         "Distribution of the cosine (E.1)",
         distributions,
         (

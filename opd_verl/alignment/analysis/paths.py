@@ -22,13 +22,13 @@ from opd_verl.alignment.analysis.measures import (
     selective,
     spearman,
 )
-from opd_verl.alignment.analysis.points import Flags, Floats, Tokens
+from opd_verl.alignment.analysis.points import Flags, Floats, TokenTable
 
 FEWEST = 5
 """Decision points of a path whose rank correlation is taken."""
 
 
-def measure_paths(tokens: Tokens) -> dict[str, Floats]:
+def measure_paths(tokens: TokenTable) -> dict[str, Floats]:
     """Every measurement of `MEANINGS` for every path [U]."""
     point, cosine, signal = tokens.point, tokens.cosine, tokens.success_range * tokens.cosine
     stakes = tokens.total(tokens.success_range, point)
@@ -46,7 +46,7 @@ def measure_paths(tokens: Tokens) -> dict[str, Floats]:
     }
 
 
-def oracle(tokens: Tokens, threshold: float) -> dict[str, Floats]:
+def oracle(tokens: TokenTable, threshold: float) -> dict[str, Floats]:
     """Selective distillation (Unmasking E.3): the decision points with a cosine above the threshold, and no other.
 
     Mean signal (success range times cosine) over them, their share, and whether the mean is above the whole path's;
@@ -61,7 +61,7 @@ def oracle(tokens: Tokens, threshold: float) -> dict[str, Floats]:
     }
 
 
-def correlations(tokens: Tokens) -> dict[str, Floats]:
+def correlations(tokens: TokenTable) -> dict[str, Floats]:
     """Spearman's correlation of the cosine and each feature over each path's decision points [U].
 
     NaN with fewer than 5 points, or where one side does not vary.
@@ -84,7 +84,7 @@ def rank_correlation(block: Floats) -> Floats:
     return np.divide(ranks[1:] @ ranks[0], size, out=np.full(len(size), np.nan), where=size > 0)
 
 
-def above_quantile(tokens: Tokens, quantile: float) -> Flags:
+def above_quantile(tokens: TokenTable, quantile: float) -> Flags:
     """Tokens [N] whose KL is at or above the quantile within their path, as the token mask `high_divergence` counts.
 
     Over all tokens of the path, not over its decision points: training does not know those.

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from opd_verl.alignment.analysis.measures import FEATURES
-from opd_verl.alignment.nodes import COSINE
+from opd_verl.alignment.gradients.node_table import COSINE
 from opd_verl.config.errors import ConfigError
 
 Floats = NDArray[np.float64]
@@ -17,7 +17,7 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Paths:
+class PathTable:
     """One row per path and teacher [U], by question, path, and teacher's name."""
 
     question: Ints
@@ -32,10 +32,10 @@ class Paths:
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class TokenTable:
     """One row per path, teacher and position [N], in the order of `paths`, then of depth."""
 
-    paths: Paths
+    paths: PathTable
     unit: Ints
     """Row of `paths` that it belongs to."""
     depth: Ints
@@ -79,7 +79,7 @@ def solvable(nodes: pa.Table) -> pa.Table:
     return nodes.filter(pa.array(numbers(nodes, "pass_rate") > 0))
 
 
-def read_tokens(nodes: pa.Table, objective: str) -> Tokens:
+def read_tokens(nodes: pa.Table, objective: str) -> TokenTable:
     """The node table's rows of solvable questions, for one objective.
 
     Raises ConfigError where the table has no cosines of this objective.
@@ -92,7 +92,7 @@ def read_tokens(nodes: pa.Table, objective: str) -> Tokens:
     names, columns["teacher"] = teachers(rows)
     order, unit, first = units(columns)
     decision, cosine = numbers(rows, "decision")[order], numbers(rows, COSINE + objective)[order].astype(np.float64)
-    return Tokens(
+    return TokenTable(
         paths=paths({name: values[order][first] for name, values in columns.items()}, names),
         unit=unit,
         depth=columns["depth"][order],
@@ -127,10 +127,10 @@ def units(columns: dict[str, NDArray]) -> tuple[Ints, Ints, Ints]:
     return order, np.cumsum(new) - 1, np.flatnonzero(new)
 
 
-def paths(columns: dict[str, NDArray], names: NDArray[np.str_]) -> Paths:
+def paths(columns: dict[str, NDArray], names: NDArray[np.str_]) -> PathTable:
     """From one row per path and teacher."""
     _, question = np.unique(columns["question"], return_inverse=True)
-    return Paths(
+    return PathTable(
         question=question,
         row=columns["question"],
         number=columns["path"],

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 
-from opd_verl.alignment.analysis.analyse import Analysis, Group
+from opd_verl.alignment.analysis.analyse import Analysis, PathGroup
 from opd_verl.alignment.analysis.comparing import FEWEST_QUESTIONS
 from opd_verl.alignment.analysis.measures import COSINE, QUANTILES, SIGNAL, filtered, spearman
 from opd_verl.alignment.analysis.table import cell
@@ -37,7 +37,7 @@ def above_zero(one: Estimate) -> bool:
     return one.low > 0
 
 
-def direction(group: Group) -> str:
+def direction(group: PathGroup) -> str:
     """Whether the teacher points to success at all."""
     found = f"Mean cosine {cell(group.means[COSINE], 4)} over {group.paths} paths of {group.questions} questions"
     if above_zero(group.means[COSINE]):
@@ -45,7 +45,7 @@ def direction(group: Group) -> str:
     return f"{found}: not above 0. No weight and no filter makes it a good teacher; try another one first."
 
 
-def weighting(group: Group) -> Advice:
+def weighting(group: PathGroup) -> Advice:
     """Weights of correct and incorrect rollouts: 1 for the kind with the higher mean cosine, for the other the ratio.
 
     Only where the 95% interval of the difference excludes 0; the ratio `lower / higher` is clipped to [0, 1]. Unmasking
@@ -73,7 +73,7 @@ def weighting(group: Group) -> Advice:
     return Advice(why, {"weights": "[correctness]", **{kind: numbers[kind] for kind in KINDS}})
 
 
-def filtering(group: Group) -> Advice:
+def filtering(group: PathGroup) -> Advice:
     """The mask `high_divergence` with the best quantile of the KL, where the cosine rises with the KL.
 
     Only where the interval of the mean rank correlation lies above 0, and where a filter raises the mean signal.
@@ -100,7 +100,7 @@ def filtering(group: Group) -> Advice:
     return Advice(why, {"masks": "[high_divergence]", "divergence_quantile": f"{best:g}"})
 
 
-def too_few(group: Group) -> str:
+def too_few(group: PathGroup) -> str:
     """Why nothing is concluded."""
     return f"{group.questions} questions are too few to tell (at least {FEWEST_QUESTIONS})"
 

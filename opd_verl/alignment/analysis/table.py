@@ -2,8 +2,8 @@
 
 import math
 
-from opd_verl.alignment.analysis.analyse import Analysis, Group
-from opd_verl.alignment.analysis.comparing import Sides
+from opd_verl.alignment.analysis.analyse import Analysis, PathGroup
+from opd_verl.alignment.analysis.comparing import Comparison
 from opd_verl.alignment.analysis.measures import (
     ADVANTAGE,
     COMPARED,
@@ -19,7 +19,7 @@ from opd_verl.alignment.analysis.measures import (
     selective,
     spearman,
 )
-from opd_verl.alignment.difficulty import BINS, EXTREMELY_HARD
+from opd_verl.alignment.tree.difficulty import BINS, EXTREMELY_HARD
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.utils.markdown import markdown_table
 
@@ -82,7 +82,7 @@ def compared_by_teacher(analysis: Analysis) -> str:
     return markdown_table(["metric", "teacher", *KINDS], rows)
 
 
-def sides(found: Sides) -> list[str]:
+def sides(found: Comparison) -> list[str]:
     """The cells of a comparison."""
     tests = [probability(found.welch), probability(found.wilcoxon), str(found.questions)]
     return [*(cell(one) for one in (found.correct, found.incorrect, found.difference)), *tests]
@@ -115,7 +115,7 @@ def levels(analysis: Analysis) -> str:
     return markdown_table(["difficulty", "pass rate", "questions", *(one.name for one in groups)], rows)
 
 
-def difficulty_cell(one: Group, level: str) -> str:
+def difficulty_cell(one: PathGroup, level: str) -> str:
     """A group's mean cosine on the questions of one difficulty."""
     return "left out" if level == EXTREMELY_HARD else cell(one.bins[level])
 

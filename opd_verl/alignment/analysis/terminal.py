@@ -8,7 +8,7 @@ from opd_verl.alignment.analysis.analyse import Analysis
 from opd_verl.alignment.analysis.intervals import alone
 from opd_verl.alignment.analysis.measures import COSINE, POSITIVE, WEIGHTED
 from opd_verl.alignment.analysis.table import caption, cell, number, probability, share
-from opd_verl.alignment.difficulty import EXTREMELY_HARD
+from opd_verl.alignment.tree.difficulty import EXTREMELY_HARD
 
 
 def print_analysis(analysis: Analysis, console: Console) -> None:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd_verl.alignment.contexts.demonstrations import texts
-from opd_verl.alignment.contexts.sources import Found
+from opd_verl.alignment.contexts.sources import SampledTexts
 from opd_verl.data.judged import Judged
 from opd_verl.utils.markdown import markdown_table
 
 
 @dataclass(frozen=True)
-class Asked:
+class SourceCounts:
     """What one model was asked for, over all rounds."""
 
     questions: int
@@ -22,12 +22,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Counts:
+class ContextCounts:
     """Numbers of questions; None where there is no such model."""
 
     questions: int
-    own: Asked | None
-    large: Asked | None
+    own: SourceCounts | None
+    large: SourceCounts | None
     both: int | None
     """With at least one correct demonstration of each."""
     lacking: dict[str, list[int]]
@@ -44,7 +44,7 @@ class Counts:
     """Questions that had texts of their own where the sampled ones are now."""
 
 
-def count(found: Found, lacking: dict[str, list[int]], before: Sequence[Mapping[str, Any]]) -> Counts:
+def count(found: SampledTexts, lacking: dict[str, list[int]], before: Sequence[Mapping[str, Any]]) -> ContextCounts:
     """The counts.
 
     Args:
@@ -53,7 +53,7 @@ def count(found: Found, lacking: dict[str, list[int]], before: Sequence[Mapping[
     """
     left_out = {row for rows in lacking.values() for row in rows}
     summaries = found.summaries
-    return Counts(
+    return ContextCounts(
         questions=len(before),
         own=_asked(found.own),
         large=_asked(found.large),
@@ -67,25 +67,27 @@ def count(found: Found, lacking: dict[str, list[int]], before: Sequence[Mapping[
     )
 
 
-def _asked(judged: Sequence[Judged] | None) -> Asked | None:
+def _asked(judged: Sequence[Judged] | None) -> SourceCounts | None:
     if judged is None:
         return None
     correct = sum(bool(texts(one, 1.0)) for one in judged)
-    return Asked(correct, sum(len(one.finished) for one in judged), sum(one.finished.count(False) for one in judged))
+    return SourceCounts(
+        correct, sum(len(one.finished) for one in judged), sum(one.finished.count(False) for one in judged)
+    )
 
 
-def _both(found: Found) -> int | None:
+def _both(found: SampledTexts) -> int | None:
     if found.own is None or found.large is None:
         return None
     return sum(bool(texts(one, 1.0) and texts(other, 1.0)) for one, other in zip(found.own, found.large, strict=True))
 
 
-def to_markdown(counts: Counts) -> str:
+def to_markdown(counts: ContextCounts) -> str:
     """contexts.md."""
     return f"# Contexts of the teachers\n\n{_sources(counts)}\n\n{_contexts(counts)}\n\n{_notes(counts)}\n"
 
 
-def _sources(counts: Counts) -> str:
+def _sources(counts: ContextCounts) -> str:
     named = {"self": counts.own, "larger model": counts.large}
     rows = [
         [name, str(one.questions), str(one.responses), str(one.cut)] for name, one in named.items() if one is not None
@@ -96,13 +98,13 @@ def _sources(counts: Counts) -> str:
     )
 
 
-def _contexts(counts: Counts) -> str:
+def _contexts(counts: ContextCounts) -> str:
     rows = [[name, str(counts.questions - len(rows))] for name, rows in counts.lacking.items()]
     rows.append(["all of them", str(len(counts.usable))])
     return markdown_table(["context", f"questions of {counts.questions} with enough for it"], rows)
 
 
-def _notes(counts: Counts) -> str:
+def _notes(counts: ContextCounts) -> str:
     lines = [f"The analysis is restricted to the {len(counts.usable)} questions that have enough for all contexts."]
     if counts.summaries:
         lines.append(

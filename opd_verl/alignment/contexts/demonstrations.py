@@ -18,7 +18,7 @@ Texts = list[list[str]]
 
 
 @dataclass(frozen=True)
-class Needed:
+class NeededTexts:
     """Texts that a question must have from one model."""
 
     correct: int
@@ -34,11 +34,11 @@ class Needed:
         return len(texts(judged, 1.0)) < self.correct or len(texts(judged, 0.0)) < self.wrong
 
 
-def needed(contexts: ContextSettings) -> tuple[Needed, Needed]:
+def needed(contexts: ContextSettings) -> tuple[NeededTexts, NeededTexts]:
     """Of the student, and of the larger model; a summary needs the demonstration that it sums up."""
     wanted = contexts.wanted
     own = (max(wanted.get(kind, 0), wanted.get(kind + SUMMARIES, 0)) for kind in ("correct", "wrong"))
-    return Needed(*own), Needed(wanted.get(LARGE, 0), 0)
+    return NeededTexts(*own), NeededTexts(wanted.get(LARGE, 0), 0)
 
 
 def texts(judged: Judged, score: float) -> list[str]:
@@ -47,7 +47,7 @@ def texts(judged: Judged, score: float) -> list[str]:
 
 
 def demonstrate(
-    model: Model, rows: pa.Table, need: Needed, contexts: ContextSettings, sampler: Sampler, folder: Path
+    model: Model, rows: pa.Table, need: NeededTexts, contexts: ContextSettings, sampler: Sampler, folder: Path
 ) -> list[Judged]:
     """The model's responses to every question, at most `contexts.trials`; none where nothing is needed."""
     sizes = round_sizes(contexts.trials, contexts.per_round)

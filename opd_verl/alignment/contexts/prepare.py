@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from opd_verl.alignment.contexts.availability import Counts, count, to_markdown
+from opd_verl.alignment.contexts.availability import ContextCounts, count, to_markdown
 from opd_verl.alignment.contexts.prompts import check_prompts, lacks
 from opd_verl.alignment.contexts.settings import ContextSettings
-from opd_verl.alignment.contexts.sources import Found, find_texts, open_sources
+from opd_verl.alignment.contexts.sources import SampledTexts, find_texts, open_sources
 from opd_verl.config.errors import ConfigError
 from opd_verl.data.files import replace_column
 from opd_verl.data.prompts import rows_of
@@ -24,19 +24,19 @@ from opd_verl.utils.files import write_json, write_text
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedContexts:
     """The questions with what the contexts show."""
 
     rows: pa.Table
     """As given, with the texts in extra_info: `CONTEXT_HOOKS[name](row)` works for every usable row."""
     usable: list[int]
     """Rows that have enough for every context: the analysis is restricted to them."""
-    counts: Counts
+    counts: ContextCounts
 
 
 def prepare_contexts(
     student: Model, rows: pa.Table, contexts: ContextSettings, sampler: Sampler, out: Path
-) -> Prepared:
+) -> PreparedContexts:
     """Samples what the contexts show of every question, and says who has enough. Without contexts nothing is done.
 
     Args:
@@ -58,17 +58,17 @@ def prepare_contexts(
         write_text(out / "contexts.md", to_markdown(counts))
         _check_usable(counts, out / "contexts.md")
         check_prompts(student, filled, counts.usable, contexts.names, sampler.settings)
-    return Prepared(filled, counts.usable, counts)
+    return PreparedContexts(filled, counts.usable, counts)
 
 
-def _filled(rows: pa.Table, before: list[dict[str, Any]], found: Found) -> pa.Table:
+def _filled(rows: pa.Table, before: list[dict[str, Any]], found: SampledTexts) -> pa.Table:
     if not found.fields:
         return rows
     extra = [own | {name: texts[place] for name, texts in found.fields.items()} for place, own in enumerate(before)]
     return replace_column(rows, "extra_info", extra)
 
 
-def _check_usable(counts: Counts, table: Path) -> None:
+def _check_usable(counts: ContextCounts, table: Path) -> None:
     if counts.usable:
         return
     enough = {name: counts.questions - len(rows) for name, rows in counts.lacking.items()}

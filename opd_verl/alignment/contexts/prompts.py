@@ -32,7 +32,7 @@ def teacher_prompt_ids(student: Model, row: Mapping[str, Any], name: str, settin
     """Token ids [P'] of the teacher's prompt: the student's chat template and suffix, as its own prompts are made.
 
     Args:
-        row: a row of `Prepared.rows`, as a dictionary.
+        row: a row of `PreparedContexts.rows`, as a dictionary.
         name: a context.
 
     Raises:

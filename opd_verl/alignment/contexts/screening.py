@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opd_verl.alignment.contexts.prepare import Prepared
+from opd_verl.alignment.contexts.prepare import PreparedContexts
 from opd_verl.alignment.contexts.prompts import messages_with
 from opd_verl.alignment.contexts.screening_table import BASELINE, Screened, screen, to_markdown
 from opd_verl.alignment.contexts.settings import ContextSettings
@@ -35,7 +35,7 @@ class Screening:
 
 def screen_contexts(
     student: Model,
-    prepared: Prepared,
+    prepared: PreparedContexts,
     contexts: ContextSettings,
     sampler: Sampler,
     out: Path,
@@ -67,7 +67,7 @@ def screen_contexts(
 
 
 def _rates(
-    student: Model, prepared: Prepared, rows: Sequence[int], names: Sequence[str], sampler: Sampler, out: Path
+    student: Model, prepared: PreparedContexts, rows: Sequence[int], names: Sequence[str], sampler: Sampler, out: Path
 ) -> dict[str, Array]:
     """Context: the pass rate of each of these rows."""
     if not rows:
@@ -78,7 +78,7 @@ def _rates(
 
 
 def _job(
-    student: Model, prepared: Prepared, rows: Sequence[int], name: str, sampler: Sampler, out: Path
+    student: Model, prepared: PreparedContexts, rows: Sequence[int], name: str, sampler: Sampler, out: Path
 ) -> SamplingJob:
     table = take(prepared.rows, rows)
     if name != BASELINE:

@@ -6,7 +6,7 @@ Shapes: Q questions. A rate is the share of a question's responses that are corr
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from opd_verl.alignment.difficulty import BINS, SOLVABLE, difficulty
+from opd_verl.alignment.tree.difficulty import BINS, SOLVABLE, difficulty
 from opd_verl.eval.estimators import Array, interval
 from opd_verl.metrics.estimate import Estimate
 from opd_verl.utils.markdown import markdown_table, percent
@@ -15,7 +15,7 @@ BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
-class Bin:
+class BinAccuracy:
     """The questions of one difficulty."""
 
     accuracy: float
@@ -28,7 +28,7 @@ class Screened:
     """The student behind one context; extremely hard questions are left out."""
 
     context: str
-    bins: dict[str, Bin]
+    bins: dict[str, BinAccuracy]
     questions: int
     accuracy: Estimate
     difference: Estimate | None
@@ -45,7 +45,7 @@ def screen(baseline: Array, rates: Mapping[str, Array], resamples: int, seed: in
     return [
         Screened(
             name,
-            {kind: Bin(_mean(found[kinds == kind]), int((kinds == kind).sum())) for kind in reversed(SOLVABLE)},
+            {kind: BinAccuracy(_mean(found[kinds == kind]), int((kinds == kind).sum())) for kind in reversed(SOLVABLE)},
             len(found),
             _estimate(found, resamples, seed),
             None if name == BASELINE else _estimate(found - baseline, resamples, seed),

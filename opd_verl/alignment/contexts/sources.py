@@ -28,7 +28,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Found:
+class SampledTexts:
     """What the models gave; None for one that nothing is needed of."""
 
     own: list[Judged] | None
@@ -59,7 +59,9 @@ def demonstration_settings(contexts: ContextSettings, run: SamplingSettings) -> 
     return replace(run, n=1, temperature=contexts.temperature, max_tokens=contexts.max_tokens or run.max_tokens)
 
 
-def find_texts(sources: Sources, rows: pa.Table, contexts: ContextSettings, sampler: Sampler, out: Path) -> Found:
+def find_texts(
+    sources: Sources, rows: pa.Table, contexts: ContextSettings, sampler: Sampler, out: Path
+) -> SampledTexts:
     """Asks the student and the larger model for solutions, then the summariser."""
     sampler = replace(sampler, settings=demonstration_settings(contexts, sampler.settings))
     own_need, large_need = needed(contexts)
@@ -70,7 +72,7 @@ def find_texts(sources: Sources, rows: pa.Table, contexts: ContextSettings, samp
         assert sources.large is not None
         large = demonstrate(sources.large, rows, large_need, contexts, sampler, out / "large")
     summed = _summaries(sources.summariser, rows, own, contexts, sampler, out / "summaries")
-    return Found(own, large, summed, _fields(own, large, contexts) | summed.fields)
+    return SampledTexts(own, large, summed, _fields(own, large, contexts) | summed.fields)
 
 
 def _check_questions(rows: pa.Table) -> None:

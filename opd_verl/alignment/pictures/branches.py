@@ -18,7 +18,7 @@ Decode = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Node:
+class DrawnNode:
     """A token of a branching point, or a stretch of tokens between two of them."""
 
     parent: int | None
@@ -43,11 +43,11 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Tree:
+class DrawnTree:
     """What is drawn of one question."""
 
     title: str
-    nodes: Sequence[Node]
+    nodes: Sequence[DrawnNode]
     correct: dict[int, bool]
     """Of each path that is shown."""
 
@@ -59,7 +59,7 @@ def question_tree(
     decode: Decode,
     paths: Sequence[int] | None = None,
     points: int = MOST_POINTS,
-) -> Tree:
+) -> DrawnTree:
     """The branching points with the largest success range on some paths of a question, of each path in turn.
 
     Args:
@@ -78,11 +78,11 @@ def question_tree(
     kept = {number: traces[number] for number in wanted}
     states = state_numbers(kept)
     found, total = largest(kept, states, points)
-    builder = Builder(kept, states, found, decode)
+    builder = TreeBuilder(kept, states, found, decode)
     builder.grow(wanted, 0, None)
     said = f"{len(found)} of {total} branching points, each path's largest ranges of P_succ"
     title = f"Question {question}, teacher {short(teacher)}: {said}"
-    return Tree(title, builder.nodes, {number: correct[number] for number in kept})
+    return DrawnTree(title, builder.nodes, {number: correct[number] for number in kept})
 
 
 def path_rows(nodes: pa.Table, question: int, teacher: str) -> dict[int, list[Row]]:
@@ -132,16 +132,16 @@ def largest(traces: dict[int, list[Row]], states: dict[int, list[int]], points: 
 
 
 @dataclass
-class Builder:
+class TreeBuilder:
     """Makes the list of nodes from the traces of the paths, rows by position."""
 
     traces: dict[int, list[Row]]
     states: dict[int, list[int]]
     shown: set[int]
     decode: Decode
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[DrawnNode] = field(default_factory=list)
 
-    def add(self, node: Node) -> int:
+    def add(self, node: DrawnNode) -> int:
         """Its place in the list."""
         self.nodes.append(node)
         return len(self.nodes) - 1
@@ -154,7 +154,7 @@ class Builder:
         if end > depth:
             stretch = self.traces[paths[0]][depth:end]
             text = "".join(self.decode(row["token"]) for row in stretch)
-            parent = self.add(Node(parent, text, tuple(paths), tokens=len(stretch)))
+            parent = self.add(DrawnNode(parent, text, tuple(paths), tokens=len(stretch)))
         going = [number for number in paths if end < len(self.traces[number])]
         if going and self.states[going[0]][end] in self.shown:
             self.branch(going, end, parent)
@@ -193,10 +193,10 @@ def children(row: Row, taken: list[int]) -> list[int]:
     return sorted(kept, key=lambda token: (-success.get(token, -1.0), token))
 
 
-def child(row: Row, token: int, parent: int | None, text: str, paths: tuple[int, ...]) -> Node:
+def child(row: Row, token: int, parent: int | None, text: str, paths: tuple[int, ...]) -> DrawnNode:
     """A token of a branching point; one with too few visits has no numbers."""
     if token not in row["support"]:
-        return Node(parent, text, paths, branch=True)
+        return DrawnNode(parent, text, paths, branch=True)
     place = row["support"].index(token)
     p, q, p_succ, visits = (float(row[name][place]) for name in ("p", "q", "p_succ", "visits"))
-    return Node(parent, text, paths, branch=True, p=p, q=q, p_succ=p_succ, visits=visits)
+    return DrawnNode(parent, text, paths, branch=True, p=p, q=q, p_succ=p_succ, visits=visits)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from opd_verl.alignment.analysis.analyse import EDGES, Analysis, Cosines
 from opd_verl.alignment.analysis.measures import COSINE
-from opd_verl.alignment.analysis.points import Floats, Tokens, read_tokens
+from opd_verl.alignment.analysis.points import Floats, TokenTable, read_tokens
 from opd_verl.utils.files import whole
 from opd_verl.utils.plot_style import COLOURS, short
 
@@ -26,7 +26,7 @@ SMOOTHED = 15
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class CosineTrace:
     """The cosine along one path."""
 
     title: str
@@ -97,7 +97,7 @@ def draw_teachers(analysis: Analysis, path: Path) -> None:
     _save(figure, path)
 
 
-def best_traces(nodes: pa.Table, analysis: Analysis) -> list[Trace]:
+def best_traces(nodes: pa.Table, analysis: Analysis) -> list[CosineTrace]:
     """Of the best teacher: the correct and the incorrect path with the most decision points."""
     names = ranked(analysis)
     tokens = read_tokens(nodes, analysis.objective)
@@ -111,15 +111,15 @@ def best_traces(nodes: pa.Table, analysis: Analysis) -> list[Trace]:
     return found
 
 
-def trace(tokens: Tokens, unit: int, kind: str) -> Trace:
+def trace(tokens: TokenTable, unit: int, kind: str) -> CosineTrace:
     """One path's decision points."""
     paths, here = tokens.paths, np.flatnonzero(tokens.unit == unit)
     title = f"question {paths.row[unit]}, path {paths.number[unit]} ({kind}), teacher {short(str(paths.teacher[unit]))}"
     point = tokens.point[here]
-    return Trace(title, tokens.depth[here][point].astype(float), tokens.cosine[here][point])
+    return CosineTrace(title, tokens.depth[here][point].astype(float), tokens.cosine[here][point])
 
 
-def draw_oscillation(traces: Sequence[Trace], path: Path) -> None:
+def draw_oscillation(traces: Sequence[CosineTrace], path: Path) -> None:
     """A panel for each path: up where the teacher pulls to success, down where it pulls away (Unmasking E.2)."""
     figure = _figure(9.0, 2.5 * len(traces) + 0.4)
     panels = figure.subplots(len(traces), 1, squeeze=False).flatten()
@@ -131,7 +131,7 @@ def draw_oscillation(traces: Sequence[Trace], path: Path) -> None:
     _save(figure, path)
 
 
-def oscillation_panel(axes: "Axes", one: Trace) -> None:
+def oscillation_panel(axes: "Axes", one: CosineTrace) -> None:
     """Every decision point of a path, and their running mean."""
     for up, colour, marker, label in ((True, BLUE, "^", "pull to success"), (False, ORANGE, "v", "pull away from it")):
         side = one.cosine > 0 if up else one.cosine < 0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-from opd_verl.alignment.pictures.branches import Node, Tree
+from opd_verl.alignment.pictures.branches import DrawnNode, DrawnTree
 
 BOX, GAP = 1.6, 0.32
 """Widths of a branching point's token, and of the edge before a node."""
@@ -50,7 +50,7 @@ class Fan:
     """Node: its row; 0 is the token that this path takes, 1 the one below it."""
 
 
-def lay_out(tree: Tree) -> Layout:
+def lay_out(tree: DrawnTree) -> Layout:
     """A path's nodes stand on its line, and a branching point's other tokens above and below in the order given."""
     fans = branching_points(tree)
     lines, height = path_lines(list(tree.correct), fans)
@@ -66,14 +66,14 @@ def lay_out(tree: Tree) -> Layout:
     return Layout(places, start, width, height)
 
 
-def stretch_lines(node: Node) -> list[str]:
+def stretch_lines(node: DrawnNode) -> list[str]:
     """All of a short stretch in one or two lines, else its beginning, its length, and its end."""
     text = node.text.replace("\n", "⏎").replace("\t", " ").strip()
     lines = wrap(text, LINE)
     return (lines or ["␣"]) if len(lines) <= 2 else [text[:LINE], f"… {node.tokens} tokens …", text[-LINE:]]
 
 
-def branching_points(tree: Tree) -> list[Fan]:
+def branching_points(tree: DrawnTree) -> list[Fan]:
     """The tokens of each branching point; a node has those of at most one below it."""
     groups: dict[int | None, list[int]] = {}
     for index, node in enumerate(tree.nodes):
@@ -82,7 +82,7 @@ def branching_points(tree: Tree) -> list[Fan]:
     return [fan(tree, indices) for indices in groups.values()]
 
 
-def fan(tree: Tree, indices: Sequence[int]) -> Fan:
+def fan(tree: DrawnTree, indices: Sequence[int]) -> Fan:
     """One branching point."""
     line = next(number for number in tree.correct if any(number in tree.nodes[one].paths for one in indices))
     middle = next(row for row, one in enumerate(indices) if line in tree.nodes[one].paths)
@@ -100,7 +100,7 @@ def path_lines(paths: Sequence[int], fans: Sequence[Fan]) -> tuple[dict[int, flo
     return lines, edge - BETWEEN
 
 
-def ends(nodes: Sequence[Node]) -> dict[int, list[int]]:
+def ends(nodes: Sequence[DrawnNode]) -> dict[int, list[int]]:
     """Node: the paths that end behind it."""
     going: dict[int, set[int]] = {}
     for node in nodes:

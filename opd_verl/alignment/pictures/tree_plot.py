@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opd_verl.alignment.pictures.branches import Node, Tree
+from opd_verl.alignment.pictures.branches import DrawnNode, DrawnTree
 from opd_verl.alignment.pictures.tree_layout import HEIGHT, Layout, Place, ends, lay_out, stretch_lines
 from opd_verl.utils.files import whole
 from opd_verl.utils.plot_style import COLOURS
@@ -30,7 +30,7 @@ CAPTION = (
 )
 
 
-def draw_tree(tree: Tree, path: Path) -> None:
+def draw_tree(tree: DrawnTree, path: Path) -> None:
     """Left to right: the text of the paths, and the tokens of each branching point in the order of their success."""
     from matplotlib.figure import Figure
 
@@ -53,12 +53,12 @@ def draw_tree(tree: Tree, path: Path) -> None:
         figure.savefig(partial, dpi=130, format="png", facecolor="white")
 
 
-def largest_pull(tree: Tree) -> float:
+def largest_pull(tree: DrawnTree) -> float:
     """The teacher's strongest pull in the picture."""
     return max((abs(node.pull) for node in tree.nodes if math.isfinite(node.pull)), default=0.0)
 
 
-def draw_edge(axes: "Axes", node: Node, before: Place, place: Place) -> None:
+def draw_edge(axes: "Axes", node: DrawnNode, before: Place, place: Place) -> None:
     """From a node to what follows."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
@@ -75,7 +75,7 @@ def draw_edge(axes: "Axes", node: Node, before: Place, place: Place) -> None:
     axes.add_patch(PathPatch(curve, fill=False, edgecolor=LINE, linewidth=thick, capstyle="butt", zorder=1))
 
 
-def draw_branch(axes: "Axes", node: Node, place: Place, strongest: float) -> None:
+def draw_branch(axes: "Axes", node: DrawnNode, place: Place, strongest: float) -> None:
     """A token of a branching point: its success on the left, the teacher's pull on the right."""
     left = Place(place.left, place.middle, place.width - PULL)
     colour, ink = success_colours(node.p_succ)
@@ -111,7 +111,7 @@ def draw_pull(axes: "Axes", left: float, middle: float, pull: float, strongest: 
         axes.annotate("", (left + 0.12, ends_at[0]), (left + 0.12, ends_at[1]), arrowprops=look, zorder=4)
 
 
-def draw_stretch(axes: "Axes", node: Node, place: Place, strongest: float) -> None:
+def draw_stretch(axes: "Axes", node: DrawnNode, place: Place, strongest: float) -> None:
     """The text between two branching points."""
     lines = [printable(line) for line in stretch_lines(node)]
     for row, line in enumerate(lines):
@@ -133,7 +133,7 @@ def printable(text: str) -> str:
     return "".join(letter if font.get_char_index(ord(letter)) else "□" for letter in text)
 
 
-def draw_ends(axes: "Axes", tree: Tree, layout: Layout) -> None:
+def draw_ends(axes: "Axes", tree: DrawnTree, layout: Layout) -> None:
     """How each path ends."""
     for index, paths in ends(tree.nodes).items():
         said = [f"{'✓ correct' if tree.correct[one] else '✗ incorrect'}, path {one}" for one in paths]

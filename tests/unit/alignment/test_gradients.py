@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opd_verl.alignment import gradients
-from opd_verl.alignment.losses import LossSettings, chosen
+from opd_verl.alignment.gradients import local
+from opd_verl.alignment.gradients.losses import LossSettings, chosen
 from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Divergence, Support, Tail
 
@@ -32,7 +32,7 @@ def test_the_ideal_gradient_is_that_of_the_expected_success(seed: int) -> None:
     logits, _, p_succ = drawn(seed)
     logits.requires_grad_()
     (expected,) = torch.autograd.grad((logits.softmax(-1) * p_succ).sum(), logits)
-    torch.testing.assert_close(gradients.local_gradient(logits.detach().softmax(-1), p_succ, ALL), expected)
+    torch.testing.assert_close(local.local_gradient(logits.detach().softmax(-1), p_succ, ALL), expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -42,7 +42,7 @@ def test_gkd_is_minus_the_gradient_of_the_kl(seed: int) -> None:
     logits.requires_grad_()
     log_p = logits.log_softmax(-1)
     (slope,) = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), logits)
-    found = gradients.local_gradient(log_p.detach().exp(), log_q - log_p.detach(), ALL)
+    found = local.local_gradient(log_p.detach().exp(), log_q - log_p.detach(), ALL)
     torch.testing.assert_close(found, -slope)
 
 
@@ -58,8 +58,8 @@ def test_any_objective_is_minus_its_gradient(divergence: Divergence, tail: Tail)
     loss = support_divergence(inside, log_q, divergence, tail, 0.3, member=support).sum()
     (slope,) = torch.autograd.grad(loss, logits)
     log_p = inside.detach()
-    f = gradients.objective_pull(log_p, log_q, support, divergence, tail, 0.3)
-    torch.testing.assert_close(gradients.local_gradient(log_p.exp(), f, ALL), -slope, rtol=1e-4, atol=1e-6)
+    f = local.objective_pull(log_p, log_q, support, divergence, tail, 0.3)
+    torch.testing.assert_close(local.local_gradient(log_p.exp(), f, ALL), -slope, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_no_member_changes_nothing() -> None:
@@ -70,13 +70,11 @@ def test_what_is_no_member_changes_nothing() -> None:
     p = logits.softmax(-1)
     spoiled = torch.where(member, log_q, torch.nan)
     for f in (log_q - p.log(), spoiled - p.log()):
-        found = gradients.local_gradient(p, f, member)
-        small = gradients.local_gradient(
-            p[:, :3] / p[:, :3].sum(-1, keepdim=True), (log_q - p.log())[:, :3], ALL[:, :3]
-        )
+        found = local.local_gradient(p, f, member)
+        small = local.local_gradient(p[:, :3] / p[:, :3].sum(-1, keepdim=True), (log_q - p.log())[:, :3], ALL[:, :3])
         torch.testing.assert_close(found[:, :3], small)
         assert found[:, 3:].eq(0.0).all()
-    assert gradients.success_range(torch.where(member, p_succ, torch.nan), member).isfinite().all()
+    assert local.success_range(torch.where(member, p_succ, torch.nan), member).isfinite().all()
 
 
 def test_two_children_agree_wholly_or_not_at_all() -> None:
@@ -84,25 +82,25 @@ def test_two_children_agree_wholly_or_not_at_all() -> None:
     p, p_succ = torch.tensor([[0.7, 0.3]] * 2), torch.tensor([[0.2, 0.9]] * 2)
     log_q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
     member = torch.ones(2, 2, dtype=torch.bool)
-    ideal = gradients.local_gradient(p, p_succ, member)
-    gkd = gradients.local_gradient(p, log_q - p.log(), member)
-    assert gradients.cosine(ideal, gkd).tolist() == pytest.approx([1.0, -1.0])
-    assert gradients.teacher_advantage(p, log_q.exp(), p_succ, member).tolist() == pytest.approx([0.14, -0.14])
-    assert gradients.success_range(p_succ, member).tolist() == pytest.approx([0.7, 0.7])
+    ideal = local.local_gradient(p, p_succ, member)
+    gkd = local.local_gradient(p, log_q - p.log(), member)
+    assert local.cosine(ideal, gkd).tolist() == pytest.approx([1.0, -1.0])
+    assert local.teacher_advantage(p, log_q.exp(), p_succ, member).tolist() == pytest.approx([0.14, -0.14])
+    assert local.success_range(p_succ, member).tolist() == pytest.approx([0.7, 0.7])
 
 
 def test_undefined_where_nothing_can_be_said() -> None:
     one = torch.tensor([[True, False], [False, False]])
     p, p_succ = torch.tensor([[0.7, 0.3]] * 2), torch.tensor([[0.2, 0.9]] * 2)
-    assert gradients.teacher_advantage(p, p, p_succ, one).isnan().all()
-    assert gradients.success_range(p_succ, one).isnan().tolist() == [False, True]
-    assert gradients.cosine(torch.zeros(1, 2), torch.ones(1, 2)).isnan().all()
+    assert local.teacher_advantage(p, p, p_succ, one).isnan().all()
+    assert local.success_range(p_succ, one).isnan().tolist() == [False, True]
+    assert local.cosine(torch.zeros(1, 2), torch.ones(1, 2)).isnan().all()
 
 
 def test_the_rest_of_the_vocabulary_is_one_symbol() -> None:
     log_p = torch.tensor([[0.6, 0.3, 0.0]], dtype=torch.float64).log()
     log_q = torch.tensor([[0.2, 0.3, 0.0]], dtype=torch.float64).log()
-    found = {name: value.item() for name, value in gradients.apart(log_p, log_q).items()}
+    found = {name: value.item() for name, value in local.apart(log_p, log_q).items()}
     p, q = (0.6, 0.3, 0.1), (0.2, 0.3, 0.5)
     middle = [(one + other) / 2 for one, other in zip(p, q, strict=True)]
 
@@ -139,5 +137,5 @@ def test_sampled_gradients_are_sums_over_rollouts() -> None:
         count[0, token] += 1
         weight[0, token] += one
     expected = [sum(w * ((t == j) - p[j]) for w, t in zip(weights, took, strict=True)) / 4 for j in range(3)]
-    found = gradients.sampled_gradient(torch.tensor([p]), weight, count, member)
+    found = local.sampled_gradient(torch.tensor([p]), weight, count, member)
     assert found[0].tolist() == pytest.approx(expected, abs=1e-6)

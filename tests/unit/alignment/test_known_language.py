@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd_verl.alignment import gradients
-from opd_verl.alignment.enrich import Budget, Spent, enrich, orders, within
-from opd_verl.alignment.nodes import COSINE, NodeSettings, children_of, question_nodes, sides
-from opd_verl.alignment.question import Question
-from opd_verl.alignment.targets import TargetSettings
-from opd_verl.alignment.tree import NOBODY
-from opd_verl.alignment.windows import depth_windows
-from opd_verl.experiments.markov import Language, Sampler, ask, make_language
+from opd_verl.alignment.gradients import local
+from opd_verl.alignment.gradients.node_table import COSINE, NodeSettings, children_of, question_nodes, sides
+from opd_verl.alignment.tree.enrich import Budget, Spent, enrich, orders, within
+from opd_verl.alignment.tree.generation_tree import NOBODY
+from opd_verl.alignment.tree.question import Question
+from opd_verl.alignment.tree.targets import TargetSettings, depth_windows
+from opd_verl.experiments.markov import Language, LanguageSampler, ask, make_language
 
 LANGUAGE = make_language()
 TARGETS = TargetSettings(first_window=5)
@@ -24,7 +23,7 @@ def measured(
     enough: int, count: int = 6, rollouts: int = 200, budget: Budget | None = None
 ) -> tuple[list[Question], Spent]:
     questions = [ask(LANGUAGE, number, rollouts, 2, seed=0) for number in range(count)]
-    sampler = Sampler(LANGUAGE, {one.number: one for one in questions}, np.random.default_rng(1))
+    sampler = LanguageSampler(LANGUAGE, {one.number: one for one in questions}, np.random.default_rng(1))
     settings = TargetSettings(first_window=5, enough=enough)
     return questions, enrich(questions, lambda _, wanted: sampler.orders(wanted()), settings, budget)
 
@@ -103,9 +102,9 @@ def exact_nodes(question: Question, language: Language) -> dict[tuple[int, int, 
         member, exact = torch.from_numpy(path.ids != NOBODY), torch.from_numpy(language.children(path))
         for teacher in path.log_q:
             log_p, log_q = sides(path, teacher)
-            ideal = gradients.local_gradient(log_p.exp(), exact, member)
-            gkd = gradients.local_gradient(log_p.exp(), log_q - log_p, member)
-            values = gradients.cosine(ideal, gkd).tolist()
+            ideal = local.local_gradient(log_p.exp(), exact, member)
+            gkd = local.local_gradient(log_p.exp(), log_q - log_p, member)
+            values = local.cosine(ideal, gkd).tolist()
             found |= {(number, depth, teacher): value for depth, value in enumerate(values)}
     return found
 
@@ -114,7 +113,7 @@ def test_cosines_are_the_exact_ones() -> None:
     """With every child of a path known well, whatever its probability."""
     settings = TargetSettings(threshold=0.001, first_window=40, by_gradient=10_000, by_difference=0, enough=20_000)
     questions = [ask(LANGUAGE, 0, 200, 1, seed=1)]
-    sampler = Sampler(LANGUAGE, {0: questions[0]}, np.random.default_rng(1))
+    sampler = LanguageSampler(LANGUAGE, {0: questions[0]}, np.random.default_rng(1))
     enrich(questions, lambda _, wanted: sampler.orders(wanted()), settings)
     exact, found = exact_nodes(questions[0], LANGUAGE), question_nodes(questions[0], NodeSettings(significant=1.0))
     pairs = [
@@ -131,7 +130,7 @@ def test_the_mean_of_dr_grpo_is_the_ideal_gradient() -> None:
     generator, matrix = np.random.default_rng(0), LANGUAGE.student[LANGUAGE.words]
     tokens, groups, size = LANGUAGE.words + 2, 400, 64
     p, member = torch.from_numpy(matrix)[None], torch.ones(1, tokens, dtype=torch.bool)
-    ideal = gradients.local_gradient(p, torch.from_numpy(LANGUAGE.success()[LANGUAGE.length - 1])[None], member)
+    ideal = local.local_gradient(p, torch.from_numpy(LANGUAGE.success()[LANGUAGE.length - 1])[None], member)
     found, scales = [], []
     for _ in range(groups):
         responses = LANGUAGE.sample([], size, generator)
@@ -140,15 +139,15 @@ def test_the_mean_of_dr_grpo_is_the_ideal_gradient() -> None:
         count = torch.bincount(first, minlength=tokens).double()[None]
         successes = torch.bincount(first, weights=correct, minlength=tokens).double()[None]
         mean = correct.mean().item()
-        weight = gradients.dr_grpo_weight(count, successes, mean)
-        found.append(gradients.sampled_gradient(p, weight, count, member)[0])
+        weight = local.dr_grpo_weight(count, successes, mean)
+        found.append(local.sampled_gradient(p, weight, count, member)[0])
         scales.append(1.0 / (mean * (1.0 - mean)) ** 0.5)
     samples = torch.stack(found)
     # A rollout is a part of its group's mean: (size - 1) / size.
     expected = ideal[0] * float(np.mean(scales)) * (size - 1) / size
     noise = samples.std(0) / groups**0.5
     assert ((samples.mean(0) - expected).abs() < 4.0 * noise).all()
-    assert gradients.cosine(samples.mean(0)[None], ideal).item() > 0.9
+    assert local.cosine(samples.mean(0)[None], ideal).item() > 0.9
 
 
 def test_the_single_sample_estimators_mean_is_gkd() -> None:
@@ -156,8 +155,8 @@ def test_the_single_sample_estimators_mean_is_gkd() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     log_q, member = torch.log(torch.tensor([[0.2, 0.2, 0.6]], dtype=torch.float64)), torch.ones(1, 3, dtype=torch.bool)
     count = 100 * p
-    found = gradients.sampled_gradient(p, count * (log_q - p.log() - 1.0), count, member)
-    torch.testing.assert_close(found, gradients.local_gradient(p, log_q - p.log(), member))
+    found = local.sampled_gradient(p, count * (log_q - p.log() - 1.0), count, member)
+    torch.testing.assert_close(found, local.local_gradient(p, log_q - p.log(), member))
 
 
 def test_windows_double() -> None:

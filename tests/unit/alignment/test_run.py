@@ -16,11 +16,11 @@ from sampling_harness import FakeGenerate, save_model, write_problems
 
 from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts.settings import ContextSettings
-from opd_verl.alignment.enrich import Budget
-from opd_verl.alignment.losses import LossSettings
+from opd_verl.alignment.gradients.losses import LossSettings
 from opd_verl.alignment.outputs import write_results
-from opd_verl.alignment.run import Aligned, align
-from opd_verl.alignment.targets import TargetSettings
+from opd_verl.alignment.run import AlignmentResult, align
+from opd_verl.alignment.tree.enrich import Budget
+from opd_verl.alignment.tree.targets import TargetSettings
 from opd_verl.config.command import read_settings
 from opd_verl.config.errors import ConfigError
 from opd_verl.objectives.names import Support
@@ -77,16 +77,16 @@ def config(tmp_path: Path) -> AlignmentConfig:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Aligned, FakeGenerate]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[AlignmentResult, FakeGenerate]:
     return run(settings(tmp_path_factory.mktemp("undisturbed")))
 
 
-def run(config: AlignmentConfig) -> tuple[Aligned, FakeGenerate]:
+def run(config: AlignmentConfig) -> tuple[AlignmentResult, FakeGenerate]:
     generate = FakeGenerate(responses)
     return align(config, generate), generate
 
 
-def test_every_path_is_measured_for_every_teacher(undisturbed: tuple[Aligned, FakeGenerate]) -> None:
+def test_every_path_is_measured_for_every_teacher(undisturbed: tuple[AlignmentResult, FakeGenerate]) -> None:
     found, _ = undisturbed
     rows = found.nodes.to_pylist()
     lengths = {(row["question"], row["path"]): row["length"] for row in rows}
@@ -106,7 +106,7 @@ def test_every_path_is_measured_for_every_teacher(undisturbed: tuple[Aligned, Fa
         assert row["p_succ"][0] == pytest.approx(first[question, 0]["p_succ"][0], abs=0.2), "one tree for all paths"
 
 
-def test_a_known_cosine_by_hand(undisturbed: tuple[Aligned, FakeGenerate]) -> None:
+def test_a_known_cosine_by_hand(undisturbed: tuple[AlignmentResult, FakeGenerate]) -> None:
     """From the row's own numbers, by the definition (eq. 2.3, 2.8, 2.12)."""
     row = next(row for row in undisturbed[0].nodes.to_pylist() if row["decision"] and len(row["support"]) > 2)
     p = np.array(row["p"]) / sum(row["p"])
@@ -118,12 +118,12 @@ def test_a_known_cosine_by_hand(undisturbed: tuple[Aligned, FakeGenerate]) -> No
     assert row["advantage"] == pytest.approx(((q - p) * row["p_succ"]).sum())
 
 
-def text(found: Aligned) -> str:
+def text(found: AlignmentResult) -> str:
     """Every number; NaN is equal to itself here."""
     return json.dumps(found.nodes.to_pylist())
 
 
-def test_results_are_written(undisturbed: tuple[Aligned, FakeGenerate], config: AlignmentConfig) -> None:
+def test_results_are_written(undisturbed: tuple[AlignmentResult, FakeGenerate], config: AlignmentConfig) -> None:
     analysis, out = write_results(undisturbed[0], config), Path(config.out)
     assert json.dumps(pq.read_table(out / "nodes.parquet").to_pylist()) == text(undisturbed[0])
     lines = [json.loads(line) for line in (out / "nodes.jsonl").read_text().splitlines()]
@@ -159,7 +159,7 @@ class Dying(FakeGenerate):
 
 @pytest.mark.parametrize("after", [2200])
 def test_killed_anywhere_and_begun_again_it_gives_the_same(
-    config: AlignmentConfig, undisturbed: tuple[Aligned, FakeGenerate], after: int
+    config: AlignmentConfig, undisturbed: tuple[AlignmentResult, FakeGenerate], after: int
 ) -> None:
     dying = Dying(after)
     with pytest.raises(Killed):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_verl.alignment.tree import COUNTS, NOBODY, ROOT, GenerationTree, Rollouts
+from opd_verl.alignment.tree.generation_tree import COUNTS, NOBODY, ROOT, GenerationTree, PackedRollouts
 
 PATHS = st.lists(st.integers(0, 3), max_size=6).map(tuple)
 Rollout = tuple[tuple[int, ...], int, bool]
@@ -23,7 +23,7 @@ def grown(batches: list[list[Rollout]]) -> GenerationTree:
     tree = GenerationTree()
     for batch in batches:
         paths = [np.array(path, np.int32) for path, _, _ in batch]
-        tree.add(Rollouts.of(paths, [given for _, given, _ in batch], [correct for _, _, correct in batch]))
+        tree.add(PackedRollouts.of(paths, [given for _, given, _ in batch], [correct for _, _, correct in batch]))
     return tree
 
 
@@ -82,7 +82,7 @@ def test_batches_and_their_order_change_no_count(batch: list[Rollout], cut: int)
 
 def test_where_nobody_came_by() -> None:
     tree = grown([[((1, 2), 0, True)]])
-    asked = Rollouts.of([np.array([1, 2, 3], np.int32), np.array([2], np.int32)], [0, 0], [True, True])
+    asked = PackedRollouts.of([np.array([1, 2, 3], np.int32), np.array([2], np.int32)], [0, 0], [True, True])
     assert tree.locate(asked).tolist() == [node_of(tree, (1,)), node_of(tree, (1, 2)), NOBODY, NOBODY]
     assert len(tree) == 3, "looking does not make nodes"
     assert tree.child(np.array([NOBODY, 0]), np.array([1, NOBODY])).tolist() == [NOBODY, NOBODY]
@@ -94,6 +94,6 @@ def test_a_million_nodes_take_40_megabytes() -> None:
     generator, tree = np.random.default_rng(0), GenerationTree()
     for _ in range(4):
         paths = [generator.integers(0, 150_000, 1000).astype(np.int32) for _ in range(250)]
-        tree.add(Rollouts.of(paths, [0] * 250, [True] * 250))
+        tree.add(PackedRollouts.of(paths, [0] * 250, [True] * 250))
     assert len(tree) == pytest.approx(1_000_000, rel=1e-3)
     assert tree.nbytes <= 40 * len(tree)

@@ -23,7 +23,7 @@ from opd_verl.alignment.analysis.measures import COMPARED, COSINE, FEATURES, MEA
 from opd_verl.alignment.analysis.paths import measure_paths, rank_correlation
 from opd_verl.alignment.analysis.points import read_tokens
 from opd_verl.alignment.analysis.terminal import print_analysis
-from opd_verl.alignment.difficulty import difficulty
+from opd_verl.alignment.tree.difficulty import difficulty
 from opd_verl.config.errors import ConfigError
 from opd_verl.metrics.bootstrap import draws
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from node_tables import Shape, node_table
 from omegaconf import OmegaConf
 
-from opd_verl.alignment.analysis.analyse import Analysis, Group, analyse
-from opd_verl.alignment.analysis.comparing import Sides
+from opd_verl.alignment.analysis.analyse import Analysis, PathGroup, analyse
+from opd_verl.alignment.analysis.comparing import Comparison
 from opd_verl.alignment.analysis.measures import COSINE, SIGNAL, filtered, spearman
 from opd_verl.alignment.analysis.suggest import direction, filtering, recipe_yaml, weighting, write_recipe
 from opd_verl.checks.objective import check_names, check_numbers
@@ -39,17 +39,17 @@ def group_of(
     signals: dict[float, float] = SIGNALS,
     questions: int = 20,
     mean: Estimate = RISING,
-) -> Group:
+) -> PathGroup:
     """A teacher with these numbers; all else is from a made-up table."""
     gap = about(correct - incorrect) if difference is None else difference
-    sides = Sides(about(correct), about(incorrect), gap, 0.5, 0.5, questions)
+    sides = Comparison(about(correct), about(incorrect), gap, 0.5, 0.5, questions)
     found = {spearman("kl"): rank, SIGNAL: about(0.01), COSINE: mean}
     found |= {filtered(one): about(value) for one, value in signals.items()}
     one = MADE.teachers[0]
     return replace(one, name="T", questions=questions, sides=one.sides | {COSINE: sides}, means=one.means | found)
 
 
-def analysis_of(*groups: Group) -> Analysis:
+def analysis_of(*groups: PathGroup) -> Analysis:
     return replace(MADE, teachers=list(groups))
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampling_harness import FakeGenerate, problem, save_model
 
-from opd_verl.alignment.contexts.prepare import Prepared, prepare_contexts
+from opd_verl.alignment.contexts.prepare import PreparedContexts, prepare_contexts
 from opd_verl.alignment.contexts.prompts import messages_with, teacher_prompt_ids
 from opd_verl.alignment.contexts.rounds import round_sizes
 from opd_verl.alignment.contexts.screening import screen_contexts
@@ -95,12 +95,12 @@ def questions(count: int = QUESTIONS, **extra: Any) -> pa.Table:
 
 def prepare(
     student: Model, out: Path, contexts: ContextSettings, generate: Any, rows: pa.Table | None = None
-) -> Prepared:
+) -> PreparedContexts:
     sampler = Sampler(SETTINGS, workers=1, generate=generate)
     return prepare_contexts(student, questions() if rows is None else rows, contexts, sampler, out)
 
 
-def infos(prepared: Prepared) -> list[dict[str, Any]]:
+def infos(prepared: PreparedContexts) -> list[dict[str, Any]]:
     return prepared.rows["extra_info"].to_pylist()
 
 

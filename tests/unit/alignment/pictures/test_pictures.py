@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from node_tables import SCHEMA, Shape, node_table
 
 from opd_verl.alignment.analysis.analyse import analyse
-from opd_verl.alignment.pictures.branches import MOST_CHILDREN, Node, Tree, question_tree
+from opd_verl.alignment.pictures.branches import MOST_CHILDREN, DrawnNode, DrawnTree, question_tree
 from opd_verl.alignment.pictures.plots import best_traces, draw_pictures
 from opd_verl.alignment.pictures.tree_layout import BOX, HEIGHT, LINE, ends, lay_out, stretch_lines
 from opd_verl.alignment.pictures.tree_plot import LETTERS, draw_tree, success_colours, token_text
@@ -45,7 +45,7 @@ def rows_of(question: int, teacher: str, path: int) -> list[dict[str, Any]]:
     return [row for row in NODES.to_pylist() if wanted.items() <= row.items()]
 
 
-def words_of(tree: Tree, path: int) -> str:
+def words_of(tree: DrawnTree, path: int) -> str:
     """The text along one path."""
     return "".join(node.text for node in tree.nodes if path in node.paths)
 
@@ -211,16 +211,16 @@ def test_what_is_written_in_a_box() -> None:
 
 
 def test_a_stretch_is_shortened_to_its_ends_and_its_length() -> None:
-    assert stretch_lines(Node(None, " so it is", (0,), tokens=3)) == ["so it is"]
-    assert stretch_lines(Node(None, "\n\n", (0,), tokens=1)) == ["⏎⏎"]
-    assert stretch_lines(Node(None, " ", (0,))) == ["␣"]
-    long = stretch_lines(Node(None, "".join(f" word{number}" for number in range(43)), (0,), tokens=43))
+    assert stretch_lines(DrawnNode(None, " so it is", (0,), tokens=3)) == ["so it is"]
+    assert stretch_lines(DrawnNode(None, "\n\n", (0,), tokens=1)) == ["⏎⏎"]
+    assert stretch_lines(DrawnNode(None, " ", (0,))) == ["␣"]
+    long = stretch_lines(DrawnNode(None, "".join(f" word{number}" for number in range(43)), (0,), tokens=43))
     assert long == ["word0 word1 word2", "… 43 tokens …", "rd40 word41 word42"[-LINE:]]
 
 
 def test_mathematics_in_a_token_is_only_text(tmp_path: Path) -> None:
-    nodes = (Node(None, "$\\frac{", (0,), tokens=3), Node(0, "$x_$", (0,), 1, True, 0.2, 0.3, 0.5, 30.0))
-    draw_tree(Tree("a $_{ title", nodes, {0: True}), tmp_path / "tree.png")
+    nodes = (DrawnNode(None, "$\\frac{", (0,), tokens=3), DrawnNode(0, "$x_$", (0,), 1, True, 0.2, 0.3, 0.5, 30.0))
+    draw_tree(DrawnTree("a $_{ title", nodes, {0: True}), tmp_path / "tree.png")
     assert ink(tmp_path / "tree.png") > 0.005
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opd_verl.alignment.question import Floats, Path, Question
-from opd_verl.alignment.tree import NOBODY, Ints
+from opd_verl.alignment.tree.generation_tree import NOBODY, Ints
+from opd_verl.alignment.tree.question import Floats, Path, Question
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,15 @@ def missing(question: Question, targets: Sequence[Target], settings: TargetSetti
     children = question.tree.child(at, np.array([one.token for one in targets], np.int64))
     lack = np.maximum(settings.enough - question.estimates().of(children)[1], 0.0)
     return (np.ceil(lack / settings.per_request) * settings.per_request).astype(np.int64)
+
+
+def depth_windows(length: int, first: int) -> list[range]:
+    """The 0-based depths of each window; the last one ends at `length`.
+
+    `depth_windows(200, 50)` is `[range(0, 50), range(50, 150), range(150, 200)]`.
+    """
+    found, begin, width = list[range](), 0, first
+    while begin < length:
+        found.append(range(begin, min(begin + width, length)))
+        begin, width = begin + width, 2 * width
+    return found

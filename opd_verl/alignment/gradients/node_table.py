@@ -12,10 +12,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from opd_verl.alignment import gradients
-from opd_verl.alignment.losses import LossSettings, chosen
-from opd_verl.alignment.question import Path, Question
-from opd_verl.alignment.tree import NOBODY, Ints
+from opd_verl.alignment.gradients import local
+from opd_verl.alignment.gradients.losses import LossSettings, chosen
+from opd_verl.alignment.tree.generation_tree import NOBODY, Ints
+from opd_verl.alignment.tree.question import Path, Question
 
 GKD, SINGLE, DR_GRPO, MINILLM = "gkd", "single_sample", "dr_grpo", "minillm"
 OBJECTIVES = (GKD, SINGLE, DR_GRPO, MINILLM)
@@ -100,18 +100,18 @@ def directions(
     p, member, drawn = log_p.exp(), children.member, children.drawn
     for name in settings.objectives:
         if name == GKD:
-            yield name, gradients.local_gradient(p, log_q - log_p, member)
+            yield name, local.local_gradient(p, log_q - log_p, member)
         elif name == SINGLE:
-            yield name, gradients.sampled_gradient(p, drawn * (log_q - log_p - 1.0), drawn, member)
+            yield name, local.sampled_gradient(p, drawn * (log_q - log_p - 1.0), drawn, member)
         elif name == DR_GRPO:
-            weight = gradients.dr_grpo_weight(drawn, children.drawn_successes, pass_rate)
-            yield name, gradients.sampled_gradient(p, weight, drawn, member)
+            weight = local.dr_grpo_weight(drawn, children.drawn_successes, pass_rate)
+            yield name, local.sampled_gradient(p, weight, drawn, member)
         elif name == MINILLM:
-            yield name, gradients.sampled_gradient(p, children.to_go[teacher] - drawn, drawn, member)
+            yield name, local.sampled_gradient(p, children.to_go[teacher] - drawn, drawn, member)
     for name, loss in (settings.losses or {}).items():
         ids = chosen(loss, log_p, log_q)
-        f = gradients.objective_pull(log_p, log_q, ids, loss.divergence, loss.tail, loss.beta)
-        yield name, gradients.local_gradient(p, f, member)
+        f = local.objective_pull(log_p, log_q, ids, loss.divergence, loss.tail, loss.beta)
+        yield name, local.local_gradient(p, f, member)
 
 
 def sides(path: Path, teacher: str) -> tuple[Tensor, Tensor]:
@@ -143,11 +143,11 @@ def path_nodes(question: Question, number: int, children: Children, teacher: str
     path, member = question.paths[number], children.member
     log_p, log_q = sides(path, teacher)
     p, q, length = log_p.exp(), log_q.exp(), len(path.tokens)
-    spread = gradients.success_range(children.p_succ, member)
+    spread = local.success_range(children.p_succ, member)
     decision = (member.sum(-1) >= 2) & (spread > ROUNDING)
-    ideal = gradients.local_gradient(p, children.p_succ, member)
+    ideal = local.local_gradient(p, children.p_succ, member)
     cosines = {
-        COSINE + name: torch.where(decision, gradients.cosine(ideal, found), torch.nan)
+        COSINE + name: torch.where(decision, local.cosine(ideal, found), torch.nan)
         for name, found in directions(children, path, teacher, question.pass_rate, settings)
     }
     same = {"question": question.number, "path": number, "correct": path.correct, "pass_rate": question.pass_rate}
@@ -158,8 +158,8 @@ def path_nodes(question: Question, number: int, children: Children, teacher: str
     lists = {"p": p, "q": q, "p_succ": children.p_succ, "visits": children.visits}
     columns |= {name: _lists(values, member) for name, values in lists.items()}
     columns |= {"success_range": spread.numpy()}
-    columns |= {"advantage": gradients.teacher_advantage(p, q, children.p_succ, member).numpy()}
-    columns |= {name: values.numpy() for name, values in (gradients.apart(log_p, log_q) | cosines).items()}
+    columns |= {"advantage": local.teacher_advantage(p, q, children.p_succ, member).numpy()}
+    columns |= {name: values.numpy() for name, values in (local.apart(log_p, log_q) | cosines).items()}
     wanted = schema(settings)
     return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
 

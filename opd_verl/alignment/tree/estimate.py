@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_verl.alignment.tree import NOBODY, GenerationTree, Ints
+from opd_verl.alignment.tree.generation_tree import NOBODY, GenerationTree, Ints
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Edge:
 
 
 @dataclass(frozen=True, eq=False)
-class Left:
+class LeftOut:
     """A rollout that is left out: whoever asks about a path because it succeeded must not count its own success."""
 
     nodes: Ints
@@ -40,7 +40,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Known:
+class NodeEstimate:
     """What is known of a node."""
 
     p_succ: float
@@ -64,8 +64,8 @@ class Estimates:
     """Success probabilities of a tree's nodes."""
 
     tree: GenerationTree
-    left: Left | None = None
-    known: dict[int, Known] = field(default_factory=dict)
+    left: LeftOut | None = None
+    known: dict[int, NodeEstimate] = field(default_factory=dict)
     """Nodes with launches below them; all others are told by their free rollouts."""
 
     def of(self, nodes: Ints) -> tuple[Floats, Floats]:
@@ -94,7 +94,7 @@ class Estimates:
         return np.where(nodes == NOBODY, 0, self.tree.counts[name][nodes]).astype(float)
 
 
-def estimate(tree: GenerationTree, edges: Sequence[Edge], left: Left | None = None) -> Estimates:
+def estimate(tree: GenerationTree, edges: Sequence[Edge], left: LeftOut | None = None) -> Estimates:
     """All nodes' success probabilities.
 
     Args:
@@ -120,11 +120,11 @@ def estimate(tree: GenerationTree, edges: Sequence[Edge], left: Left | None = No
     return found
 
 
-def _alone(visits: float, successes: float) -> Known:
-    return Known(successes / visits if visits > 0 else float("nan"), visits)
+def _alone(visits: float, successes: float) -> NodeEstimate:
+    return NodeEstimate(successes / visits if visits > 0 else float("nan"), visits)
 
 
-def _add(total: _Sum, p: float, child: Known, drawn: Sequence[float]) -> None:
+def _add(total: _Sum, p: float, child: NodeEstimate, drawn: Sequence[float]) -> None:
     if child.visits <= 0:
         return
     total.mass += p
@@ -134,11 +134,11 @@ def _add(total: _Sum, p: float, child: Known, drawn: Sequence[float]) -> None:
     total.successes += drawn[1]
 
 
-def _joined(below: _Sum, visits: float, successes: float) -> Known:
+def _joined(below: _Sum, visits: float, successes: float) -> NodeEstimate:
     """A node's own, of its children with launches and its free rollouts that went elsewhere."""
     if below.mass <= 0.0:
         return _alone(visits, successes)
     rest, others = max(1.0 - below.mass, 0.0), visits - below.visits
     elsewhere = (successes - below.successes) / others if others > 0 else below.value / below.mass
     variance = below.variance + rest**2 / max(others, 1.0)
-    return Known(below.value + rest * elsewhere, 1.0 / variance)
+    return NodeEstimate(below.value + rest * elsewhere, 1.0 / variance)

@@ -18,7 +18,7 @@ COUNTS = ("visits", "successes", "free_visits", "free_successes", "launched", "l
 
 
 @dataclass(frozen=True, eq=False)
-class Rollouts:
+class PackedRollouts:
     """Judged responses, one behind the other."""
 
     tokens: Ints
@@ -30,7 +30,7 @@ class Rollouts:
     correct: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, paths: Sequence[Ints], given: Sequence[int], correct: Sequence[bool]) -> "Rollouts":
+    def of(cls, paths: Sequence[Ints], given: Sequence[int], correct: Sequence[bool]) -> "PackedRollouts":
         """From one array for each path."""
         ends = np.cumsum([len(one) for one in paths], dtype=np.int64)
         flat = np.concatenate([np.zeros(0, np.int32), *paths])
@@ -66,7 +66,7 @@ class GenerationTree:
         """Of all arrays."""
         return sum(one.nbytes for one in (self.parent, self._keys, self._children, *self.counts.values()))
 
-    def add(self, rollouts: Rollouts) -> None:
+    def add(self, rollouts: PackedRollouts) -> None:
         """Counts every rollout at each node of its path."""
         nodes = self._walk(rollouts, grow=True)
         depth = rollouts.depths + 1
@@ -82,7 +82,7 @@ class GenerationTree:
             self.counts[name][ROOT] += began.sum()
             self.counts[successes][ROOT] += (began & rollouts.correct).sum()
 
-    def locate(self, rollouts: Rollouts) -> Ints:
+    def locate(self, rollouts: PackedRollouts) -> Ints:
         """The node behind every token of `rollouts.tokens`; NOBODY where no rollout came by."""
         return self._walk(rollouts, grow=False)
 
@@ -99,7 +99,7 @@ class GenerationTree:
     def _count(self, name: str, nodes: Ints) -> None:
         self.counts[name] += np.bincount(nodes, minlength=len(self)).astype(np.int32)
 
-    def _walk(self, rollouts: Rollouts, grow: bool) -> Ints:
+    def _walk(self, rollouts: PackedRollouts, grow: bool) -> Ints:
         """The node behind every token, all rollouts a depth at a time; unknown ones are made, or NOBODY."""
         found = np.full(len(rollouts.tokens), NOBODY, np.int32)
         at, size = np.full(len(rollouts.ends), ROOT, np.int64), len(self)
@@ -138,7 +138,7 @@ def _keys(nodes: Ints, tokens: Ints) -> Ints:
     return (nodes.astype(np.int64) << 32) | tokens.astype(np.int64)
 
 
-def _levels(rollouts: Rollouts) -> Iterator[tuple[Ints, Ints]]:
+def _levels(rollouts: PackedRollouts) -> Iterator[tuple[Ints, Ints]]:
     """For each depth: the rollouts that go so far, and where their token is."""
     lengths = rollouts.ends - rollouts.starts
     order = np.argsort(-lengths, kind="stable")

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opd_verl.alignment.question import Question
-from opd_verl.alignment.targets import Target, TargetSettings, missing, path_targets
-from opd_verl.alignment.tree import Rollouts
-from opd_verl.alignment.windows import depth_windows
+from opd_verl.alignment.tree.generation_tree import PackedRollouts
+from opd_verl.alignment.tree.question import Question
+from opd_verl.alignment.tree.targets import Target, TargetSettings, depth_windows, missing, path_targets
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Order:
 class Launched:
     """What came of a window's orders."""
 
-    rollouts: Mapping[int, Rollouts]
+    rollouts: Mapping[int, PackedRollouts]
     """By the question's number."""
     count: int
     seconds: float

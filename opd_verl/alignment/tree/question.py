@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_verl.alignment.estimate import Edge, Estimates, Left, estimate
-from opd_verl.alignment.tree import NOBODY, ROOT, GenerationTree, Ints, Rollouts
+from opd_verl.alignment.tree.estimate import Edge, Estimates, LeftOut, estimate
+from opd_verl.alignment.tree.generation_tree import NOBODY, ROOT, GenerationTree, Ints, PackedRollouts
 
 Floats = NDArray[np.floating]
 
@@ -55,12 +55,12 @@ class Question:
 
     def nodes(self, path: Path) -> Ints:
         """[L + 1] along a path: the root, and the node behind every token."""
-        found = self.tree.locate(Rollouts.of([path.tokens], [0], [path.correct]))
+        found = self.tree.locate(PackedRollouts.of([path.tokens], [0], [path.correct]))
         return np.concatenate([np.array([ROOT], found.dtype), found])
 
     def estimates(self, without: Path | None = None) -> Estimates:
         """Success probabilities; `without` a path's own rollout, for who asks along it."""
-        left = None if without is None else Left(self.nodes(without), without.correct)
+        left = None if without is None else LeftOut(self.nodes(without), without.correct)
         return estimate(self.tree, self.edges(), left)
 
     def edges(self) -> list[Edge]:
@@ -84,3 +84,11 @@ class Question:
 def reward_to_go(rewards: Floats) -> Floats:
     """[L] sum from each token on."""
     return rewards[::-1].cumsum()[::-1]
+
+
+def representative(correct: Sequence[bool], right: int, wrong: int, seed: Sequence[int]) -> list[int]:
+    """Rollouts of a question: `right` correct ones, then `wrong` incorrect ones, or as many as there are."""
+    generator = np.random.default_rng(seed)
+    kinds = ((True, right), (False, wrong))
+    order = generator.permutation(len(correct)).tolist()
+    return [one for kind, count in kinds for one in [row for row in order if correct[row] is kind][:count]]
