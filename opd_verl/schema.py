@@ -18,6 +18,8 @@ OPD_WEIGHTS = "opd_weights"
 """Weight of each response token in distillation, nested [R]; 0: not eligible. Absent: 1 everywhere."""
 OPD_NUM_TOKENS = "opd_num_tokens"
 """Non-tensor: eligible tokens of the mini-batch over all ranks; set by the engine where OPD_WEIGHTS is there."""
+AGGREGATION_WEIGHTS = "aggregation_weights"
+"""Output of the engine for the loss, flat float32 [N]: each response token's weight in the mini-batch's mean."""
 OFF_POLICY = "off_policy"
 """Field of a rollout in TransferQueue, [1]: 1 where the response is the data set's; of its tokens for the actor."""
 ROLLOUT_COLUMNS = ("responses", "response_ids", "response_tokens", "finished", "scores", "answers", "model")

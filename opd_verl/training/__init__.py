@@ -1,1 +1,1 @@
-"""What `main_ppo` runs under a recipe with a teacher, in a step's order: rollout, teacher scores, advantage, update."""
+"""The training step that `main_ppo` runs under a recipe with a teacher: rollout, teacher scores, advantage, update."""

@@ -1,14 +1,12 @@
 """The advantage estimator `opd` in verl's registry (`algorithm.adv_estimator=opd`)."""
 
-from typing import Any
-
 from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est
 
 
 @register_adv_est("opd")
 def opd_advantage(
-    token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, **kwargs: Any
+    token_level_rewards: Tensor, response_mask: Tensor, config: object = None, **kwargs: object
 ) -> tuple[Tensor, Tensor]:
     """`A_t = r_t` on response tokens and 0 elsewhere (objectives/README.md 1, EOPD eq. 6).
 
@@ -23,5 +21,6 @@ def opd_advantage(
     Returns:
         advantages [B, R] and returns [B, R] (equal: every token is its own episode), nats.
     """
+    # An advantage is a constant of the update: no gradient may flow back into the reward.
     advantages = (token_level_rewards * response_mask).detach()
     return advantages, advantages

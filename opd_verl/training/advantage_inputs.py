@@ -1,10 +1,11 @@
-"""The fields that the advantage step reads, as padded inputs of the hooks, and those that it writes."""
+"""Inputs of the advantage step: the batch's jagged fields as the padded tensors that hooks and measurements read."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from verl.utils.model import get_generation_config
 
 from opd_verl.config.sections import TokenConfig
@@ -14,7 +15,8 @@ from opd_verl.metrics.overlap import Overlap, measure_overlap
 from opd_verl.objectives.names import JOINT_SUPPORTS, Support, Truncation
 from opd_verl.objectives.support import SupportTensors, build_support
 from opd_verl.schema import JOINT_FIELDS, OFF_POLICY, STUDENT_FIELDS, TEACHER_FIELDS, SupportFields
-from opd_verl.training.token_positions import jagged, row_lengths
+from opd_verl.training.token_positions import jagged, offsets, row_lengths
+from opd_verl.training.verl_types import Fields
 
 ADVANTAGE_FIELDS = (
     "responses",
@@ -27,22 +29,25 @@ ADVANTAGE_FIELDS = (
     *(STUDENT_FIELDS.ids, STUDENT_FIELDS.log_q, STUDENT_FIELDS.log_p_old),
     *(TEACHER_FIELDS.ids, TEACHER_FIELDS.log_q, TEACHER_FIELDS.log_p_old),
 )
+"""Fields that the advantage step asks TransferQueue for; a run has only some of them."""
 
 
-def reward_inputs(data: Any, tokens: TokenConfig, limit: int, end_ids: Iterable[int]) -> RewardInputs:
-    """Padded, detached inputs of the hooks from nested fields.
+def reward_inputs(data: Fields, tokens: TokenConfig, limit: int, end_ids: Iterable[int]) -> RewardInputs:
+    """Padded, detached inputs of the hooks.
 
     Args:
         data: ADVANTAGE_FIELDS, as far as the run has them.
         tokens: `opd.tokens`.
-        limit: the longest response that the rollout may give.
+        limit: longest response that the rollout may give, tokens.
         end_ids: token ids that end a response.
 
     A rollout counts as correct where its task score is above 0. Rollouts that `truncated: drop` removes have mask 0.
     """
     truncated = is_truncated(data["responses"], limit, end_ids)
+    # No hook reads token ids, and OFF_POLICY has one value per rollout, not one per token: neither is padded.
     padded = data.exclude("responses", OFF_POLICY, STUDENT_FIELDS.ids, TEACHER_FIELDS.ids).to_padded_tensor()
     dropped = truncated & (tokens.truncated is Truncation.drop)
+    # verl puts a rollout's whole task score on its last token, so the sum over tokens is the score.
     score = padded["rm_scores"].sum(dim=-1)
     return RewardInputs(
         log_p_old=padded["old_log_probs"],
@@ -60,20 +65,20 @@ def reward_inputs(data: Any, tokens: TokenConfig, limit: int, end_ids: Iterable[
     )
 
 
-def task_rewards(data: Any) -> Tensor:
-    """verl's token-level task rewards [B, R], padded as the hooks' inputs are."""
+def task_rewards(data: Fields) -> Tensor:
+    """verl's token-level task rewards, padded like the hooks' inputs: [B, R]."""
     return data.select("rm_scores").to_padded_tensor()["rm_scores"]
 
 
-def is_truncated(responses: Any, limit: int, end_ids: Iterable[int]) -> Tensor:
-    """Rollouts [B] that reached the length limit without ending on an end-of-sequence token."""
-    last = responses.values()[responses.offsets()[1:] - 1]
+def is_truncated(responses: Tensor, limit: int, end_ids: Iterable[int]) -> Tensor:
+    """Whether each rollout reached the length limit without an end-of-sequence token: bool [B]; `responses` jagged."""
+    last = responses.values()[offsets(responses)[1:] - 1]
     ended = torch.isin(last, torch.tensor(sorted(end_ids), dtype=last.dtype))
     return (row_lengths(responses) >= limit) & ~ended
 
 
-def topk_block(data: Any, names: SupportFields) -> SupportTensors | None:
-    """One side's top-k, flat [N, K]; None where the run has none."""
+def topk_block(data: Fields, names: SupportFields) -> SupportTensors | None:
+    """The top-k of student or teacher, flat [N, K]; None where the run has none."""
     if names.ids not in data or names.log_p_old not in data:
         return None
     return SupportTensors(
@@ -81,8 +86,8 @@ def topk_block(data: Any, names: SupportFields) -> SupportTensors | None:
     )
 
 
-def teacher_top(data: Any) -> tuple[Any, Any] | None:
-    """The teacher's top-k ids and their log q, nested [B, R, K]; None in a step that reads none."""
+def teacher_top(data: Fields) -> tuple[Tensor, Tensor] | None:
+    """The teacher's top-k ids and their log q, jagged [B, R, K]; None in a step that reads none."""
     if TEACHER_FIELDS.ids not in data or TEACHER_FIELDS.log_q not in data:
         return None
     return data[TEACHER_FIELDS.ids], data[TEACHER_FIELDS.log_q]
@@ -93,14 +98,14 @@ def first_ids(block: SupportTensors, k: int) -> SupportTensors:
     return SupportTensors(block.ids[:, :k], block.log_q[:, :k], block.log_p_old[:, :k])
 
 
-def observed(data: Any, inputs: RewardInputs) -> Observed:
-    """A step's rollouts for the measurements; the overlap where both sides' top-k is there, at the smaller k."""
+def observed(data: Fields, inputs: RewardInputs) -> Observed:
+    """The step's rollouts for the measurements, with the overlap at the smaller k where both top-k are there."""
     student, teacher = topk_block(data, STUDENT_FIELDS), topk_block(data, TEACHER_FIELDS)
     overlap = None
     if student is not None and teacher is not None:
         k, lengths = min(student.ids.shape[1], teacher.ids.shape[1]), row_lengths(data["response_mask"])
-        found = measure_overlap(first_ids(student, k), first_ids(teacher, k))
-        overlap = Overlap(*(jagged(value, lengths).to_padded_tensor(0.0) for value in vars(found).values()))
+        flat = measure_overlap(first_ids(student, k), first_ids(teacher, k))
+        overlap = Overlap(*(jagged(value, lengths).to_padded_tensor(0.0) for value in vars(flat).values()))
     return Observed(
         log_p=inputs.log_p_old,
         log_q=inputs.log_q,
@@ -112,27 +117,29 @@ def observed(data: Any, inputs: RewardInputs) -> Observed:
     )
 
 
-def joint_fields(data: Any, support: Support, k: int, metrics: dict[str, Any]) -> dict[str, Tensor]:
-    """The support's own fields where it is made of both sides' top-k, else none; logs its mean size."""
+def joint_support(data: Fields, support: Support, k: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Jagged JOINT_FIELDS and their mean size for a support made of both top-k; nothing for any other support."""
     if support not in JOINT_SUPPORTS:
-        return {}
+        return {}, {}
     blocks = (topk_block(data, names) for names in (STUDENT_FIELDS, TEACHER_FIELDS))
-    found = build_support(support, *(None if block is None else first_ids(block, k) for block in blocks))
+    joint = build_support(support, *(None if block is None else first_ids(block, k) for block in blocks))
     mask = data["response_mask"].values().float()
     tokens = mask.sum().clamp(min=1)
-    metrics["opd/support_size"] = ((found.member.sum(-1) * mask).sum() / tokens).item()
+    size = ((joint.member.sum(-1) * mask).sum() / tokens).item()
     lengths = row_lengths(data["response_mask"])
     flat = {
-        JOINT_FIELDS.ids: found.ids,
-        JOINT_FIELDS.log_q: found.log_q,
-        JOINT_FIELDS.log_p_old: found.log_p_old,
+        JOINT_FIELDS.ids: joint.ids,
+        JOINT_FIELDS.log_q: joint.log_q,
+        JOINT_FIELDS.log_p_old: joint.log_p_old,
     }
-    return {name: jagged(value, lengths) for name, value in flat.items()}
+    return {name: jagged(value, lengths) for name, value in flat.items()}, {"opd/support_size": size}
 
 
-def end_ids(path: str, tokenizer: Any, trust_remote_code: bool) -> set[int]:
-    """Token ids that end a response: the tokenizer's, and those of the model's generation config."""
+def end_ids(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> set[int]:
+    """Token ids that end a response: the tokenizer's, and the ids in the model's generation config."""
     config = get_generation_config(path, trust_remote_code=trust_remote_code)
-    found = None if config is None else config.eos_token_id
-    several = found if isinstance(found, list) else [found]
-    return {int(one) for one in (tokenizer.eos_token_id, *several) if one is not None}
+    configured = None if config is None else config.eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    # transformers types an id as anything that a config file may hold; a language model's is one integer.
+    end = cast(int | None, tokenizer.eos_token_id)
+    return {int(token) for token in (end, *several) if token is not None}

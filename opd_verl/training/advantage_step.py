@@ -1,11 +1,11 @@
-"""From what student and teacher said to what the actor trains on: advantages, token weights, and EOPD's gate."""
+"""The advantage step: from the scores of student and teacher to advantages, token weights and the forward KL's gate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
@@ -23,49 +23,53 @@ from opd_verl.schema import GATE, OFF_POLICY_TOKENS, OPD_WEIGHTS
 
 @dataclass(frozen=True)
 class Credit:
-    """Padded fields [B, R] of the batch, and the step's metrics."""
+    """The outcome of the advantage step: padded fields [B, R] for the batch, and metrics."""
 
     fields: dict[str, Tensor]
     metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """Whose rollouts these are: keys `{uid}_{session}_{index}` and the prompts' uids [B], task rewards [B, R]."""
+class TaskRewards:
+    """The task's reward of each rollout, and the names by which verl's estimators group rollouts."""
 
     keys: Sequence[str]
+    """`{uid}_{session}_{index}` of each rollout, [B]."""
     uids: Sequence[str]
-    task_rewards: Tensor
+    """uid of each rollout's prompt, [B]."""
+    rewards: Tensor
+    """Token-level task rewards [B, R]."""
 
 
-def credit(inputs: RewardInputs, rollouts: Rollouts, opd: OpdConfig, config: Any, seed: int) -> Credit:
-    """Everything that one step's rollouts are worth.
+def credit(inputs: RewardInputs, task: TaskRewards, opd: OpdConfig, config: DictConfig, seed: int) -> Credit:
+    """Advantages, weights and gates of one step's rollouts.
 
     Args:
-        inputs: what the hooks may read.
-        rollouts: names and task rewards.
+        inputs: everything that a hook may read.
+        task: task rewards and the rollouts' names.
         opd: the `opd:` section.
         config: verl's whole config, for its advantage estimators.
-        seed: of the random placement of the forward KL.
+        seed: seed of the forward KL's random placement.
 
     Returns:
-        `advantages`, `returns`, `token_level_rewards`, and where they are needed `opd_weights`, `forward_kl_gate`,
-        `off_policy_tokens`, `response_mask` and `loss_mask`.
+        Fields `advantages`, `returns`, `token_level_rewards`, and where they are needed `opd_weights`,
+        `forward_kl_gate`, `off_policy_tokens`, `response_mask` and `loss_mask`.
     """
     reward = total_reward(inputs, opd.rewards)
     weights = token_weights(inputs)
-    advantage = advantages(reward, weights, inputs, rollouts, opd, config)
+    advantage = advantages(reward, weights, inputs, task, opd, config)
     fields = {"advantages": advantage, "returns": advantage, "token_level_rewards": reward}
     metrics = step_metrics(inputs, reward)
     if weights is not None:
         fields[OPD_WEIGHTS] = weights
     if opd.forward_kl.placement is not Placement.none:
-        fields[GATE] = gate(inputs, opd, rollouts.keys, seed)
+        fields[GATE] = gate(inputs, opd, task.keys, seed)
         metrics["opd/gated_share"] = token_mean(fields[GATE], inputs.mask)
     if inputs.off_policy is not None:
         fields[OFF_POLICY_TOKENS] = inputs.mask * inputs.off_policy[:, None]
         metrics["opd/off_policy_share"] = inputs.off_policy.float().mean().item()
     if opd.tokens.truncated is Truncation.drop:
+        # verl counts the loss's denominator from `loss_mask`, and masks values by `response_mask`: both must agree.
         fields |= {"response_mask": inputs.mask, "loss_mask": inputs.mask}
     return Credit(fields, metrics)
 
@@ -74,9 +78,9 @@ def advantages(
     reward: Tensor,
     weights: Tensor | None,
     inputs: RewardInputs,
-    rollouts: Rollouts,
+    task: TaskRewards,
     opd: OpdConfig,
-    config: Any,
+    config: DictConfig,
 ) -> Tensor:
     """`A = w_task A_task + w_opd A_opd` [B, R] (credit/README.md 6), A_opd already multiplied by the token weights.
 
@@ -90,24 +94,25 @@ def advantages(
     if not opd.mix.task:
         return mix_advantages(None, distilled, 0.0, opd.mix.opd)
     exact = is_exact(opd)
-    task = task_advantage(inputs, rollouts, opd.mix.estimator, config)
-    return mix_advantages(task, None if exact else distilled, opd.mix.task, 0.0 if exact else opd.mix.opd)
+    from_task = task_advantage(inputs, task, opd.mix.estimator, config)
+    return mix_advantages(from_task, None if exact else distilled, opd.mix.task, 0.0 if exact else opd.mix.opd)
 
 
-def task_advantage(inputs: RewardInputs, rollouts: Rollouts, estimator: str, config: Any) -> Tensor:
-    """verl's own advantage of the task reward [B, R]; rollouts that were dropped are in no group and get 0."""
+def task_advantage(inputs: RewardInputs, task: TaskRewards, estimator: str, config: DictConfig) -> Tensor:
+    """verl's own advantage of the task reward [B, R]; dropped rollouts belong to no group and get 0."""
     result = torch.zeros_like(inputs.log_q)
-    kept = [row for row in range(len(rollouts.keys)) if not dropped(inputs, row)]
+    kept = [row for row in range(len(task.keys)) if not is_dropped(inputs, row)]
     if not inputs.mask[kept].any():
         return result  # verl's whitening estimators refuse a batch without a token
     data = DataProto.from_dict(
-        tensors={"token_level_rewards": rollouts.task_rewards[kept], "response_mask": inputs.mask[kept]},
-        non_tensors={"uid": np.array(rollouts.uids, dtype=object)[kept]},
+        tensors={"token_level_rewards": task.rewards[kept], "response_mask": inputs.mask[kept]},
+        non_tensors={"uid": np.array(task.uids, dtype=object)[kept]},
     )
     algorithm = config.algorithm
-    found = compute_advantage_for_multi_trajectories(
+    # This verl function, not `compute_advantage`: it groups GRPO by session where an agent loop has several outputs.
+    from_verl = compute_advantage_for_multi_trajectories(
         data,
-        batch_keys=[rollouts.keys[row] for row in kept],
+        batch_keys=[task.keys[row] for row in kept],
         adv_estimator=estimator,
         gamma=algorithm.gamma,
         lam=algorithm.lam,
@@ -115,11 +120,11 @@ def task_advantage(inputs: RewardInputs, rollouts: Rollouts, estimator: str, con
         norm_adv_by_std_in_grpo=algorithm.get("norm_adv_by_std_in_grpo", True),
         config=algorithm,
     ).batch["advantages"]
-    result[kept] = found.to(result.dtype)
+    result[kept] = from_verl.to(result.dtype)
     return result
 
 
-def dropped(inputs: RewardInputs, row: int) -> bool:
+def is_dropped(inputs: RewardInputs, row: int) -> bool:
     """Whether `truncated: drop` removed this rollout."""
     tokens = inputs.tokens
     cut = inputs.truncated is not None and bool(inputs.truncated[row])
@@ -127,11 +132,12 @@ def dropped(inputs: RewardInputs, row: int) -> bool:
 
 
 def gate(inputs: RewardInputs, opd: OpdConfig, keys: Sequence[str], seed: int) -> Tensor:
-    """EOPD's gate [B, R]; drawn in the order of the rollouts' names, so that no layout of the batch changes it."""
+    """EOPD's gate [B, R]: where the extra forward KL applies."""
     assert inputs.teacher_entropy is not None
+    # Random gates are drawn in the order of the rollouts' names: the batch's layout must not change who gets which.
     order = torch.tensor(sorted(range(len(keys)), key=lambda row: keys[row]))
     config = opd.forward_kl
-    found = forward_kl_gate(
+    by_name = forward_kl_gate(
         config.placement, inputs.teacher_entropy[order], inputs.mask[order], config.tau, config.share, seed
     )
-    return torch.empty_like(found).index_copy_(0, order, found)
+    return torch.empty_like(by_name).index_copy_(0, order, by_name)

@@ -1,4 +1,4 @@
-"""The trainer's side of the live measurements: a step's metrics, and warnings that outlive a resume."""
+"""Live measurements in the trainer: metrics of every step, and warnings that survive a resume."""
 
 import logging
 import time
@@ -21,17 +21,17 @@ class Diagnostics:
     """Measures every step and watches for the signs of a run that goes wrong."""
 
     def __init__(self, opd: OpdConfig, config: DictConfig, step: int) -> None:
-        """step: the one that the run goes on from; 0: a new run."""
+        """step: the step of the checkpoint that the run continues from; 0 for a new run."""
         self.low_entropy = opd.tokens.low_entropy
         self.buckets = depth_buckets(config.data.max_response_length, opd.diagnostics.depth_buckets)
+        # The watch compares with the steps before: after a resume it reads them back from metrics.jsonl.
         earlier = logged(Path(config.trainer.default_local_dir)) if step else []
-        self.watch = Watch(one for one in earlier if one["step"] <= step)
+        self.watch = Watch(metrics for metrics in earlier if metrics["step"] <= step)
 
     def update(self, seen: Observed, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The step's measurements and alerts; metrics: what the step has already."""
+        """The step's measurements and alerts; `metrics` are the step's other metrics, which some alerts read."""
         begin = time.perf_counter()
-        found = live_metrics(seen, self.buckets, self.low_entropy)
-        for name, text in self.watch.update({**metrics, **found}).items():
+        measured = live_metrics(seen, self.buckets, self.low_entropy)
+        for name, text in self.watch.update({**metrics, **measured}).items():
             logger.warning("%s: %s", name, text)
-        found |= self.watch.metrics()
-        return found | {"timing_s/diagnostics": time.perf_counter() - begin}
+        return measured | self.watch.metrics() | {"timing_s/diagnostics": time.perf_counter() - begin}

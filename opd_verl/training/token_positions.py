@@ -1,9 +1,17 @@
-"""Where the response tokens lie in verl's packed and padded batches. Pure index arithmetic."""
+"""Positions of response tokens in verl's packed and padded batches. Pure index arithmetic."""
 
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+
+
+class Jagged(Protocol):
+    """A nested tensor with the jagged layout: torch's type stubs give `Tensor` no `offsets`."""
+
+    def offsets(self) -> Tensor:
+        """See the function `offsets`."""
+        ...
 
 
 def response_positions(sequence_lengths: Tensor, response_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,12 +30,13 @@ def response_positions(sequence_lengths: Tensor, response_lengths: Tensor) -> tu
     sequences = torch.arange(len(response_lengths), device=response_lengths.device)
     rows = sequences.repeat_interleave(response_lengths)
     ends = response_lengths.cumsum(0)
+    # Index of each token within its own response: the running index minus the tokens of all earlier rows.
     within = torch.arange(int(ends[-1]), device=ends.device) - (ends - response_lengths)[rows]
     return rows, (sequence_lengths - response_lengths - 1)[rows] + within
 
 
 def packed_positions(sequence_offsets: Tensor, response_lengths: Tensor) -> Tensor:
-    """The same in a packed [sum L, ...] layout, given the sequences' offsets [B + 1]; int64 [sum R]."""
+    """Indices of those logits in a packed [sum L, ...] layout with sequence offsets [B + 1]: int64 [sum R]."""
     rows, columns = response_positions(sequence_offsets.diff(), response_lengths)
     return sequence_offsets[:-1][rows] + columns
 
@@ -37,6 +46,11 @@ def jagged(values: Tensor, lengths: Tensor) -> Tensor:
     return torch.nested.as_nested_tensor(list(values.split(lengths.tolist())), layout=torch.jagged)
 
 
-def row_lengths(nested: Any) -> Tensor:
-    """Lengths [B] of the rows of a jagged nested tensor (whose layout torch's type stubs do not know)."""
-    return nested.offsets().diff()
+def offsets(nested: Tensor) -> Tensor:
+    """Start of each row of a jagged nested tensor in its `values()`, and the end of the last: int64 [B + 1]."""
+    return cast(Jagged, nested).offsets()
+
+
+def row_lengths(nested: Tensor) -> Tensor:
+    """Lengths [B] of the rows of a jagged nested tensor."""
+    return offsets(nested).diff()

@@ -1,1 +1,1 @@
-"""The rollout half of a step: the agent loop that submits a response to the teacher, and responses of the data set."""
+"""The rollout half of a step: an agent loop that hands responses to the teacher, and responses taken from the data."""

@@ -1,23 +1,26 @@
-"""The agent loop of a rollout whose response is the data set's: the prompt as ever, nothing sampled."""
+"""The agent loop of a rollout whose response comes from the data set: the usual prompt, and nothing sampled."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import SupportsInt, cast
 
+from transformers import PreTrainedTokenizerBase
 from verl.experimental.agent_loop import AgentLoopBase, AgentLoopOutput
-from verl.experimental.agent_loop.agent_loop import register
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, register
 
 from opd_verl.schema import DATA_RESPONSE
-from opd_verl.training.rollout.off_policy import token_ids
+from opd_verl.training.rollout.off_policy import Response, token_ids
 
 
 @register(DATA_RESPONSE)
 class DataResponseLoop(AgentLoopBase):
-    """Single turn; gives the fields that verl's own loop gives, so that rows of both fit one batch."""
+    """A single turn. Gives the fields that verl's own loop gives, so that rows of both kinds fit one batch."""
 
-    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+    async def run(self, sampling_params: Mapping[str, object], **kwargs: object) -> AgentLoopOutput:
         """The prompt, and the response that the worker chose."""
-        prompt_ids = await self.ct_build_initial_tokens(list(kwargs["raw_prompt"]))
-        response = token_ids(kwargs[DATA_RESPONSE], self.tokenizer, self.rollout_config.response_length)
-        step = int(kwargs["global_steps"])
+        prompt_ids = await self.ct_build_initial_tokens(list(cast(list[dict[str, object]], kwargs["raw_prompt"])))
+        chosen = cast(Response, kwargs[DATA_RESPONSE])
+        response = token_ids(chosen, cast(PreTrainedTokenizerBase, self.tokenizer), self.rollout_config.response_length)
+        step = int(cast(SupportsInt, kwargs["global_steps"]))
         return AgentLoopOutput(
             prompt_ids=prompt_ids,
             response_ids=response,
@@ -28,10 +31,11 @@ class DataResponseLoop(AgentLoopBase):
             mm_processor_kwargs={},
             mm_processor_output=None,
             num_turns=2,
-            metrics={"generate_sequences": 0.0, "num_preempted": -1},  # type: ignore[arg-type]
+            metrics=AgentLoopMetrics(generate_sequences=0.0, num_preempted=-1),
             extra_fields={
                 "turn_scores": [],
                 "tool_rewards": [],
+                # Versions of the weights that sampled the response; verl's loop names the step before this one too.
                 "min_global_steps": step - 1,
                 "max_global_steps": step - 1,
             },

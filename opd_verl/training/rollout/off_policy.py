@@ -6,26 +6,32 @@ writes such a column.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from tensordict import TensorDict
+from transformers import PreTrainedTokenizerBase
+
+Response = str | Sequence[int]
+"""A text, or token ids."""
 
 
 def draw(seed: int, rollout: str) -> float:
-    """A number in [0, 1) that belongs to this rollout, the same in every run, on every worker and after a resume."""
+    """A number in [0, 1) that belongs to this rollout: equal in every run, on every worker and after a resume."""
     return zlib.crc32(f"off_policy/{seed}/{rollout}".encode()) / 2**32
 
 
-def candidates(sample: Mapping[str, Any], field: str) -> list[Any]:
-    """The sample's own responses.
+def candidates(sample: Mapping[str, object], field: str) -> list[Response]:
+    """The responses that the sample holds; empty ones are left out.
 
     Raises:
-        ValueError: there is no such column, or it holds none.
+        ValueError: the sample has no such column, or it holds no response.
     """
-    found = sample.get(field)
-    responses = [] if found is None or isinstance(found, str) else [one for one in found if len(one)]
+    value = sample.get(field)
+    # A single text would be iterated letter by letter: only a list of responses counts.
+    several = [] if value is None or isinstance(value, str) else cast(Iterable[Response], value)
+    responses = [response for response in several if len(response)]
     if not responses:
         raise ValueError(
             f"opd.off_policy.field={field}: sample {sample.get('index', '?')} holds no list of responses there; make "
@@ -34,13 +40,13 @@ def candidates(sample: Mapping[str, Any], field: str) -> list[Any]:
     return responses
 
 
-def choose(sample: Mapping[str, Any], field: str, seed: int, rollout: str) -> Any:
-    """One of the sample's responses, picked by the rollout's name."""
+def choose(sample: Mapping[str, object], field: str, seed: int, rollout: str) -> Response:
+    """One response of the sample, picked by the rollout's name."""
     responses = candidates(sample, field)
     return responses[zlib.crc32(f"response/{seed}/{rollout}".encode()) % len(responses)]
 
 
-def token_ids(response: str | Sequence[int], tokenizer: Any, limit: int) -> list[int]:
+def token_ids(response: Response, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
     """At most `limit` token ids; a text is encoded and closed by the end-of-sequence token.
 
     Raises:
@@ -49,16 +55,16 @@ def token_ids(response: str | Sequence[int], tokenizer: Any, limit: int) -> list
     if isinstance(response, str):
         ids = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
     else:
-        ids = [int(one) for one in np.asarray(response)]
+        ids = [int(token) for token in np.asarray(response)]
     if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
         raise ValueError(f"a response of the data set has token id {max(ids)}; the tokenizer has {len(tokenizer)}")
     return ids[:limit]
 
 
 def check_responses(batch: TensorDict, field: str) -> None:
-    """Every prompt holds responses: here an error ends the run; verl only logs an agent loop's.
+    """Every prompt holds responses: an error here ends the run; verl only logs an agent loop's error.
 
-    Raises ValueError: `off_policy.candidates`.
+    Raises ValueError: `candidates`.
     """
     columns = {name: column.tolist() for name, column in batch.items() if name in (field, "index")}
     for row in range(len(batch)):

@@ -1,1 +1,1 @@
-"""The update half of a step, inside the actor's workers: the FSDP engine, the actor loss and its terms."""
+"""The update half of a step: the actor's loss, its exact terms, and the engine that feeds them from the LM head."""

@@ -1,59 +1,21 @@
-"""From the `opd:` section to the exact terms of the actor loss."""
+"""Builds the actor's loss from the `opd:` section and verl's actor section."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.config import ActorConfig
 
 from opd_verl.config.opd import OpdConfig
 from opd_verl.config.sections import ObjectiveConfig
-from opd_verl.objective_hooks import OBJECTIVE_HOOKS, ObjectiveHook, ObjectiveInputs
-from opd_verl.objectives.divergence import support_divergence
-from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting
-from opd_verl.objectives.policy_gradient import policy_gradient_topk
+from opd_verl.objective_hooks import OBJECTIVE_HOOKS, ObjectiveHook
+from opd_verl.objectives.names import Placement, Support
 from opd_verl.training.update.actor_loss import OpdLoss
-from opd_verl.training.update.terms import Terms
-
-
-@dataclass(frozen=True)
-class DivergenceObjective:
-    """An exact divergence on the support (objectives/README.md 2, 3)."""
-
-    divergence: Divergence
-    tail: Tail
-    beta: float
-
-    def __call__(self, inputs: ObjectiveInputs) -> Tensor:
-        """[N], nats."""
-        return support_divergence(
-            inputs.log_p_support, inputs.log_q_support, self.divergence, self.tail, self.beta, inputs.member
-        )
-
-
-@dataclass(frozen=True)
-class PolicyGradientObjective:
-    """Rethinking's published runs: a clipped policy gradient per support token (objectives/README.md 4)."""
-
-    weighting: Weighting
-
-    def __call__(self, inputs: ObjectiveInputs) -> Tensor:
-        """[N]; a surrogate, not a divergence."""
-        assert inputs.log_p_old_support is not None
-        return policy_gradient_topk(
-            inputs.log_p_support,
-            inputs.log_p_old_support,
-            inputs.log_q_support,
-            self.weighting,
-            inputs.eps_low,
-            inputs.eps_high,
-            inputs.member,
-        )
+from opd_verl.training.update.terms import DivergenceObjective, PolicyGradientObjective, Terms
 
 
 def objective(config: ObjectiveConfig) -> ObjectiveHook | None:
-    """The loss per token on the support; None: verl's policy loss on the sampled token is the whole objective."""
+    """The loss per token on the support; None where verl's policy loss on the sampled token is the whole objective."""
     if config.name is not None:
         return OBJECTIVE_HOOKS[config.name]
     if config.support is Support.sampled:
@@ -79,14 +41,18 @@ def make_terms(opd: OpdConfig, eps_low: float, eps_high: float) -> Terms:
     )
 
 
+def actor_config(actor: DictConfig, changes: dict[str, object]) -> ActorConfig:
+    """verl's actor section with some keys changed, as verl's own dataclass."""
+    return cast(ActorConfig, omega_conf_to_dataclass(cast(DictConfig, OmegaConf.merge(actor, changes))))
+
+
 def make_loss(actor: DictConfig, opd: OpdConfig) -> OpdLoss:
-    """The actor's loss from verl's actor section and ours."""
-    changes = {
-        "config": {},
-        "policy_only": {"entropy_coeff": 0.0, "use_kl_loss": False},
-        "regularisers": {"policy_loss": {"loss_mode": "opd_none"}},
-    }
-    merged: Any = {name: OmegaConf.merge(actor, change) for name, change in changes.items()}
-    configs: Any = {name: omega_conf_to_dataclass(config) for name, config in merged.items()}
-    terms = make_terms(opd, configs["config"].clip_ratio_low, configs["config"].clip_ratio_high)
-    return OpdLoss(**configs, terms=terms, own_tokens=not opd.mix.task)
+    """The actor's loss from verl's actor section and the `opd:` section."""
+    config = actor_config(actor, {})
+    return OpdLoss(
+        config=config,
+        policy_only=actor_config(actor, {"entropy_coeff": 0.0, "use_kl_loss": False}),
+        regularisers=actor_config(actor, {"policy_loss": {"loss_mode": "opd_none"}}),
+        terms=make_terms(opd, config.clip_ratio_low, config.clip_ratio_high),
+        own_tokens=not opd.mix.task,
+    )

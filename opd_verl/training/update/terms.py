@@ -1,4 +1,4 @@
-"""The exact terms of the actor loss: what is read at which token ids, and the loss per token. Torch only.
+"""The exact terms of the actor loss: the token ids that they read, and the loss per token. Torch only.
 
 Shapes: N response tokens, K support ids, F ids of the extra forward KL, M = 1 + K + F columns (the sampled token
 first). Nats.
@@ -12,8 +12,44 @@ from torch import Tensor
 
 from opd_verl.objective_hooks import ObjectiveHook, ObjectiveInputs
 from opd_verl.objectives.divergence import support_divergence
-from opd_verl.objectives.names import Divergence, Support, Tail
+from opd_verl.objectives.names import Divergence, Support, Tail, Weighting
+from opd_verl.objectives.policy_gradient import policy_gradient_topk
 from opd_verl.schema import GATE, JOINT_FIELDS, OFF_POLICY_TOKENS, TEACHER_FIELDS, TOKEN_FIELDS, support_fields
+
+
+@dataclass(frozen=True)
+class DivergenceObjective:
+    """An exact divergence on the support (objectives/README.md 2, 3)."""
+
+    divergence: Divergence
+    tail: Tail
+    beta: float
+
+    def __call__(self, inputs: ObjectiveInputs) -> Tensor:
+        """[N], nats."""
+        return support_divergence(
+            inputs.log_p_support, inputs.log_q_support, self.divergence, self.tail, self.beta, inputs.member
+        )
+
+
+@dataclass(frozen=True)
+class PolicyGradientObjective:
+    """Rethinking's published runs: a clipped policy gradient per support token (objectives/README.md 4)."""
+
+    weighting: Weighting
+
+    def __call__(self, inputs: ObjectiveInputs) -> Tensor:
+        """[N]; a surrogate, not a divergence."""
+        assert inputs.log_p_old_support is not None
+        return policy_gradient_topk(
+            inputs.log_p_support,
+            inputs.log_p_old_support,
+            inputs.log_q_support,
+            self.weighting,
+            inputs.eps_low,
+            inputs.eps_high,
+            inputs.member,
+        )
 
 
 @dataclass(frozen=True)
@@ -21,20 +57,23 @@ class Terms:
     """`coefficient * (objective on the support + forward_kl_coefficient * gate * FKL on the teacher's top-k +
     cross_entropy * off_policy * -log p(y))`.
 
-    objective: the loss per token on the support; None: the sampled token only, whose loss is verl's policy loss.
-    forward_kl_k: F, 0 without the forward KL (objectives/README.md 5, EOPD eq. 10). cross_entropy: on the tokens of
-    the data set's responses (objectives/README.md 6).
+    Every factor is fixed when the rollout is scored; only log p carries a gradient.
     """
 
     support: Support
     k: int
     objective: ObjectiveHook | None
+    """The loss per token on the support; None: the sampled token only, whose loss is verl's policy loss."""
     coefficient: float
+    """`opd.mix.opd`: the weight of distillation beside a task reward."""
     forward_kl_k: int
+    """F, the size of the teacher's top-k in the forward KL; 0 without it (objectives/README.md 5, EOPD eq. 10)."""
     forward_kl_coefficient: float
     eps_low: float
+    """The policy loss's clip range is [1 - eps_low, 1 + eps_high]; hooks may read it."""
     eps_high: float
     cross_entropy: float = 0.0
+    """Factor of -log p(y) on the tokens of the data set's responses (objectives/README.md 6)."""
 
     @property
     def on_support(self) -> bool:
@@ -76,8 +115,8 @@ class Terms:
     def width(self, data: Mapping[str, Tensor]) -> int:
         """K: the fields of one side's top-k may hold more ids than this support has."""
         where = support_fields(self.support)
-        found = data[where.ids].shape[-1]
-        return found if where is JOINT_FIELDS else min(self.k, found)
+        ids = data[where.ids].shape[-1]
+        return ids if where is JOINT_FIELDS else min(self.k, ids)
 
     def losses(self, log_p_NM: Tensor, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Loss per token [N] of every term, by name; their sum is what is trained on.
@@ -86,20 +125,21 @@ class Terms:
             log_p_NM: student log-probs at `columns(data)`; carries the gradient.
             data: flat fields of the same tokens.
         """
-        found, k = {}, self.width(data) if self.on_support else 0
+        values, k = {}, self.width(data) if self.on_support else 0
         if self.objective is not None and self.on_support:
             inputs = self.objective_inputs(log_p_NM[:, 0], log_p_NM[:, 1 : 1 + k], data)
-            found["divergence"] = self.coefficient * self.objective(inputs)
+            values["divergence"] = self.coefficient * self.objective(inputs)
         if self.forward_kl_k:
             log_q = data[TEACHER_FIELDS.log_q][:, : self.forward_kl_k]
+            # The gate is EOPD's; `renorm_teacher` normalises q over its top-k and leaves p as it is (EOPD eq. 10).
             divergence = support_divergence(log_p_NM[:, 1 + k :], log_q, Divergence.forward, Tail.renorm_teacher)
-            found["forward_kl"] = self.coefficient * self.forward_kl_coefficient * data[GATE] * divergence
+            values["forward_kl"] = self.coefficient * self.forward_kl_coefficient * data[GATE] * divergence
         if self.cross_entropy:
-            found["cross_entropy"] = -self.coefficient * self.cross_entropy * data[OFF_POLICY_TOKENS] * log_p_NM[:, 0]
-        return found
+            values["cross_entropy"] = -self.coefficient * self.cross_entropy * data[OFF_POLICY_TOKENS] * log_p_NM[:, 0]
+        return values
 
     def objective_inputs(self, log_p: Tensor, log_p_support: Tensor, data: Mapping[str, Tensor]) -> ObjectiveInputs:
-        """What an objective hook sees of these tokens."""
+        """The tokens as an objective hook sees them."""
         where, k = support_fields(self.support), log_p_support.shape[-1]
         return ObjectiveInputs(
             log_p=log_p,
