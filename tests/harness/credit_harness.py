@@ -10,7 +10,7 @@ from opd_verl.config.opd import OpdConfig
 from opd_verl.config.sections import ObjectiveConfig, TokenConfig
 from opd_verl.credit.inputs import RewardInputs
 from opd_verl.objectives.names import Support
-from opd_verl.training.advantage_step import Credit, Rollouts, credit
+from opd_verl.training.advantage_step import Credit, TaskRewards, credit
 
 PROMPTS, ROLLOUTS, WIDTH = 3, 4, 6
 
@@ -44,11 +44,11 @@ def make_inputs(tokens: TokenConfig | None = None, truncated: Any = None) -> Rew
     )
 
 
-def make_rollouts(inputs: RewardInputs) -> Rollouts:
+def make_rollouts(inputs: RewardInputs) -> TaskRewards:
     keys = [f"{row // ROLLOUTS:03d}_{row % ROLLOUTS}_0" for row in range(ROWS)]
     task = torch.zeros(ROWS, WIDTH)
     task[:, 1] = inputs.task_score
-    return Rollouts(keys, [key.split("_")[0] for key in keys], task)
+    return TaskRewards(keys, [key.split("_")[0] for key in keys], task)
 
 
 def run(opd: OpdConfig, inputs: RewardInputs, config: Any = None, seed: int = 0) -> Credit:

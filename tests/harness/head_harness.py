@@ -22,7 +22,7 @@ from opd_verl.schema import (
     TEACHER_FIELDS,
     TEACHER_HIDDEN,
 )
-from opd_verl.training.update.head_requests import Update
+from opd_verl.training.update.head_requests import UpdateRequest
 
 LENGTHS, H, V, LIMIT, K, F, TEACHER_H = [3, 1, 4], 6, 23, 19, 4, 2, 3
 
@@ -74,8 +74,8 @@ def teacher() -> LMHead:
     return LMHead(weight, None, scale=1.0, softcap=None, temperature=1.0)
 
 
-def make_update(data: Any, opd: OpdConfig, loss_mode: str, temperature: Tensor | None, **actor: Any) -> Update:
-    return Update.of(
+def make_update(data: Any, opd: OpdConfig, loss_mode: str, temperature: Tensor | None, **actor: Any) -> UpdateRequest:
+    return UpdateRequest.of(
         loss_of(opd, loss_mode=loss_mode, **actor),
         data,
         temperature=temperature,

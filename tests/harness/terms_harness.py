@@ -8,8 +8,7 @@ from torch import Tensor
 
 from opd_verl.objectives.names import Divergence, Support, Tail
 from opd_verl.schema import GATE, JOINT_FIELDS, STUDENT_FIELDS, TEACHER_FIELDS
-from opd_verl.training.update.make_loss import DivergenceObjective
-from opd_verl.training.update.terms import Terms
+from opd_verl.training.update.terms import DivergenceObjective, Terms
 
 N, V, STORED, K, F = 6, 11, 4, 3, 2
 

@@ -401,8 +401,7 @@ def test_padding_rows_are_not_sent(store: Store, batch: Any, with_topk: bool) ->
 
 
 def test_fields_of_a_complete_teacher(store: Store, batch: Any) -> None:
-    metrics: dict[str, float] = {}
-    fields = teacher_fields(batch, collect_scores(batch, Teacher(), 0, at_student_topk=True), metrics)  # type: ignore[arg-type]
+    fields, metrics = teacher_fields(batch, collect_scores(batch, Teacher(), 0, at_student_topk=True))  # type: ignore[arg-type]
     assert metrics == {"opd/teacher_missing_share": 0.0}  # the padding row is masked already: nothing is missing
     names = {"teacher_log_probs", "teacher_entropy", "teacher_valid", "teacher_log_probs_at_student_topk"}
     assert set(fields) == names
@@ -422,8 +421,7 @@ def test_missing_teacher_values_are_masked_counted_and_neutral(store: Store, bat
     log_q[0], entropy[1] = math.nan, math.inf
     scores[0] = TeacherScore(log_q, scores[0].valid, entropy, at_ids_log_q=scores[0].at_ids_log_q)
     scores[1] = TeacherScore.missing(1, at_ids=K)
-    metrics: dict[str, float] = {}
-    fields = teacher_fields(batch, scores, metrics)
+    fields, metrics = teacher_fields(batch, scores)
 
     assert metrics["opd/teacher_missing_share"] == pytest.approx(2 / 3)  # of the 3 tokens that had mask 1
     for name in ("response_mask", "loss_mask"):
@@ -450,14 +448,14 @@ def test_missing_teacher_values_are_masked_counted_and_neutral(store: Store, bat
 
 def test_without_topk(store: Store, batch: Any) -> None:
     del store["student_topk_log_probs"], store["student_topk_ids"]
-    store.put(teacher_fields(batch, collect_scores(batch, Teacher(), 0), {}))  # type: ignore[arg-type]
+    store.put(teacher_fields(batch, collect_scores(batch, Teacher(), 0))[0])  # type: ignore[arg-type]
     assert "teacher_log_probs_at_student_topk" not in store
     inputs = hook_inputs(store, batch)
     assert inputs.log_p_topk is None and inputs.log_q_topk is None
 
 
 def test_reward_inputs(store: Store, batch: Any) -> None:
-    store.put(teacher_fields(batch, collect_scores(batch, Teacher(), 0, at_student_topk=True), {}))  # type: ignore[arg-type]
+    store.put(teacher_fields(batch, collect_scores(batch, Teacher(), 0, at_student_topk=True))[0])  # type: ignore[arg-type]
     inputs = hook_inputs(store, batch)
     sources = {
         "log_p_old": "old_log_probs",
@@ -481,7 +479,7 @@ def test_reward_inputs(store: Store, batch: Any) -> None:
 
 def test_dropped_rollouts_leave_the_mask(store: Store, batch: Any) -> None:
     """Row 0 has all 3 tokens that a response may have, and does not end on an end-of-sequence id."""
-    store.put(teacher_fields(batch, collect_scores(batch, Teacher(), 0), {}))  # type: ignore[arg-type]
+    store.put(teacher_fields(batch, collect_scores(batch, Teacher(), 0))[0])  # type: ignore[arg-type]
     for policy in Truncation:
         mask = hook_inputs(store, batch, truncated=policy).mask
         assert mask.tolist() == [[0, 0, 0] if policy is Truncation.drop else [1, 0, 1], [1, 0, 0], [0, 0, 0]]

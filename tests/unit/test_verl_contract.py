@@ -102,8 +102,8 @@ SIGNATURES = [
     ("verl.utils.debug:marked_timer", "name timing_raw color domain category", "trainer.py"),
     ("verl.utils.tensordict_utils:get_tensordict", "tensor_dict non_tensor_dict", "trainer.py"),
     ("verl.workers.utils.padding:response_to_nested", "tensor response_mask", "trainer.py"),
-    ("transfer_queue:kv_batch_get", "keys partition_id select_fields", "fields.py"),
-    ("transfer_queue:kv_batch_put", "keys partition_id fields tags data_parser", "trainer.py"),
+    ("transfer_queue:kv_batch_get", "keys partition_id select_fields", "training/transfer.py"),
+    ("transfer_queue:kv_batch_put", "keys partition_id fields tags data_parser", "training/transfer.py"),
     (f"{POOL}:RayResourcePool.get_placement_groups", "strategy name device_name", "teacher/start.py"),
     # teacher=vllm
     (
@@ -299,7 +299,7 @@ SOURCES = [
         "trainer/ppo/padding_utils.py",
         ["is_padding=True", "def upsample_batch_to_divisible_size("],
         "rows that verl adds to fill a batch carry the tag is_padding, and are not scored",
-        "fields.py",
+        "training/teacher_scores.py",
     ),
     (
         "trainer/ppo/v1/agent_loop_tq.py",
@@ -429,7 +429,7 @@ SOURCES = [
         "workers/engine/fsdp/transformer_impl.py",
         ['data["loss_mask"].sum()', "batch_num_tokens=batch_num_tokens.item()", "dp_size="],
         "a micro-batch carries batch_num_tokens (of loss_mask, all ranks) and dp_size",
-        "loss.py and fields.py",
+        "training/update/actor_loss.py",
     ),
     (
         "workers/utils/losses.py",

@@ -76,7 +76,7 @@ class OpdAgentLoopWorker(SeededAgentLoopWorker):
         return torch.tensor(teacher_prompt(messages, context, render, outputs[0].prompt_ids, self.context.max_tokens))
 
     def submit(
-        self, outputs: list[AgentLoopOutput], sample: Mapping[str, object], context_prompt: Tensor | None
+        self, outputs: list[AgentLoopOutput], sample: Mapping[str, object], context_prompt: Tensor | None = None
     ) -> None:
         """Hands the outputs to their teacher under the keys that verl gives them in TransferQueue."""
         route = "" if self.route_field is None else str(sample[self.route_field])

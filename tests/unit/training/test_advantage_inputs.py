@@ -19,7 +19,7 @@ from opd_verl.training.advantage_inputs import (
     ADVANTAGE_FIELDS,
     end_ids,
     is_truncated,
-    joint_fields,
+    joint_support,
     observed,
     reward_inputs,
     task_rewards,
@@ -132,7 +132,7 @@ def test_reward_inputs_without_the_optional_fields(data: Any) -> None:
                       "teacher_entropy")  # fmt: skip
     inputs = reward_inputs(few, TokenConfig(), LIMIT, {EOS})
     assert inputs.log_p_topk is None and inputs.log_q_topk is None
-    assert joint_fields(few, Support.sampled, 0, {}) == {}
+    assert joint_support(few, Support.sampled, 0) == ({}, {})
 
 
 def naive_support(student: list[int], teacher: list[int], support: Support) -> set[int]:
@@ -151,8 +151,7 @@ def test_joint_supports_against_brute_force(data: Any, support: Support, k: int)
     if k == 2:
         for name in vars(STUDENT_FIELDS).values():
             data[name] = nested([row[:, :k] for row in data[name].unbind()], data[name].dtype)
-    metrics: dict[str, float] = {}
-    found = joint_fields(data, support, k, metrics)
+    found, metrics = joint_support(data, support, k)
     assert set(found) == set(vars(JOINT_FIELDS).values())
     assert all(row_lengths(value).tolist() == LENGTHS for value in found.values())
     mask = data["response_mask"].values().bool()
@@ -176,8 +175,7 @@ def test_joint_supports_against_brute_force(data: Any, support: Support, k: int)
 
 @pytest.mark.parametrize("support", [one for one in Support if one not in JOINT])
 def test_other_supports_have_no_fields_of_their_own(data: Any, support: Support) -> None:
-    metrics: dict[str, float] = {}
-    assert joint_fields(data, support, 3, metrics) == {} and metrics == {}
+    assert joint_support(data, support, 3) == ({}, {})
 
 
 def inputs_of(data: Any) -> RewardInputs:
@@ -206,6 +204,5 @@ def test_with_one_side_alone_there_is_nothing_to_compare(data: Any, absent: Any)
 
 def test_a_step_without_tokens(data: Any) -> None:
     data["response_mask"] = nested([[0] * n for n in LENGTHS], torch.int64)
-    metrics: dict[str, float] = {}
-    joint_fields(data, Support.union, 3, metrics)
+    _, metrics = joint_support(data, Support.union, 3)
     assert metrics == {"opd/support_size": 0.0}

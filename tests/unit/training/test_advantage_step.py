@@ -29,7 +29,7 @@ from opd_verl.config.sections import AdvantageConfig, ForwardKLConfig, MixConfig
 from opd_verl.credit.inputs import RewardInputs
 from opd_verl.objectives.names import Placement, Truncation
 from opd_verl.schema import GATE, OPD_WEIGHTS
-from opd_verl.training.advantage_step import Rollouts, credit
+from opd_verl.training.advantage_step import TaskRewards, credit
 
 
 def reverse_kl(inputs: RewardInputs) -> Tensor:
@@ -42,7 +42,7 @@ def verls_grpo(inputs: RewardInputs, kept: list[int] | None = None, **algorithm:
     rollouts = make_rollouts(inputs)
     settings: dict[str, Any] = ALGORITHM | {"adv_estimator": "grpo"} | algorithm
     data = DataProto.from_dict(
-        tensors={"token_level_rewards": rollouts.task_rewards[kept], "response_mask": inputs.mask[kept]},
+        tensors={"token_level_rewards": rollouts.rewards[kept], "response_mask": inputs.mask[kept]},
         non_tensors={"uid": np.array([rollouts.uids[row] for row in kept], dtype=object)},
     )
     names = [rollouts.keys[row] for row in kept]
@@ -225,7 +225,7 @@ def test_the_order_of_the_rows_changes_no_gate(placement: Placement, shuffle: in
     base = credit(inputs, rollouts, opd, verl_config(), seed=7).fields[GATE]
     order = random.Random(shuffle).sample(range(ROWS), ROWS)
     assert order != sorted(order)
-    moved = Rollouts([rollouts.keys[i] for i in order], [rollouts.uids[i] for i in order], rollouts.task_rewards[order])
+    moved = TaskRewards([rollouts.keys[i] for i in order], [rollouts.uids[i] for i in order], rollouts.rewards[order])
     found = credit(reordered(inputs, order), moved, opd, verl_config(), seed=7).fields[GATE]
     assert torch.equal(found, base[order])
 
@@ -242,6 +242,6 @@ def test_the_order_of_the_rows_changes_no_mixture() -> None:
     opd, rollouts = OpdConfig(mix=MixConfig(task=1.0)), make_rollouts(inputs)
     base = credit(inputs, rollouts, opd, verl_config(), seed=0).fields["advantages"]
     order = random.Random(5).sample(range(ROWS), ROWS)
-    moved = Rollouts([rollouts.keys[i] for i in order], [rollouts.uids[i] for i in order], rollouts.task_rewards[order])
+    moved = TaskRewards([rollouts.keys[i] for i in order], [rollouts.uids[i] for i in order], rollouts.rewards[order])
     found = credit(reordered(inputs, order), moved, opd, verl_config(), seed=0).fields["advantages"]
     torch.testing.assert_close(found, base[order])

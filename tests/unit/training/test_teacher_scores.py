@@ -166,9 +166,8 @@ FIELD_OF = {
 
 
 def test_a_complete_teacher(store: Store, batch: Any) -> None:
-    metrics: dict[str, float] = {}
     scores = complete(**ALL)
-    fields = teacher_fields(batch, scores, metrics)
+    fields, metrics = teacher_fields(batch, scores)
     assert metrics == {"opd/teacher_missing_share": 0.0}, "the padding row is masked already: nothing is missing"
     assert set(fields) == {*FIELD_OF.values(), "teacher_valid"}
     for name, field in FIELD_OF.items():
@@ -182,7 +181,7 @@ def test_a_complete_teacher(store: Store, batch: Any) -> None:
 @pytest.mark.parametrize("widths", [{}, {"topk": T}, {"at_ids": K}, {"hidden": H}])
 def test_only_what_was_asked_for_becomes_a_field(store: Store, batch: Any, widths: dict[str, int]) -> None:
     names = {"topk": TEACHER_FIELDS.log_q, "at_ids": STUDENT_FIELDS.log_q, "hidden": TEACHER_HIDDEN}
-    fields = teacher_fields(batch, complete(**widths), {})
+    fields, _ = teacher_fields(batch, complete(**widths))
     expected = {"teacher_log_probs", "teacher_entropy", "teacher_valid"} | {names[name] for name in widths}
     assert set(fields) == expected
 
@@ -195,8 +194,7 @@ def test_one_missing_value_masks_its_token_in_every_field(store: Store, batch: A
     broken[name] = broken[name].clone()
     broken[name][2, ...] = math.nan
     scores[0] = TeacherScore(**broken)
-    metrics: dict[str, float] = {}
-    fields = teacher_fields(batch, scores, metrics)
+    fields, metrics = teacher_fields(batch, scores)
     assert metrics["opd/teacher_missing_share"] == pytest.approx(1 / 3)
     for mask in ("response_mask", "loss_mask"):
         assert [row.tolist() for row in fields[mask].unbind()] == [[1, 0, 0], [1], [0, 0]]
@@ -219,33 +217,29 @@ def test_one_missing_value_masks_its_token_in_every_field(store: Store, batch: A
 def test_a_masked_token_without_a_score_is_not_missing(store: Store, batch: Any) -> None:
     scores = complete()
     scores[0] = score(3, 0, valid=torch.tensor([True, False, True]))  # token 1 has mask 0 already
-    metrics: dict[str, float] = {}
-    fields = teacher_fields(batch, scores, metrics)
+    fields, metrics = teacher_fields(batch, scores)
     assert metrics == {"opd/teacher_missing_share": 0.0} and "response_mask" not in fields
 
 
 def test_a_teacher_without_any_score_ends_the_run(store: Store, batch: Any) -> None:
     scores = [TeacherScore.missing(length) for length in LENGTHS]
-    metrics: dict[str, float] = {}
     with pytest.raises(RuntimeError, match="no valid score for 3 of this step's 3 response tokens"):
-        teacher_fields(batch, scores, metrics)
-    assert metrics == {"opd/teacher_missing_share": 1.0}
+        teacher_fields(batch, scores)
 
 
 def test_more_missing_tokens_than_allowed_end_the_run(store: Store, batch: Any) -> None:
     scores = complete()
     scores[1] = TeacherScore.missing(LENGTHS[1])  # 1 of the 3 tokens with mask 1
-    metrics: dict[str, float] = {}
-    assert teacher_fields(batch, scores, metrics, max_missing_share=0.34)["teacher_valid"].values().sum() == 3
+    fields, metrics = teacher_fields(batch, scores, max_missing_share=0.34)
+    assert fields["teacher_valid"].values().sum() == 3
     assert metrics == {"opd/teacher_missing_share": 1 / 3}
     with pytest.raises(RuntimeError, match=r"for 1 of .* 3 response tokens, above opd.teacher.max_missing_share=0.33"):
-        teacher_fields(batch, scores, {}, max_missing_share=0.33)
+        teacher_fields(batch, scores, max_missing_share=0.33)
 
 
 def test_a_step_without_tokens_does_not_blame_the_teacher(store: Store, batch: Any) -> None:
     store["response_mask"] = nested([[0] * n for n in LENGTHS], torch.int64)
-    metrics: dict[str, float] = {}
-    teacher_fields(batch, [TeacherScore.missing(length) for length in LENGTHS], metrics)
+    _, metrics = teacher_fields(batch, [TeacherScore.missing(length) for length in LENGTHS])
     assert metrics == {"opd/teacher_missing_share": 0.0}
 
 
@@ -253,7 +247,7 @@ def test_a_value_that_only_some_rows_have_is_a_bug(store: Store, batch: Any) -> 
     scores = complete(topk=T)
     scores[1] = score(LENGTHS[1], 1)
     with pytest.raises(AssertionError, match="left out a value"):
-        teacher_fields(batch, scores, {})
+        teacher_fields(batch, scores)
 
 
 def test_the_teachers_ids_for_the_log_prob_pass(store: Store, batch: Any) -> None:

@@ -398,7 +398,7 @@ def test_routes_of_one_value_alone() -> None:
 
 def test_fields_and_metrics_of_teachers_without_an_entropy(batch: Any) -> None:
     teacher: Any = RecordingTeacher()
-    fields = teacher_fields(batch, collect_scores(batch, teacher, 1), {})
+    fields, _ = teacher_fields(batch, collect_scores(batch, teacher, 1))
     assert set(fields) == {"teacher_log_probs", "teacher_valid"}
     assert [row.tolist() for row in fields["teacher_valid"].unbind()] == [[1, 1], [1], [0]]
     names = ["responses", "response_mask", "old_log_probs", "entropy"]

@@ -18,8 +18,8 @@ import opd_verl.training.update.policy_loss  # noqa: F401  (registers)
 from opd_verl.config.opd import OpdConfig
 from opd_verl.config.sections import ForwardKLConfig, MixConfig, ObjectiveConfig
 from opd_verl.objectives.names import Placement, Support
-from opd_verl.schema import OPD_NUM_TOKENS, OPD_WEIGHTS
-from opd_verl.training.update.actor_loss import OpdLoss, eligible_tokens, token_weights
+from opd_verl.schema import AGGREGATION_WEIGHTS, OPD_NUM_TOKENS, OPD_WEIGHTS
+from opd_verl.training.update.actor_loss import OpdLoss, aggregation_weights, eligible_tokens
 
 MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean"]
 SPLITS = [[6], [3, 3], [1] * 6, [1, 5]]
@@ -101,7 +101,7 @@ def naive_mean(rows: list[Row], losses: list[Tensor], mode: str, eligible_only: 
 @pytest.mark.parametrize("weighted", [False, True], ids=["all", "weighted"])
 def test_weights_are_those_of_the_aggregation(mode: str, weighted: bool) -> None:
     rows = make_rows(weighted)
-    found = token_weights(batch_of(rows, rows), loss_of(EXACT, mode).config)
+    found = aggregation_weights(batch_of(rows, rows), loss_of(EXACT, mode).config)
     values = [row["values"] * row.get(OPD_WEIGHTS, 1.0) for row in rows]
     expected = naive_mean(rows, values, mode, eligible_only=True)
     flat = torch.cat([row["values"] for row in rows])
@@ -114,7 +114,7 @@ def test_weights_are_those_of_the_aggregation(mode: str, weighted: bool) -> None
 def test_without_weights_they_are_verls_to_the_bit(mode: str) -> None:
     rows = make_rows(weighted=False)
     config = loss_of(EXACT, mode).config
-    found = token_weights(batch_of(rows, rows), config)
+    found = aggregation_weights(batch_of(rows, rows), config)
     padded = torch.nn.utils.rnn.pad_sequence([row["values"] for row in rows], batch_first=True).requires_grad_()
     mask = torch.nn.utils.rnn.pad_sequence([row["response_mask"].float() for row in rows], batch_first=True)
     info = {"batch_num_tokens": counts(rows)[0], "global_batch_size": len(rows), "loss_scale_factor": SCALE}
@@ -131,15 +131,15 @@ def test_micro_batches_and_ranks_change_no_weight(mode: str, split: list[int], d
     """verl's gradient mean over ranks divides by dp_size what every weight was multiplied with."""
     rows = make_rows(weighted)
     config = loss_of(EXACT, mode).config
-    whole = token_weights(batch_of(rows, rows), config)
+    whole = aggregation_weights(batch_of(rows, rows), config)
     parts = [rows[sum(split[:i]) : sum(split[: i + 1])] for i in range(len(split))]
-    found = torch.cat([token_weights(batch_of(part, rows, dp_size), config) / dp_size for part in parts])
+    found = torch.cat([aggregation_weights(batch_of(part, rows, dp_size), config) / dp_size for part in parts])
     torch.testing.assert_close(found, whole)
 
 
 def test_a_weight_of_0_leaves_the_denominator_and_any_other_does_not() -> None:
     rows = make_rows(weighted=True)
-    found = token_weights(batch_of(rows, rows), loss_of(EXACT).config)
+    found = aggregation_weights(batch_of(rows, rows), loss_of(EXACT).config)
     flat = torch.cat([row[OPD_WEIGHTS] * row["response_mask"] for row in rows])
     tokens, eligible = counts(rows)
     assert 0 < eligible < tokens
@@ -150,7 +150,7 @@ def test_a_weight_of_0_leaves_the_denominator_and_any_other_does_not() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mini_batch_without_a_token_has_weight_0(mode: str) -> None:
     rows = [make_rows(weighted=True)[index] for index in (3, 4)]
-    weights = token_weights(batch_of(rows, rows), loss_of(EXACT, mode).config)
+    weights = aggregation_weights(batch_of(rows, rows), loss_of(EXACT, mode).config)
     assert not weights.any() and weights.isfinite().all()
 
 
@@ -159,7 +159,8 @@ def run(loss: OpdLoss, rows: list[Row], with_entropy: bool = False, **output: Te
     leaves = [row["log_probs"].clone().requires_grad_() for row in rows]
     entropies = [row["entropy"].clone().requires_grad_() for row in rows]
     model = model_output(rows, leaves, entropies if with_entropy else None) | output
-    value, metrics = loss(model, batch_of(rows, rows))
+    batch = batch_of(rows, rows)
+    value, metrics = loss(model | {AGGREGATION_WEIGHTS: aggregation_weights(batch, loss.config)}, batch)
     grads = torch.autograd.grad(value, [*leaves, *entropies], allow_unused=True, materialize_grads=True)
     return value.detach(), grads, metrics
 
@@ -256,10 +257,10 @@ def test_the_engines_own_sum_is_taken_as_it_is() -> None:
     rows = make_rows(weighted=False)
     divergence = torch.cat([row["values"] for row in rows])
     leaf = torch.tensor(3.5, requires_grad=True)
-    loss, metrics = loss_of(EXACT, loss_mode="opd_none")(
-        model_output(rows, [row["log_probs"] for row in rows]) | {"divergence": divergence, "opd_loss": 2.0 * leaf},
-        batch_of(rows, rows),
-    )
+    actor_loss, batch = loss_of(EXACT, loss_mode="opd_none"), batch_of(rows, rows)
+    answers = {"divergence": divergence, "opd_loss": 2.0 * leaf}
+    answers[AGGREGATION_WEIGHTS] = aggregation_weights(batch, actor_loss.config)
+    loss, metrics = actor_loss(model_output(rows, [row["log_probs"] for row in rows]) | answers, batch)
     loss.backward()
     assert loss.item() == 7.0 and leaf.grad == 2.0
     expected = naive_mean(rows, list(divergence.split(LENGTHS)), "token-mean", eligible_only=True).item()

@@ -16,7 +16,7 @@ from opd_verl.objectives.names import Divergence, Placement, Support
 from opd_verl.schema import (
     TEACHER_FIELDS,
 )
-from opd_verl.training.update.head_requests import HeadSwitch, LogProbPass, Update
+from opd_verl.training.update.head_requests import HeadSwitch, LogProbRequest, UpdateRequest
 
 
 def objective(support: str, **more: Any) -> ObjectiveConfig:
@@ -42,7 +42,7 @@ def log_p_of(hidden: Tensor, head: HeadWeights, temperature: Tensor | None) -> T
     return (logits if temperature is None else logits / temperature[:, None]).log_softmax(-1)
 
 
-def total(update: Update, found: dict[str, Tensor]) -> Tensor:
+def total(update: UpdateRequest, found: dict[str, Tensor]) -> Tensor:
     """A scalar of everything that carries a gradient: the exact terms as the loss sums them, log-probs, entropies."""
     if "opd_loss" in found:
         value = found["opd_loss"]
@@ -122,7 +122,7 @@ def test_who_forms_the_gradient(micro_batch: Any, name: str, columns: bool, sum_
 def test_the_log_prob_pass(micro_batch: Any, topk: int, with_teacher: bool, temperature: Tensor | None) -> None:
     ids = micro_batch[TEACHER_FIELDS.ids].values() if with_teacher else None
     tokens = micro_batch["responses"].values()
-    request = LogProbPass(tokens, ids, topk, temperature, rows=3)
+    request = LogProbRequest(tokens, ids, topk, temperature, rows=3)
     hidden, head = student()
     with torch.no_grad():
         log_p = log_p_of(hidden, head, temperature)
@@ -149,7 +149,7 @@ def test_without_a_request_the_model_gives_its_logits() -> None:
     before = model(input_ids=ids).logits
     switch = HeadSwitch(model.get_output_embeddings(), LIMIT)
     assert torch.equal(model(input_ids=ids).logits, before)
-    switch.request = LogProbPass(torch.tensor([3, 4]), None, K, None, rows=None)
+    switch.request = LogProbRequest(torch.tensor([3, 4]), None, K, None, rows=None)
     switch.request = None
     assert torch.equal(model(input_ids=ids).logits, before)
 
@@ -161,7 +161,7 @@ def test_an_open_request_is_answered_through_the_model() -> None:
     with torch.no_grad():
         log_p = model(input_ids=ids).logits[0, 1:3, :LIMIT].log_softmax(-1)
         switch = HeadSwitch(model.get_output_embeddings(), LIMIT)
-        switch.request = LogProbPass(ids[0, 2:], None, K, None, rows=1)
+        switch.request = LogProbRequest(ids[0, 2:], None, K, None, rows=1)
         switch.select = lambda hidden: hidden[0, 1:3]
         output = model(input_ids=ids).logits
     found = switch.answers(output)

@@ -12,7 +12,8 @@ from opd_verl.config.sections import ForwardKLConfig, MixConfig, ObjectiveConfig
 from opd_verl.objective_hooks import OBJECTIVE_HOOKS, ObjectiveInputs, register_objective
 from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting
 from opd_verl.objectives.reference import reference_divergence, reference_policy_gradient
-from opd_verl.training.update.make_loss import DivergenceObjective, PolicyGradientObjective, make_terms, objective
+from opd_verl.training.update.make_loss import make_terms, objective
+from opd_verl.training.update.terms import DivergenceObjective, PolicyGradientObjective
 
 V, EPS_LOW, EPS_HIGH = 9, 0.2, 0.28
 IDS = [[4, 1, 7], [0, 8, 3]]
