@@ -1,8 +1,8 @@
 """Hooks on tokens: rewards, masks and weights. Pure functions of `RewardInputs`, named in the `opd:` section.
 
-* `opd.rewards`: reward hooks -> [B, R], nats; their sum is r_t.
-* `opd.tokens.masks`: mask hooks -> [B, R], bool or 0/1; distillation trains on tokens that pass all of them.
-* `opd.tokens.weights`: weight hooks -> [B, R], finite and not negative; their product multiplies a token's loss.
+* `opd.rewards`: a reward hook gives [B, R], nats; r_t is the sum of all that are named.
+* `opd.tokens.masks`: a mask hook gives [B, R], bool or 0/1; distillation trains on the tokens that all masks keep.
+* `opd.tokens.weights`: a weight hook gives [B, R], finite and not negative; the product multiplies a token's loss.
 
     from opd_verl.hooks import RewardInputs, register_mask, register_reward
 
@@ -14,8 +14,8 @@
     def after_the_first_256(inputs: RewardInputs) -> Tensor:
         return inputs.position >= 256
 
-`opd.plugins=[my_package.my_hooks]` imports the module that holds them. What a hook returns where the mask is 0 does
-not matter.
+`opd.plugins=[my_package.my_hooks]` imports the module that holds them. Values where `inputs.mask` is 0 are not read. A
+hook may log a number: `inputs.metrics["opd/my_name"] = 1.0`. credit/README.md 1 and 2 have the built-in ones' formulas.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from opd_verl.config.registry import Registry
 from opd_verl.config.sections import TokenConfig
-from opd_verl.credit import token_masks as selection
+from opd_verl.credit import token_masks as masks
 from opd_verl.credit import token_weights as weights
 from opd_verl.credit.baseline import expected_reward
 from opd_verl.credit.inputs import RewardInputs
@@ -58,72 +58,76 @@ def register_weight(name: str) -> Callable[[WeightHook], WeightHook]:
     return WEIGHT_HOOKS.register(name)
 
 
-def call(hooks: Registry[Callable[[RewardInputs], Tensor]], name: str, inputs: RewardInputs) -> Tensor:
-    """What the named hook returns [B, R].
+def call_hook(hooks: Registry[Callable[[RewardInputs], Tensor]], name: str, inputs: RewardInputs) -> Tensor:
+    """The named hook's tensor [B, R].
 
     Raises:
-        ValueError: it is of another shape.
+        ValueError: the tensor has another shape.
     """
-    found, shape = hooks[name](inputs), inputs.log_q.shape
-    if found.shape != shape:
-        raise ValueError(f"{hooks.kind} {name!r} returned {tuple(found.shape)}, expected {tuple(shape)}")
-    return found
+    values, shape = hooks[name](inputs), inputs.log_q.shape
+    if values.shape != shape:
+        raise ValueError(f"{hooks.kind} {name!r} returned {tuple(values.shape)}, expected {tuple(shape)}")
+    return values
 
 
 def total_reward(inputs: RewardInputs, names: Sequence[str]) -> Tensor:
-    """Sum of the named hooks, 0 where the mask is 0 [B, R], nats.
+    """r_t [B, R], nats: the sum of the named hooks, 0 where the mask is 0.
 
     Raises:
-        ValueError: a hook returned another shape, or a value that is not finite on an unmasked token.
+        ValueError: a hook's tensor has another shape, or the sum is not finite on an unmasked token.
     """
     total = torch.zeros_like(inputs.log_q)
     for name in names:
-        total = total + call(REWARD_HOOKS, name, inputs)
-    total = torch.where(inputs.mask.bool(), total, 0.0)
+        total = total + call_hook(REWARD_HOOKS, name, inputs)
+    total = torch.where(inputs.mask.bool(), total, 0.0)  # not `total * mask`: a masked NaN would stay NaN
     if not total.isfinite().all():
         count = int((~total.isfinite()).sum())
         raise ValueError(f"the sum of the reward hooks {list(names)} is not finite on {count} tokens")
     return total
 
 
-def token_weights(inputs: RewardInputs) -> Tensor | None:
-    """Product of the truncation policy and all masks and weights that `inputs.tokens` names, float32 [B, R].
+def token_weights(inputs: RewardInputs) -> tuple[Tensor | None, dict[str, float]]:
+    """Weight of every response token in distillation, and the metrics of the masks.
 
-    0 where the mask is 0; None where nothing is configured. Puts `opd/kept_share` (share of response tokens with a
-    positive weight) and `opd/kept_share/<mask>` (share that this mask alone keeps) into `inputs.metrics`.
+    Returns:
+        The product of the truncation policy and of all masks and weights in `inputs.tokens`, float32 [B, R], 0 where
+        the mask is 0; None where nothing is configured. `opd/kept_share`: share of response tokens with a positive
+        weight. `opd/kept_share/<mask>`: share that this mask alone keeps.
 
     Raises:
-        ValueError: a hook returned another shape or a value that it may not, or needs what the run does not know.
+        ValueError: a hook's tensor has another shape or a forbidden value, or a hook needs what the run lacks.
     """
     tokens = inputs.tokens
     if tokens is None or not (tokens.masks or tokens.weights or tokens.truncated is not Truncation.keep):
-        return None
-    product = usable(inputs, tokens).float()
+        return None, {}
+    product = outside_truncation(inputs, tokens).float()
+    shares = {}
     for name in tokens.masks:
         kept = kept_tokens(name, inputs)
-        inputs.metrics[f"opd/kept_share/{name}"] = token_mean(kept, inputs.mask)
+        shares[f"opd/kept_share/{name}"] = token_mean(kept, inputs.mask)
         product = product * kept
     for name in tokens.weights:
         product = product * token_weight(name, inputs)
-    inputs.metrics["opd/kept_share"] = token_mean(product > 0, inputs.mask)
-    return product
+    return product, shares | {"opd/kept_share": token_mean(product > 0, inputs.mask)}
 
 
-def usable(inputs: RewardInputs, tokens: TokenConfig) -> Tensor:
-    """What the truncation policy leaves, bool [B, R]."""
+def outside_truncation(inputs: RewardInputs, tokens: TokenConfig) -> Tensor:
+    """Tokens that the truncation policy leaves to distillation, bool [B, R]."""
     if tokens.truncated is Truncation.keep:
         return inputs.mask.bool()
-    truncated = known(inputs.truncated, f"opd.tokens.truncated={tokens.truncated}", "to know which rollouts were cut")
-    return selection.truncated_mask(tokens.truncated, truncated, inputs.mask, tokens.tail_tokens)
+    truncated = required(
+        inputs.truncated, f"opd.tokens.truncated={tokens.truncated}", "to know which rollouts were cut"
+    )
+    return masks.truncated_mask(tokens.truncated, truncated, inputs.mask, tokens.tail_tokens)
 
 
 def kept_tokens(name: str, inputs: RewardInputs) -> Tensor:
-    """Tokens that the named mask keeps, bool [B, R]; without meaning where the mask is 0.
+    """Tokens that the named mask keeps, bool [B, R]; meaningless where `inputs.mask` is 0.
 
     Raises:
-        ValueError: a value other than 0 and 1 on an unmasked token.
+        ValueError: the hook gave a value other than 0 and 1 on an unmasked token.
     """
-    kept = call(MASK_HOOKS, name, inputs)
+    kept = call_hook(MASK_HOOKS, name, inputs)
     if not ((kept == 0) | (kept == 1) | ~inputs.mask.bool()).all():
         raise ValueError(f"token mask {name!r} returned values other than 0 and 1; register it as a weight")
     return kept == 1
@@ -133,23 +137,23 @@ def token_weight(name: str, inputs: RewardInputs) -> Tensor:
     """The named weight, float32 [B, R], 0 where masked.
 
     Raises:
-        ValueError: a value that is negative or not finite.
+        ValueError: the hook gave a negative value, or one that is not finite, on an unmasked token.
     """
-    weight = torch.where(inputs.mask.bool(), call(WEIGHT_HOOKS, name, inputs), 0.0).float()
+    weight = torch.where(inputs.mask.bool(), call_hook(WEIGHT_HOOKS, name, inputs), 0.0).float()
     if not (weight.isfinite() & (weight >= 0)).all():
         raise ValueError(f"token weight {name!r} returned values that are negative or not finite")
     return weight
 
 
-def known(value: Tensor | None, name: str, what: str) -> Tensor:
-    """`value`; a ValueError that names who needs what where the run does not have it."""
+def required(value: Tensor | None, reader: str, content: str) -> Tensor:
+    """`value`, or a ValueError that names the reader and the content which the run lacks."""
     if value is None:
-        raise ValueError(f"{name} needs {what}")
+        raise ValueError(f"{reader} needs {content}")
     return value
 
 
-def settings(inputs: RewardInputs) -> TokenConfig:
-    """`opd.tokens`, which masks and weights read."""
+def token_settings(inputs: RewardInputs) -> TokenConfig:
+    """The section `opd.tokens`, which masks and weights read."""
     assert inputs.tokens is not None
     return inputs.tokens
 
@@ -162,7 +166,10 @@ def reverse_kl(inputs: RewardInputs) -> Tensor:
 
 @register_reward("reverse_kl_baseline")
 def reverse_kl_baseline(inputs: RewardInputs) -> Tensor:
-    """`-E_{v ~ p_old}[log q(v) - log p_old(v)]` over the student's top-k: a control variate of `reverse_kl`."""
+    """`-E_{v ~ p_old}[log q(v) - log p_old(v)]` over the student's top-k, nats: a baseline of `reverse_kl`.
+
+    Named beside `reverse_kl` in `opd.rewards`, it lowers the variance (credit/README.md 5).
+    """
     if inputs.log_p_topk is None or inputs.log_q_topk is None:
         raise ValueError("reverse_kl_baseline reads the student's top-k: set opd.objective.k above 0 (16)")
     return -expected_reward(inputs.log_p_topk, inputs.log_q_topk)
@@ -171,56 +178,59 @@ def reverse_kl_baseline(inputs: RewardInputs) -> Tensor:
 @register_mask("top_student_entropy")
 def top_student_entropy(inputs: RewardInputs) -> Tensor:
     """The `share` of each rollout's tokens with the highest student entropy (Capacity 5.3)."""
-    return selection.top_share(inputs.student_entropy, inputs.mask, settings(inputs).share)
+    return masks.top_share(inputs.student_entropy, inputs.mask, token_settings(inputs).share)
 
 
 @register_mask("top_teacher_entropy")
 def top_teacher_entropy(inputs: RewardInputs) -> Tensor:
     """The `share` of each rollout's tokens with the highest teacher entropy."""
-    entropy = known(inputs.teacher_entropy, "top_teacher_entropy", KNOWS_TEACHER_ENTROPY)
-    return selection.top_share(entropy, inputs.mask, settings(inputs).share)
+    entropy = required(inputs.teacher_entropy, "top_teacher_entropy", KNOWS_TEACHER_ENTROPY)
+    return masks.top_share(entropy, inputs.mask, token_settings(inputs).share)
 
 
 @register_mask("top_either_entropy")
 def top_either_entropy(inputs: RewardInputs) -> Tensor:
     """Tokens in `top_student_entropy` or `top_teacher_entropy`: up to twice the `share`."""
-    return selection.either(top_student_entropy(inputs), top_teacher_entropy(inputs))
+    return masks.either(top_student_entropy(inputs), top_teacher_entropy(inputs))
 
 
 @register_mask("drop_q3")
 def drop_q3(inputs: RewardInputs) -> Tensor:
-    """All but confident tokens that the teacher suppresses (Capacity table 5)."""
-    return selection.drop_q3(reverse_kl(inputs), inputs.student_entropy, inputs.mask, settings(inputs).low_entropy)
+    """All tokens but those where a confident student gets a negative r_t: quadrant Q3 (Capacity table 5)."""
+    return masks.drop_q3(reverse_kl(inputs), inputs.student_entropy, inputs.mask, token_settings(inputs).low_entropy)
 
 
 @register_mask("drop_destructive_q3")
 def drop_destructive_q3(inputs: RewardInputs) -> Tensor:
-    """The same, in correct rollouts only (Capacity 5.3)."""
-    correct, low_entropy = known(inputs.correct, "drop_destructive_q3", KNOWS_CORRECTNESS), settings(inputs).low_entropy
-    return selection.drop_destructive_q3(reverse_kl(inputs), inputs.student_entropy, correct, inputs.mask, low_entropy)
+    """All tokens but the Q3 tokens of correct rollouts (Capacity 5.3)."""
+    correct, low_entropy = (
+        required(inputs.correct, "drop_destructive_q3", KNOWS_CORRECTNESS),
+        token_settings(inputs).low_entropy,
+    )
+    return masks.drop_destructive_q3(reverse_kl(inputs), inputs.student_entropy, correct, inputs.mask, low_entropy)
 
 
 @register_mask("high_divergence")
 def high_divergence(inputs: RewardInputs) -> Tensor:
     """Tokens with `|r_t|` at or above its quantile within the rollout (Unmasking 4.3)."""
-    return selection.high_divergence(reverse_kl(inputs), inputs.mask, settings(inputs).divergence_quantile)
+    return masks.high_divergence(reverse_kl(inputs), inputs.mask, token_settings(inputs).divergence_quantile)
 
 
 @register_mask("depth_window")
 def depth_window(inputs: RewardInputs) -> Tensor:
-    """Tokens from `first_position` to `last_position`."""
-    first, last = settings(inputs).first_position, settings(inputs).last_position
-    return selection.depth_window(inputs.position, inputs.mask, first, last)
+    """Tokens at positions `first_position` to `last_position` of their response, both included."""
+    first, last = token_settings(inputs).first_position, token_settings(inputs).last_position
+    return masks.depth_window(inputs.position, inputs.mask, first, last)
 
 
 @register_weight("correctness")
 def correctness(inputs: RewardInputs) -> Tensor:
-    """`correct` in correct rollouts, `incorrect` in the others."""
-    told, tokens = known(inputs.correct, "correctness", KNOWS_CORRECTNESS), settings(inputs)
-    return weights.correctness_weight(told, inputs.mask, tokens.correct, tokens.incorrect)
+    """Weight `correct` for tokens of correct rollouts, `incorrect` for the others."""
+    correct, tokens = required(inputs.correct, "correctness", KNOWS_CORRECTNESS), token_settings(inputs)
+    return weights.correctness_weight(correct, inputs.mask, tokens.correct, tokens.incorrect)
 
 
 @register_weight("depth_decay")
 def depth_decay(inputs: RewardInputs) -> Tensor:
-    """Half as much every `half_life` positions."""
-    return weights.depth_decay(inputs.position, inputs.mask, settings(inputs).half_life)
+    """Weight `2^(-position / half_life)`."""
+    return weights.depth_decay(inputs.position, inputs.mask, token_settings(inputs).half_life)

@@ -12,9 +12,9 @@ from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary
 from opd_verl.eval.prepare import PreparedEvaluation
 from opd_verl.eval.rows import Row
-from opd_verl.metrics.estimate import Estimate
+from opd_verl.metrics.estimate import Estimate, percent
 from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
-from opd_verl.utils.markdown import markdown_table, percent
+from opd_verl.utils.markdown import markdown_table
 
 NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
 """Settings that are told elsewhere in the table, or change nothing."""

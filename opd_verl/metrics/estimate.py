@@ -9,8 +9,14 @@ ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 @dataclass(frozen=True)
 class Estimate:
-    """NaN where undefined."""
+    """A value with the ends of its 95% interval; NaN where undefined."""
 
     value: float
     low: float
     high: float
+
+
+def percent(interval: Estimate) -> str:
+    """An estimate of a share as text, in percent: `43.8 [40.1, 47.5]`."""
+    value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"

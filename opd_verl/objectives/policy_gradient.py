@@ -38,12 +38,12 @@ def policy_gradient_topk(
     """
     member = torch.ones_like(log_p, dtype=torch.bool) if member is None else member
     log_p, log_p_old, log_q = (torch.where(member, x.float(), 0.0) for x in (log_p, log_p_old, log_q))
-    weights = token_weights(log_p_old, log_q, weighting, member)
+    weights = support_weights(log_p_old, log_q, weighting, member)
     loss, _, _ = clipped_surrogate(log_p, log_p_old, -weights * (log_p_old - log_q), eps_low, eps_high)
     return torch.where(member, loss, 0.0).sum(dim=-1)
 
 
-def token_weights(log_p_old: Tensor, log_q: Tensor, weighting: Weighting, member: Tensor) -> Tensor:
+def support_weights(log_p_old: Tensor, log_q: Tensor, weighting: Weighting, member: Tensor) -> Tensor:
     """w [..., K] of the support tokens; on a position without members any finite value."""
     if weighting is Weighting.uniform:
         return torch.ones_like(log_q)

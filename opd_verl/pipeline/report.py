@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from opd_verl.metrics.estimate import Estimate
+from opd_verl.metrics.estimate import Estimate, percent
 from opd_verl.pipeline.compare import StageRow, as_json
 from opd_verl.pipeline.prepare import StagePlan
 from opd_verl.utils.files import whole, write_json, write_text
-from opd_verl.utils.markdown import markdown_table, percent
+from opd_verl.utils.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

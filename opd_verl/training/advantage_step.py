@@ -56,10 +56,10 @@ def credit(inputs: RewardInputs, task: TaskRewards, opd: OpdConfig, config: Dict
         `forward_kl_gate`, `off_policy_tokens`, `response_mask` and `loss_mask`.
     """
     reward = total_reward(inputs, opd.rewards)
-    weights = token_weights(inputs)
+    weights, kept_shares = token_weights(inputs)
     advantage = advantages(reward, weights, inputs, task, opd, config)
     fields = {"advantages": advantage, "returns": advantage, "token_level_rewards": reward}
-    metrics = step_metrics(inputs, reward)
+    metrics = step_metrics(inputs, reward) | kept_shares
     if weights is not None:
         fields[OPD_WEIGHTS] = weights
     if opd.forward_kl.placement is not Placement.none:

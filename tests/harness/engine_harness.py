@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from objectives_reference import reference_divergence, reference_full, reference_policy_gradient
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from opd_verl.config.opd import OpdConfig
 from opd_verl.config.sections import ForwardKLConfig, ObjectiveConfig
 from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting
-from opd_verl.objectives.reference import reference_divergence, reference_full, reference_policy_gradient
 
 HEAD_ROWS, TOKENIZER_IDS, K, FORWARD_K, TEACHER_WIDTH, BETA = 70, 61, 5, 3, 4, 0.3
 EPS_LOW, EPS_HIGH, ENTROPY_COEFF = 0.2, 0.3, 0.05

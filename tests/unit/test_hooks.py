@@ -202,21 +202,21 @@ def test_built_in_masks_and_their_kept_share(name: str) -> None:
     expected = torch.zeros(B, TOKENS)
     for row, position in present:
         expected[row, position] = naive_keep(name, inputs, row, position)
-    found = token_weights(inputs)
+    found, metrics = token_weights(inputs)
     assert found is not None and found.dtype == torch.float32
     assert torch.equal(found, expected) and 0 < expected.sum() < len(present)
     share = pytest.approx(expected.sum().item() / len(present))
-    assert inputs.metrics == {"opd/kept_share": share, f"opd/kept_share/{name}": share}
+    assert metrics == {"opd/kept_share": share, f"opd/kept_share/{name}": share}
 
 
 def test_built_in_weights() -> None:
-    found = token_weights(token_inputs(weights=["correctness"], correct=0.25, incorrect=2.5))
+    found, _ = token_weights(token_inputs(weights=["correctness"], correct=0.25, incorrect=2.5))
     assert found is not None and found.tolist() == [[0.25] * 10, [2.5, 0, 2.5, 2.5, 2.5, 0, 0, 0, 0, 0]]
     inputs = token_inputs(weights=["depth_decay"], half_life=2.0)
-    found = token_weights(inputs)
+    found, metrics = token_weights(inputs)
     assert found is not None and found[0, ::2].tolist() == [1, 0.5, 0.25, 0.125, 0.0625]
     assert found[1].tolist() == pytest.approx([1, 0, 0.5, 0.5**1.5, 0.25, 0, 0, 0, 0, 0])
-    assert inputs.metrics == {"opd/kept_share": 1.0}
+    assert metrics == {"opd/kept_share": 1.0}
 
 
 def test_token_weights_are_the_product() -> None:
@@ -230,35 +230,34 @@ def test_token_weights_are_the_product() -> None:
 
     settings = {"masks": ["even", "depth_window"], "weights": ["mine", "correctness"], "last_position": 5}
     inputs = token_inputs(**settings, incorrect=0.5)
-    found = token_weights(inputs)
+    found, metrics = token_weights(inputs)
     assert found is not None
     assert found.tolist() == [[0, 0, 20, 0, 40, 0, 0, 0, 0, 0], [0, 0, 10, 0, 20, 0, 0, 0, 0, 0]]
     # 14 tokens; "even" keeps 5 + 3 of them, the window 6 + 4, both and "mine" 2 + 2
     shares = {"": 4 / 14, "/even": 8 / 14, "/depth_window": 10 / 14}
-    assert inputs.metrics == pytest.approx({f"opd/kept_share{name}": share for name, share in shares.items()})
+    assert metrics == pytest.approx({f"opd/kept_share{name}": share for name, share in shares.items()})
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("mask", 0), ("drop", 0), ("mask_tail", 2)])
 def test_truncation_policies(policy: str, kept: int) -> None:
     inputs = token_inputs(truncated=Truncation(policy), tail_tokens=2)
-    found = token_weights(inputs)
+    found, metrics = token_weights(inputs)
     assert found is not None and found[0].tolist() == [1] * 10
     assert found[1].tolist() == ([1, 0, 1] if kept else [0] * 3) + [0] * 7
-    assert inputs.metrics == {"opd/kept_share": pytest.approx((10 + kept) / 14)}
+    assert metrics == {"opd/kept_share": pytest.approx((10 + kept) / 14)}
 
 
 def test_nothing_configured_is_no_weight() -> None:
     inputs = replace(token_inputs(), truncated=None)
-    assert token_weights(inputs) is None and token_weights(example_inputs()) is None
-    assert not inputs.metrics
+    assert token_weights(inputs) == (None, {}) and token_weights(example_inputs()) == (None, {})
 
 
 def test_no_tokens_at_all() -> None:
     inputs = token_inputs(masks=sorted(MASK_HOOKS), weights=sorted(WEIGHT_HOOKS))
     inputs.mask.zero_()
-    found = token_weights(inputs)
+    found, metrics = token_weights(inputs)
     assert found is not None and not found.any()
-    assert set(inputs.metrics.values()) == {0.0}
+    assert set(metrics.values()) == {0.0}
 
 
 @pytest.mark.parametrize(("kind", "register"), [("masks", register_mask), ("weights", register_weight)])
@@ -284,7 +283,7 @@ def test_wrong_values_name_the_hook_where_they_count(kind: str, register: Any, v
     register("masked")(lambda inputs: masked)
     register("seen")(lambda inputs: seen)
     inputs = token_inputs(**{kind: ["masked"]})
-    found = token_weights(inputs)
+    found, _ = token_weights(inputs)
     assert found is not None and torch.equal(found, inputs.mask.float())
     with pytest.raises(ValueError, match=f"'seen' .*{problem}"):
         token_weights(token_inputs(**{kind: ["masked", "seen"]}))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from opd_verl.alignment.tree.difficulty import BINS, SOLVABLE, difficulty
 from opd_verl.eval.estimators import Array, interval
-from opd_verl.metrics.estimate import Estimate
-from opd_verl.utils.markdown import markdown_table, percent
+from opd_verl.metrics.estimate import Estimate, percent
+from opd_verl.utils.markdown import markdown_table
 
 BASELINE = "baseline"
 

@@ -47,7 +47,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             log_p_old=-9 * ones, log_q=-ones, mask=ones, student_entropy=ones, task_score=ones[0, :1], tokens=opd.tokens
         )
         assert total_reward(inputs, opd.rewards).eq(5.0).all()
-        weights = token_weights(inputs)
+        weights, _ = token_weights(inputs)
         assert weights is not None and weights.tolist() == [[0.0] * 16 + [1.0] * 4]
     finally:
         for registry in (REWARD_HOOKS, MASK_HOOKS):

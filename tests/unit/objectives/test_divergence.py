@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from objectives_reference import reference_divergence, reference_full
 from torch import Tensor
 
 from opd_verl.objectives.divergence import REST_FLOOR, full_slope, support_divergence
 from opd_verl.objectives.names import Divergence, Support, Tail
-from opd_verl.objectives.reference import reference_divergence, reference_full
 from opd_verl.objectives.support import SupportTensors, build_support
 
 V, K, BETA = 9, 4, 0.3

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from objectives_reference import reference_policy_gradient
 from torch import Tensor
 
 from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Divergence, Tail, Weighting
 from opd_verl.objectives.policy_gradient import policy_gradient_topk
-from opd_verl.objectives.reference import reference_policy_gradient
 
 V, EPS_LOW, EPS_HIGH = 11, 0.2, 0.28
 

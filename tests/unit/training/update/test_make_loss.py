@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from objectives_reference import reference_divergence, reference_policy_gradient
 from torch import Tensor
 
 from opd_verl.config.opd import OpdConfig
 from opd_verl.config.sections import ForwardKLConfig, MixConfig, ObjectiveConfig
 from opd_verl.objective_hooks import OBJECTIVE_HOOKS, ObjectiveInputs, register_objective
 from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Weighting
-from opd_verl.objectives.reference import reference_divergence, reference_policy_gradient
 from opd_verl.training.update.make_loss import make_terms, objective
 from opd_verl.training.update.terms import DivergenceObjective, PolicyGradientObjective
 

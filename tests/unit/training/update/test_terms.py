@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from objectives_reference import reference_divergence
 from terms_harness import STORED, F, K, N, log_probs, make_terms
 from torch import Tensor
 
 from opd_verl.objective_hooks import ObjectiveInputs
 from opd_verl.objectives.names import Divergence, Support, Tail
-from opd_verl.objectives.reference import reference_divergence
 from opd_verl.schema import GATE, TEACHER_FIELDS, support_fields
 from opd_verl.training.update.terms import Terms
 

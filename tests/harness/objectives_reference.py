@@ -1,4 +1,4 @@
-"""Slow references of the objectives for one token, written from the definitions: what the tests compare with.
+"""Slow references of the objectives for one token, written from the definitions in opd_verl/objectives/README.md.
 
 Explicit probabilities in float64, Python loops, autograd. Nothing here is shared with the code under test.
 """
