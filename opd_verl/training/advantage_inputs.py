@@ -14,7 +14,15 @@ from opd_verl.metrics.measurements import Observed
 from opd_verl.metrics.overlap import Overlap, measure_overlap
 from opd_verl.objectives.names import JOINT_SUPPORTS, Support, Truncation
 from opd_verl.objectives.support import SupportTensors, build_support
-from opd_verl.schema import JOINT_FIELDS, OFF_POLICY, STUDENT_FIELDS, TEACHER_FIELDS, SupportFields
+from opd_verl.schema import (
+    JOINT_FIELDS,
+    OFF_POLICY,
+    STUDENT_FIELDS,
+    TEACHER_ENTROPY,
+    TEACHER_FIELDS,
+    TEACHER_LOG_PROBS,
+    SupportFields,
+)
 from opd_verl.training.token_positions import jagged, offsets, row_lengths
 from opd_verl.training.verl_types import Fields
 
@@ -24,8 +32,8 @@ ADVANTAGE_FIELDS = (
     "rm_scores",
     "old_log_probs",
     "entropy",
-    "teacher_log_probs",
-    "teacher_entropy",
+    TEACHER_LOG_PROBS,
+    TEACHER_ENTROPY,
     *(STUDENT_FIELDS.ids, STUDENT_FIELDS.log_q, STUDENT_FIELDS.log_p_old),
     *(TEACHER_FIELDS.ids, TEACHER_FIELDS.log_q, TEACHER_FIELDS.log_p_old),
 )
@@ -51,10 +59,10 @@ def reward_inputs(data: Fields, tokens: TokenConfig, limit: int, end_ids: Iterab
     score = padded["rm_scores"].sum(dim=-1)
     return RewardInputs(
         log_p_old=padded["old_log_probs"],
-        log_q=padded["teacher_log_probs"],
+        log_q=padded[TEACHER_LOG_PROBS],
         mask=padded["response_mask"] * ~dropped[:, None],
         student_entropy=padded["entropy"],
-        teacher_entropy=padded.get("teacher_entropy", None),
+        teacher_entropy=padded.get(TEACHER_ENTROPY, None),
         task_score=score,
         correct=score > 0,
         truncated=truncated,

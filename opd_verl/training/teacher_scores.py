@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
-from opd_verl.schema import STUDENT_FIELDS, TEACHER_FIELDS, TEACHER_HIDDEN
+from opd_verl.schema import (
+    STUDENT_FIELDS,
+    TEACHER_ENTROPY,
+    TEACHER_FIELDS,
+    TEACHER_HIDDEN,
+    TEACHER_LOG_PROBS,
+    TEACHER_VALID,
+)
 from opd_verl.teacher.client.several import Teacher, routes
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
 from opd_verl.training.token_positions import jagged, row_lengths
@@ -102,10 +109,10 @@ def teacher_fields(
     # The mask multiplies a masked token's loss by 0, and NaN times 0 is NaN: every neutral value must give a finite
     # loss. The student's own values mean q = p and r_t = 0; the teacher's top-k becomes uniform.
     flat = {
-        "teacher_log_probs": (join(score.log_q for score in scores), data["old_log_probs"].values()),
+        TEACHER_LOG_PROBS: (join(score.log_q for score in scores), data["old_log_probs"].values()),
     }
     if scores[0].entropy is not None:
-        flat["teacher_entropy"] = (join(score.entropy for score in scores), data["entropy"].values())
+        flat[TEACHER_ENTROPY] = (join(score.entropy for score in scores), data["entropy"].values())
     if scores[0].at_ids_log_q is not None:
         # Log-probs may have travelled as float16; every objective computes in float32.
         at_ids = join(score.at_ids_log_q for score in scores).float()
@@ -117,7 +124,7 @@ def teacher_fields(
         # Hidden states keep the teacher's dtype: float32 would double the largest field of the batch.
         flat[TEACHER_HIDDEN] = (join(score.hidden for score in scores), torch.tensor(0.0))
     fields = {name: fill_missing(value, valid, neutral) for name, (value, neutral) in flat.items()}
-    fields["teacher_valid"] = valid.to(mask.dtype)
+    fields[TEACHER_VALID] = valid.to(mask.dtype)
     if (~valid & mask.bool()).any():
         fields |= {"response_mask": mask * valid, "loss_mask": mask * valid}
     return {name: jagged(value, lengths) for name, value in fields.items()}, {"opd/teacher_missing_share": share}

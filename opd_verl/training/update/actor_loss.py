@@ -11,7 +11,13 @@ from verl.utils.metric import AggregationType, Metric
 from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 
-from opd_verl.schema import AGGREGATION_WEIGHTS, OPD_NUM_TOKENS, OPD_WEIGHTS, TERM_NAMES
+from opd_verl.schema import (
+    AGGREGATION_WEIGHTS,
+    OPD_LOSS,
+    OPD_NUM_TOKENS,
+    OPD_WEIGHTS,
+    TERM_NAMES,
+)
 from opd_verl.training.token_positions import jagged, row_lengths
 from opd_verl.training.update.terms import Terms
 from opd_verl.training.verl_types import Fields, as_tensordict, number, set_int
@@ -80,8 +86,8 @@ class OpdLoss:
             f"opd/{name}": Metric(value=(value.detach() * weights).sum(), aggregation=AggregationType.SUM)
             for name, value in values.items()
         }
-        if "opd_loss" in model_output:
-            return model_output["opd_loss"], metrics
+        if OPD_LOSS in model_output:
+            return model_output[OPD_LOSS], metrics
         return torch.stack([(value * weights).sum() for value in values.values()]).sum(), metrics
 
 

@@ -18,6 +18,7 @@ from opd_verl.schema import (
     AGGREGATION_WEIGHTS,
     AT_TEACHER_TOPK,
     FUSED_ROWS,
+    LOG_P,
     MODEL_TYPE,
     OPD_NUM_TOKENS,
     OPD_WEIGHTS,
@@ -190,10 +191,10 @@ def place(answers: dict[str, Tensor], micro_batch: Fields) -> dict[str, Tensor]:
     starts, lengths = offsets(micro_batch["input_ids"]), row_lengths(micro_batch["responses"])
     outputs: dict[str, Tensor] = {}
     for name, value in answers.items():
-        if name in ("log_p", "entropy"):
+        if name in (LOG_P, "entropy"):
             # verl reads the log-prob of the token at position t from position t - 1, where it is predicted.
             flat = value.new_zeros(int(starts[-1])).index_put((packed_positions(starts, lengths),), value)
-            key = "log_probs" if name == "log_p" else name
+            key = "log_probs" if name == LOG_P else name
             outputs[key] = torch.nested.nested_tensor_from_jagged(flat, starts)
         else:
             outputs[name] = jagged(value, lengths) if name.startswith("student_") else value

@@ -16,7 +16,15 @@ from opd_verl.fused.rows import HeadWeights
 from opd_verl.fused.statistics import row_statistics
 from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Tail
-from opd_verl.schema import OPTIONAL_FIELDS, TEACHER_HIDDEN
+from opd_verl.schema import (
+    DIVERGENCE,
+    LOG_P,
+    OPD_LOSS,
+    OPTIONAL_FIELDS,
+    STUDENT_FIELDS,
+    TEACHER_FIELDS,
+    TEACHER_HIDDEN,
+)
 from opd_verl.training.update.actor_loss import OpdLoss, aggregation_weights
 from opd_verl.training.update.terms import DivergenceObjective
 from opd_verl.training.verl_types import Fields
@@ -77,14 +85,14 @@ class UpdateRequest:
         columns = self.loss.terms.columns(self.fields)
         if self.loss.needs_log_prob_gradient or not self.loss.terms.any:
             log_p, entropy = fused_log_probs(hidden_NH, head, columns, self.temperature, self.with_entropy, self.rows)
-            answers |= {"log_p": log_p[:, 0]} | ({} if entropy is None else {"entropy": entropy})
+            answers |= {LOG_P: log_p[:, 0]} | ({} if entropy is None else {"entropy": entropy})
             return answers | self.loss.terms.losses(log_p, self.fields)
         # No part of verl's loss reads log_p: each chunk can form the gradient of its own sum at once, which saves a
         # pass over the head. `log_p` and the values are detached then; `opd_loss` alone carries the gradient.
         done = fused_support_loss(
             hidden_NH, head, columns, self.chunk_loss, self.weights, self.temperature, rows=self.rows
         )
-        return {"opd_loss": done.loss, "log_p": done.log_p[:, 0], **self.loss.terms.losses(done.log_p, self.fields)}
+        return {OPD_LOSS: done.loss, LOG_P: done.log_p[:, 0], **self.loss.terms.losses(done.log_p, self.fields)}
 
     def chunk_loss(self, log_p_CM: Tensor, rows: slice) -> Tensor:
         """The sum of the terms for some of the tokens [C]."""
@@ -108,7 +116,7 @@ class UpdateRequest:
             self.rows,
         )
         divergence = self.loss.terms.coefficient * done.token_losses
-        return {"opd_loss": done.loss, "log_p": done.log_p[:, 0], "divergence": divergence}
+        return {OPD_LOSS: done.loss, LOG_P: done.log_p[:, 0], DIVERGENCE: divergence}
 
     def plain(self, log_p_NV: Tensor) -> dict[str, Tensor]:
         """The exact terms from log-probs over the whole vocabulary, by autograd: the reference for `fused`."""
@@ -121,7 +129,7 @@ class UpdateRequest:
             objective = self.full_objective
             log_q_NV = self.teacher_head.logits(self.fields[TEACHER_HIDDEN]).log_softmax(-1)
             value = support_divergence(log_p_NV, log_q_NV, objective.divergence, Tail.none, objective.beta)
-            values["divergence"] = terms.coefficient * value
+            values[DIVERGENCE] = terms.coefficient * value
         return values
 
 
@@ -146,7 +154,7 @@ class LogProbRequest:
         bias = None if head.bias is None else head.bias[: head.limit]
         lm_head = LMHead(head.weight[: head.limit], bias, scale=1.0, softcap=None, temperature=1.0)
         done = row_statistics(lm_head, hidden_NH, ids, self.topk, self.temperature, self.rows)
-        sampled = {"log_p": done.log_p[:, 0], "entropy": done.entropy}
+        sampled = {LOG_P: done.log_p[:, 0], "entropy": done.entropy}
         return sampled | self.with_topk(done.topk_ids, done.topk_log_p, done.log_p[:, 1:])
 
     def plain(self, log_p_NV: Tensor) -> dict[str, Tensor]:
@@ -159,9 +167,9 @@ class LogProbRequest:
         """The fields that were asked for: the student's top-k, and its log-probs at the teacher's ids."""
         fields = {}
         if self.topk:
-            fields |= {"student_topk_ids": topk_ids, "student_topk_log_probs": topk_log_p}
+            fields |= {STUDENT_FIELDS.ids: topk_ids, STUDENT_FIELDS.log_p_old: topk_log_p}
         if self.teacher_ids is not None:
-            fields["student_log_probs_at_teacher_topk"] = at_teacher
+            fields[TEACHER_FIELDS.log_p_old] = at_teacher
         return fields
 
 

@@ -14,7 +14,19 @@ from opd_verl.objective_hooks import ObjectiveHook, ObjectiveInputs
 from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Divergence, Support, Tail, Weighting
 from opd_verl.objectives.policy_gradient import policy_gradient_topk
-from opd_verl.schema import GATE, JOINT_FIELDS, OFF_POLICY_TOKENS, TEACHER_FIELDS, TOKEN_FIELDS, support_fields
+from opd_verl.schema import (
+    CROSS_ENTROPY,
+    DIVERGENCE,
+    FORWARD_KL,
+    GATE,
+    JOINT_FIELDS,
+    OFF_POLICY_TOKENS,
+    TEACHER_ENTROPY,
+    TEACHER_FIELDS,
+    TEACHER_LOG_PROBS,
+    TOKEN_FIELDS,
+    support_fields,
+)
 
 
 @dataclass(frozen=True)
@@ -128,14 +140,14 @@ class Terms:
         values, k = {}, self.width(data) if self.on_support else 0
         if self.objective is not None and self.on_support:
             inputs = self.objective_inputs(log_p_NM[:, 0], log_p_NM[:, 1 : 1 + k], data)
-            values["divergence"] = self.coefficient * self.objective(inputs)
+            values[DIVERGENCE] = self.coefficient * self.objective(inputs)
         if self.forward_kl_k:
             log_q = data[TEACHER_FIELDS.log_q][:, : self.forward_kl_k]
             # The gate is EOPD's; `renorm_teacher` normalises q over its top-k and leaves p as it is (EOPD eq. 10).
             divergence = support_divergence(log_p_NM[:, 1 + k :], log_q, Divergence.forward, Tail.renorm_teacher)
-            values["forward_kl"] = self.coefficient * self.forward_kl_coefficient * data[GATE] * divergence
+            values[FORWARD_KL] = self.coefficient * self.forward_kl_coefficient * data[GATE] * divergence
         if self.cross_entropy:
-            values["cross_entropy"] = -self.coefficient * self.cross_entropy * data[OFF_POLICY_TOKENS] * log_p_NM[:, 0]
+            values[CROSS_ENTROPY] = -self.coefficient * self.cross_entropy * data[OFF_POLICY_TOKENS] * log_p_NM[:, 0]
         return values
 
     def objective_inputs(self, log_p: Tensor, log_p_support: Tensor, data: Mapping[str, Tensor]) -> ObjectiveInputs:
@@ -144,13 +156,13 @@ class Terms:
         return ObjectiveInputs(
             log_p=log_p,
             log_p_old=data["old_log_probs"],
-            log_q=data["teacher_log_probs"],
+            log_q=data[TEACHER_LOG_PROBS],
             advantage=data["advantages"],
             log_p_support=log_p_support,
             log_p_old_support=data[where.log_p_old][:, :k],
             log_q_support=data[where.log_q][:, :k],
             member=data[where.ids][:, :k] >= 0,
-            teacher_entropy=data.get("teacher_entropy"),
+            teacher_entropy=data.get(TEACHER_ENTROPY),
             eps_low=self.eps_low,
             eps_high=self.eps_high,
         )
