@@ -1,1 +1,1 @@
-"""From teacher scores to a weight and an advantage per response token: pure functions of tensors, torch only."""
+"""Credit: the weight and the advantage of each response token, from teacher scores. Torch only; README.md explains."""

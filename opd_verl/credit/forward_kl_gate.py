@@ -1,4 +1,4 @@
-"""Where the extra forward KL applies (objectives/README.md 5, EOPD eq. 9 and its section 5.6)."""
+"""The gate of the extra forward KL (objectives/README.md 5, EOPD eq. 9 and its section 5.6)."""
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ def forward_kl_gate(
     none: nowhere. full: everywhere. gated: `1[H_t^q > tau]`. random: `max(1, floor(share n))` of a rollout's n tokens.
 
     Args:
-        placement: see above.
+        placement: one of the four above.
         teacher_entropy: H_t^q [B, R] of the whole vocabulary, nats; read by `gated` alone, detached.
         mask: 1 on response tokens [B, R], else 0; the gate is 0 there.
         tau: threshold of `gated`, nats.
         share: share of `random`, in (0, 1].
-        seed: seed of `random`. The choice depends on it, on the rollout's row and on its tokens: not on the padding and
-            not on the other rollouts.
+        seed: seed of `random`. The choice reads the seed, the rollout's row and its tokens, and neither the padding
+            nor other rollouts.
     """
     present = mask.bool()
     if placement is Placement.none:
@@ -33,7 +33,8 @@ def forward_kl_gate(
 
 
 def random_positions(present: Tensor, share: float, seed: int) -> Tensor:
-    """bool [B, R]: `max(1, floor(share n))` of the n positions of each row of `present` (bool), at random."""
+    """`max(1, floor(share n))` of the n positions of each row of `present` (bool [B, R]) at random, bool [B, R]."""
+    # A seed for each row, drawn on the CPU: the choice is the same on every device, and longer rows shift no other row.
     seeds = torch.randint(2**62, (len(present),), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = torch.zeros_like(present)
     for row, row_seed in enumerate(seeds):

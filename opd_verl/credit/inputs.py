@@ -1,4 +1,4 @@
-"""What hooks and step metrics read."""
+"""Inputs of hooks and step metrics."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RewardInputs:
-    """What a hook may read. All [B, R] (or [B], or [B, R, K]), detached, nats, defined where `mask` is 1."""
+    """One step's rollouts as a hook may read them.
+
+    All [B, R] unless a field says otherwise; detached, nats, defined where `mask` is 1. Padded positions have mask 0.
+    """
 
     log_p_old: Tensor
-    """log p_old(y_t): the student that sampled the rollout."""
+    """log p_old(y_t) of the student that sampled the rollout."""
     log_q: Tensor
-    """log q(y_t): the teacher at the same prefix."""
+    """log q(y_t) of the teacher behind the same tokens."""
     mask: Tensor
     """1 on response tokens whose teacher score is valid."""
     student_entropy: Tensor
@@ -25,7 +28,7 @@ class RewardInputs:
     task_score: Tensor
     """The rollout's task reward [B] from verl's reward function."""
     correct: Tensor | None = None
-    """Whether the rollout is correct, bool [B]; None where the task reward does not tell."""
+    """Whether the rollout's task score is above 0, bool [B]; None where the task reward does not tell."""
     truncated: Tensor | None = None
     """Whether the rollout hit the length limit without an end-of-sequence token, bool [B]."""
     teacher_entropy: Tensor | None = None
@@ -35,11 +38,11 @@ class RewardInputs:
     log_p_topk: Tensor | None = None
     """log p_old at the student's top-k ids [B, R, K], where `opd.objective.k` needs them."""
     log_q_topk: Tensor | None = None
-    """log q at the same ids [B, R, K]."""
+    """log q at the student's top-k ids [B, R, K]."""
     tokens: "TokenConfig | None" = None
     """`opd.tokens`: the settings of token masks and weights."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """A hook may put `opd/<name>` here; it is logged with the step."""
+    """A hook may put `opd/<name>` here, which is logged with the step."""
 
     @property
     def position(self) -> Tensor:

@@ -15,15 +15,16 @@ ROUNDING = 1e-9
 
 
 def top_share(values: Tensor, mask: Tensor, share: float) -> Tensor:
-    """Within each rollout the `max(1, floor(share * n))` of its n tokens with the largest values (Capacity 5.3).
+    """The `max(1, floor(share * n))` tokens of largest value among each rollout's n tokens, bool [B, R] (Capacity 5.3).
 
-    Equal values: the earlier position first, so that a rerun selects the same tokens.
+    Of equal values the earlier position comes first, so that a rerun selects the same tokens.
 
     Args:
         values: student or teacher entropy [B, R].
         mask: 1 on response tokens [B, R].
         share: in [0, 1]; Capacity's fork tokens are 0.2.
     """
+    # torch.topk breaks ties by no rule, so it only finds the least value that is kept; positions then fill the room.
     present = mask.bool()
     count = (share * present.sum(dim=-1, keepdim=True).double() + ROUNDING).floor().clamp(min=1).long()
     known = values.masked_fill(~present, -torch.inf)
@@ -41,14 +42,14 @@ def either(first: Tensor, second: Tensor) -> Tensor:
 def in_q3(reward: Tensor, student_entropy: Tensor, low_entropy: float) -> Tensor:
     """Quadrant Q3, "forced correction" (Capacity table 5): `r_t < 0` and `H_t^p < low_entropy`, bool [B, R].
 
-    "The student is highly confident at position t, yet a negative reward from the teacher pushes it away from its own
-    prediction." The paper's threshold is 0.3 nats; a token at the threshold counts as forking.
+    The paper: "The student is highly confident at position t, yet a negative reward from the teacher pushes it away
+    from its own prediction." Its threshold is 0.3 nats; a token at the threshold counts as forking.
     """
     return (reward < 0) & (student_entropy < low_entropy)
 
 
 def drop_q3(reward: Tensor, student_entropy: Tensor, mask: Tensor, low_entropy: float) -> Tensor:
-    """All tokens except those of quadrant Q3, bool [B, R]. Arguments: see `in_q3`."""
+    """All tokens outside quadrant Q3, bool [B, R]. The arguments are those of `in_q3`."""
     return mask.bool() & ~in_q3(reward, student_entropy, low_entropy)
 
 
@@ -57,9 +58,9 @@ def drop_destructive_q3(
 ) -> Tensor:
     """All tokens except the Q3 tokens of correct rollouts, bool [B, R] (Capacity 5.3).
 
-    "Destructive Q3: the student rollout reaches the *correct* final answer, yet at this position the teacher pulls the
-    student off a confidently-correct token. [...] Corrective Q3: the student rollout reaches an *incorrect* final
-    answer, and the teacher provides a correction at this position." Corrective Q3 tokens stay.
+    The paper: "Destructive Q3: the student rollout reaches the *correct* final answer, yet at this position the teacher
+    pulls the student off a confidently-correct token. [...] Corrective Q3: the student rollout reaches an *incorrect*
+    final answer, and the teacher provides a correction at this position." Corrective Q3 tokens stay.
 
     Args:
         reward: r_t [B, R], nats.
@@ -75,16 +76,16 @@ def drop_destructive_q3(
 def high_divergence(reward: Tensor, mask: Tensor, quantile: float) -> Tensor:
     """Tokens whose `|r_t|` is at or above the quantile of `|r|` within their rollout, bool [B, R].
 
-    Unmasking's filter (4.3, E.7): alignment with the ideal gradient grows with the divergence of teacher and student,
-    "high divergence is necessary but not sufficient". `|r_t|` stands in for the divergence at the sampled token.
+    Unmasking (4.3, E.7): alignment with the ideal gradient grows with the divergence of teacher and student, "high
+    divergence is necessary but not sufficient". Here `|r_t|` stands for the divergence at the sampled token.
 
-    The linearly interpolated quantile lies between two neighbours in sorted order, so the tokens at or above it are
-    those at or above the upper neighbour: no interpolation, hence no rounding that drops the token at the quantile.
+    A linearly interpolated quantile lies between two neighbours in sorted order. A token is at or above it where it is
+    at or above the upper neighbour, so nothing is interpolated and no rounding drops the token at the quantile.
 
     Args:
         reward: r_t [B, R], nats.
         mask: 1 on response tokens [B, R].
-        quantile: in [0, 1]; 0 keeps every token, 1 the largest alone.
+        quantile: in [0, 1]; 0 keeps every token, 1 only the largest.
     """
     present, size = mask.bool(), reward.abs()
     last = present.sum(dim=-1, keepdim=True).double() - 1
@@ -106,7 +107,7 @@ def truncated_mask(truncation: Truncation, truncated: Tensor, mask: Tensor, tail
     back from its last unmasked token.
 
     Args:
-        truncation: what becomes of truncated rollouts.
+        truncation: the policy for truncated rollouts.
         truncated: bool [B].
         mask: 1 on response tokens [B, R].
         tail_tokens: length of the tail.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Divergence, Tail
-from opd_verl.objectives.support import SupportTensors, found_in
+from opd_verl.objectives.support import SupportTensors, members_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Overlap:
 
 def measure_overlap(student: SupportTensors, teacher: SupportTensors) -> Overlap:
     """From the two top-k blocks [..., k]."""
-    shared, shared_teacher = found_in(student.ids, teacher.ids), found_in(teacher.ids, student.ids)
+    shared, shared_teacher = members_of(student.ids, teacher.ids), members_of(teacher.ids, student.ids)
     log_p, log_q = (side.log_softmax(-1) for side in (student.log_p_old, student.log_q))
     advantage = (log_p.exp() * (log_q - log_p) * shared).sum(-1) / shared.sum(-1)
     return Overlap(

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0  # e^20 is far outside any clip range, and its float32 gradient is still finite
+MAX_LOG_RATIO = 20.0
+"""e^20 is far outside any clip range, and its float32 gradient is still finite."""
 
 
 def clipped_surrogate(
@@ -10,17 +11,21 @@ def clipped_surrogate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`max(-ratio A, -clip(ratio, 1 - eps_low, 1 + eps_high) A)` with `ratio = p(y) / p_old(y)`, per token.
 
+    With A = r_t and ratio 1, the expected gradient over y ~ p is that of KL(p || q). No mean is taken here: the caller
+    divides by its count of tokens.
+
     Args:
         log_p: student log-prob of the sampled token, nats; any shape, carries the gradient.
-        log_p_old: the same under the policy that sampled it; no gradient flows.
-        advantages: per-token advantage, same shape; no gradient flows.
+        log_p_old: log-prob of that token under the student that sampled it, same shape; detached.
+        advantages: A of each token, same shape, nats; detached.
         eps_low: clip range below 1, in [0, 1).
         eps_high: clip range above 1, >= 0.
 
     Returns:
-        loss (same shape), whether the clip decided it (bool), and the log-ratio (detached, nats).
+        The loss (float32, same shape), whether the clip decided it (bool), and the log-ratio (detached, nats).
     """
     advantages = advantages.detach()
+    # float32: a ratio near 1 is a difference of log-probs near 0, which 16 bits would round away.
     log_ratio = (log_p.float() - log_p_old.detach().float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     plain = -ratio * advantages

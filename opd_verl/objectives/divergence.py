@@ -1,4 +1,4 @@
-"""Divergences on a support: one summand per divergence, one preparation per tail (objectives/README.md 2, 3, 5).
+"""Divergences on a support: a summand per divergence and a preparation per tail (objectives/README.md 2, 3, 5).
 
 Shapes: K support ids, V vocabulary, any leading dimensions. Natural logs: nats.
 """
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from opd_verl.objectives.names import Divergence, Tail
 
-LOG_ZERO = -1e30  # a finite log 0: its exp is 0, and two of them differ by 0, where -inf would give NaN
-REST_FLOOR = 1e-7  # what 1 - sum p resolves in float32
+LOG_ZERO = -1e30
+"""A finite log 0: exp of it is 0, and the difference of two is 0, where -inf would give NaN."""
+REST_FLOOR = 1e-7
+"""Smallest mass of the `bucket` tail's symbol: float32 resolves `1 - sum p` no finer."""
 
 
 def support_divergence(
@@ -25,34 +27,36 @@ def support_divergence(
     """`D(p, q) = sum_{v in S} phi(p(v), q(v))`, differentiated exactly through `log_p` (objectives/README.md 3).
 
     phi: reverse `p log(p / q)` (Capacity eq. 3, Rethinking eq. 5), forward `q log(q / p)`, jsd
-    `beta q log(q / m) + (1 - beta) p log(p / m)` with `m = beta q + (1 - beta) p`. What `tail` does with the
-    probability outside S:
+    `beta q log(q / m) + (1 - beta) p log(p / m)` with `m = beta q + (1 - beta) p`. The probability outside S,
+    by `tail`:
 
     * renorm: p and q are divided by their sums over S.
-    * none: raw masses; the sum can be negative. At q = p it is 0, but its gradient is not: the reverse sum then pulls
-      mass out of S, the forward one into S.
+    * none: raw masses; the sum can be negative. At q = p the sum is 0 and its gradient is not: the reverse sum pulls
+      mass out of S, the forward sum pulls mass into S.
     * bucket: one more symbol has mass `1 - sum_S` on each side, at least REST_FLOOR; the gradient passes the floor.
-    * generalised: `phi - p + q` (reverse), `phi - q + p` (forward). In jsd the two corrections `beta (m - q)` and
-      `(1 - beta) (m - p)` cancel: it equals `none`.
+    * generalised: `phi - p + q` (reverse), `phi - q + p` (forward). For jsd this equals `none`: the two corrections
+      `beta (m - q)` and `(1 - beta) (m - p)` cancel.
     * renorm_teacher: q is divided by its sum over S, p stays raw (EOPD eq. 10 with `forward`). At q = p forward is
       `-log sum_S p`, not 0.
 
     Args:
         log_p: student log-probs of the full softmax at the ids [..., K], nats; carries the gradient.
-        log_q: teacher log-probs at the same ids [..., K], nats; detached here.
-        divergence: phi.
-        tail: see above.
+        log_q: teacher log-probs at these ids [..., K], nats; detached here.
+        divergence: chooses phi.
+        tail: treatment of the probability outside S, see above.
         beta: the teacher's share of m, in (0, 1); read by jsd alone.
         member: bool [..., K], True where the id belongs to S; None: everywhere.
 
     Returns:
-        [...] float32 (float64 for a float64 `log_p`), nats; 0 with zero gradient where no id is a member.
+        D of each token [...], float32 (float64 for a float64 `log_p`), nats; 0 with zero gradient where no id is a
+        member. No mean is taken here.
 
     Raises:
         ValueError: jsd with beta outside (0, 1).
     """
     log_p, log_q = _precise(log_p, log_q.detach())
     if member is not None:
+        # Probability 0 on both sides: the summand and its gradient are 0 for every divergence and tail.
         log_p, log_q = log_p.masked_fill(~member, -math.inf), log_q.masked_fill(~member, -math.inf)
     log_p, log_q = with_tail(log_p, log_q, tail)
     terms = summands(log_p, log_q, divergence, beta)
@@ -64,7 +68,7 @@ def support_divergence(
 
 
 def summands(log_p: Tensor, log_q: Tensor, divergence: Divergence, beta: float) -> Tensor:
-    """phi(p, q) per symbol, nats, same shape; `0 log 0 = 0`, and a symbol with p = q = 0 gives 0 and no gradient."""
+    """phi(p, q) of every symbol, nats, same shape; `0 log 0 = 0`, and p = q = 0 gives 0 and no gradient."""
     if divergence is Divergence.reverse:
         return _times(log_p.exp(), log_p - log_q)
     if divergence is Divergence.forward:
@@ -74,7 +78,7 @@ def summands(log_p: Tensor, log_q: Tensor, divergence: Divergence, beta: float) 
 
 
 def with_tail(log_p: Tensor, log_q: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-    """The two sides [..., K] (bucket: [..., K + 1]) whose summands add up to the divergence; -inf: not in S."""
+    """log p and log q [..., K] (bucket: [..., K + 1]) after the tail's treatment; -inf where the id is not in S."""
     if tail is Tail.renorm:
         return _renormalised(log_p), _renormalised(log_q)
     if tail is Tail.renorm_teacher:
@@ -94,9 +98,9 @@ def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
 
 @torch.no_grad()
 def full_slope(log_p: Tensor, log_q: Tensor, divergence: Divergence, beta: float) -> tuple[Tensor, Tensor]:
-    """The full-vocabulary divergence and its gradient in closed form, without autograd (objectives/README.md 2).
+    """D over the whole vocabulary and dD / dz in closed form, without autograd (objectives/README.md 2).
 
-    With z the student's logits, `log p = log_softmax(z)`:
+    z are the student's logits, `log p = log_softmax(z)`:
 
     * reverse: `dD / dz = p (log(p / q) - KL(p || q))`
     * forward: `dD / dz = p - q`
@@ -107,11 +111,11 @@ def full_slope(log_p: Tensor, log_q: Tensor, divergence: Divergence, beta: float
     Args:
         log_p: student log-probs over the whole vocabulary [..., V], nats.
         log_q: teacher log-probs [..., V], nats.
-        divergence: which of the three.
+        divergence: chooses the row above.
         beta: the teacher's share of m, in (0, 1); read by jsd alone.
 
     Returns:
-        D [...] and dD / dz [..., V] (a tensor of its own), nats, detached, float32 (float64 for a float64 `log_p`).
+        D [...] and dD / dz [..., V] (a new tensor), nats, detached, float32 (float64 for a float64 `log_p`).
 
     Raises:
         ValueError: jsd with beta outside (0, 1).
@@ -130,20 +134,25 @@ def full_slope(log_p: Tensor, log_q: Tensor, divergence: Divergence, beta: float
 
 
 def _precise(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides in float32, or in float64 where `log_p` is: 16 bits lose the difference of two close log-probs."""
     log_p = log_p if log_p.dtype == torch.float64 else log_p.float()
     return log_p, log_q.to(log_p.dtype)
 
 
 def _times(mass: Tensor, logs: Tensor) -> Tensor:
-    """`mass * logs`, 0 where the mass is 0, whatever the log."""
+    """`mass * logs`, and 0 where the mass is 0, whatever the log."""
+    # `where` on the log, not on the product: the gradient of 0 * inf would be NaN behind the mask.
     return mass * torch.where(mass > 0.0, logs, 0.0)
 
 
 def _renormalised(logs: Tensor) -> Tensor:
+    """Log-probs divided by their sum over S [..., K]; -inf stays -inf."""
+    # The clamp keeps logsumexp's gradient finite on a row without members, where all logs are -inf.
     return logs - logs.clamp(min=LOG_ZERO).logsumexp(dim=-1, keepdim=True)
 
 
 def _log_rest(logs: Tensor) -> Tensor:
-    """`log(1 - sum exp(logs))` [..., 1]; below the floor the value is the floor's and the slope that of `1 - sum`."""
+    """`log(max(1 - sum exp(logs), REST_FLOOR))` [..., 1]."""
     rest = 1.0 - logs.exp().sum(dim=-1, keepdim=True)
+    # A clamp alone has no gradient below the floor, where a student without tail must still be pushed to the teacher's.
     return (rest + (rest.clamp(min=REST_FLOOR) - rest).detach()).log()

@@ -1,10 +1,10 @@
-"""The choices that an objective is composed of, by the names that the config uses."""
+"""Choices of an objective, by the names that the config uses."""
 
 from enum import StrEnum
 
 
 class Support(StrEnum):
-    """The token ids S_t that an objective looks at (objectives/README.md 3)."""
+    """The token ids S_t that an objective reads (objectives/README.md 3)."""
 
     sampled = "sampled"
     """The sampled token y_t alone."""
@@ -23,15 +23,15 @@ class Support(StrEnum):
 
 
 JOINT_SUPPORTS = (Support.union, Support.intersection, Support.symmetric_difference)
-"""Made of the student's and the teacher's top-k."""
+"""Supports made of the student's and the teacher's top-k."""
 TEACHER_SUPPORTS = (Support.teacher_topk, *JOINT_SUPPORTS)
-"""Made of the teacher's top-k, alone or with the student's."""
+"""Supports that read the teacher's top-k."""
 TOPK_SUPPORTS = (Support.student_topk, *TEACHER_SUPPORTS)
-"""Made of any top-k."""
+"""Supports that read a top-k."""
 
 
 class Divergence(StrEnum):
-    """What is measured between student p and teacher q."""
+    """The distance of student p and teacher q that is minimised (objectives/README.md 2, 3)."""
 
     reverse = "reverse"
     """KL(p || q)."""
@@ -42,7 +42,7 @@ class Divergence(StrEnum):
 
 
 class Tail(StrEnum):
-    """What happens to the probability outside the support."""
+    """Treatment of the probability outside the support (objectives/README.md 3)."""
 
     renorm = "renorm"
     """Both sides are renormalised on the support (the papers)."""
@@ -62,29 +62,32 @@ class Weighting(StrEnum):
     student = "student"
     """The student's probability, renormalised on the support."""
     teacher = "teacher"
-    """The teacher's, renormalised on the support."""
+    """The teacher's probability, renormalised on the support."""
     uniform = "uniform"
-    """1."""
+    """1 for every token."""
 
 
 class Placement(StrEnum):
     """Where the extra forward KL applies (objectives/README.md 5, EOPD 5.6)."""
 
     none = "none"
+    """Nowhere."""
     gated = "gated"
     """Where the teacher's full-vocabulary entropy exceeds tau."""
     full = "full"
+    """At every token."""
     random = "random"
     """A seeded share of every rollout's positions."""
 
 
 class Truncation(StrEnum):
-    """What becomes of a rollout that hit the length limit without an end-of-sequence token (credit/README.md 3)."""
+    """Treatment of rollouts that hit the length limit without an end-of-sequence token (credit/README.md 3)."""
 
     keep = "keep"
+    """Distillation on all tokens."""
     mask = "mask"
-    """No distillation on it; verl's entropy and reference-KL terms still see it."""
+    """No distillation on such a rollout; verl's entropy and reference-KL terms still see it."""
     mask_tail = "mask_tail"
-    """No distillation on its last tokens."""
+    """No distillation on the last tokens of such a rollout."""
     drop = "drop"
-    """No term sees it, and a task reward's group statistics leave it out."""
+    """No term sees such a rollout, and a task reward's group statistics leave it out."""

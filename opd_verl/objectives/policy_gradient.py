@@ -18,25 +18,26 @@ def policy_gradient_topk(
 ) -> Tensor:
     """`sum_{v in S} max(-ratio(v) A(v), -clip(ratio(v)) A(v))`, `A(v) = -w(v) (log p_old(v) - log q(v))`.
 
-    A surrogate, not a divergence: at ratio 1 its gradient is `sum_S w l grad log p` with `l = log p_old - log q`. The
-    exact gradient of the renormalised reverse KL is `sum_S w (l - lbar) grad log p` with `w = pbar`,
-    `lbar = sum_S w l`. This one drops the baseline lbar, that is, it adds `lbar grad log m_S` with `m_S = sum_S p`: it
+    This is a surrogate, not a divergence. With `l = log p_old - log q`, its gradient at ratio 1 is
+    `sum_S w l grad log p`. The exact gradient of the renormalised reverse KL is `sum_S w (l - lbar) grad log p` with
+    `w = pbar`, `lbar = sum_S w l`. The surrogate drops the baseline lbar, which adds `lbar grad log sum_S p`: it
     also pushes the student's mass out of S where lbar > 0, and into S where lbar < 0. For the exact gradient use
     `support_divergence` (objectives/README.md 3).
 
     Args:
         log_p: student log-probs of the full softmax at the ids [..., K], nats; carries the gradient.
-        log_p_old: the same under the student that sampled the rollout; detached.
-        log_q: teacher log-probs at the same ids; detached.
-        weighting: w: p_old renormalised on S (`student`), q renormalised on S (`teacher`), or 1 (`uniform`).
+        log_p_old: log-probs [..., K] of the student that sampled the rollout; detached.
+        log_q: teacher log-probs [..., K] at these ids; detached.
+        weighting: chooses w: p_old renormalised on S (`student`), q renormalised on S (`teacher`), or 1 (`uniform`).
         eps_low: clip range below 1, in [0, 1).
         eps_high: clip range above 1, >= 0.
         member: bool [..., K], True where the id belongs to S; None: everywhere.
 
     Returns:
-        [...] float32, nats; 0 with zero gradient where no id is a member.
+        The loss of each token [...], float32, nats; 0 with zero gradient where no id is a member. No mean is taken.
     """
     member = torch.ones_like(log_p, dtype=torch.bool) if member is None else member
+    # Ids outside S may hold anything, NaN too: they leave before the first product, or their gradient would be NaN.
     log_p, log_p_old, log_q = (torch.where(member, x.float(), 0.0) for x in (log_p, log_p_old, log_q))
     weights = support_weights(log_p_old, log_q, weighting, member)
     loss, _, _ = clipped_surrogate(log_p, log_p_old, -weights * (log_p_old - log_q), eps_low, eps_high)
@@ -44,7 +45,7 @@ def policy_gradient_topk(
 
 
 def support_weights(log_p_old: Tensor, log_q: Tensor, weighting: Weighting, member: Tensor) -> Tensor:
-    """w [..., K] of the support tokens; on a position without members any finite value."""
+    """w [..., K] of the support tokens; a position without members gets finite values that are not read."""
     if weighting is Weighting.uniform:
         return torch.ones_like(log_q)
     logs = log_p_old if weighting is Weighting.student else log_q
