@@ -17,8 +17,15 @@ from transformers import AutoTokenizer
 
 from opd_verl.experiments.findings import COMMON, Row, measured_table, recovered
 from opd_verl.experiments.measure import Measurement, measure
-from opd_verl.pipeline.__main__ import run as run_pipeline
-from opd_verl.pipeline.config import DataConfig, EvalConfig, ModelsConfig, PipelineConfig, RolloutsConfig, StageConfig
+from opd_verl.pipeline.config import (
+    ComparisonConfig,
+    DataConfig,
+    ModelsConfig,
+    PipelineConfig,
+    RolloutsConfig,
+    StageConfig,
+)
+from opd_verl.pipeline.run import run_pipeline
 from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
 from opd_verl.quickstart.models import STUDENT, TEACHER, load_model
 from opd_verl.quickstart.paths import Paths
@@ -162,7 +169,7 @@ def pipeline_of(finding: Finding, paths: Paths, seed: int) -> PipelineConfig:
         save_freq=LONG_STEPS,
         overrides=[*COMMON[:3], *LENGTHS, *RATE, TWICE],
         rollouts=RolloutsConfig(limit=COLD_PROMPTS, max_tokens=RESPONSE_LIMIT),
-        eval=EvalConfig(enabled=False),
+        eval=ComparisonConfig(enabled=False),
     )
 
 

@@ -1,1 +1,1 @@
-"""Several trainings in a row: `python -m opd_verl.pipeline pipeline=grpo_then_opd`."""
+"""Runs several trainings in a row, each on the models of earlier ones, and compares all models in one table."""

@@ -1,4 +1,4 @@
-"""A stage as a command line. Everything that decides its result is in `settings`; where it writes, in `outputs`."""
+"""Turns a stage into a command line: `settings` decide its result, `outputs` say where it writes."""
 
 import json
 import os
@@ -13,21 +13,21 @@ from opd_verl.config.overrides import hydra_value
 from opd_verl.pipeline.config import PipelineConfig, StageConfig
 
 SFT_RECIPES = ("cold_start",)
-"""Recipes of verl's SFT trainer; all others are main_ppo's."""
+"""Recipes of verl's SFT trainer; all others belong to main_ppo."""
 ROLLOUT = "actor_rollout_ref.rollout"
 SEEDED = (
     "trainer.v1.trainer_mode=seeded",
     f"++{ROLLOUT}.agent.agent_loop_manager_class=opd_verl.seeded_loop.SeededAgentLoopManager",
 )
-"""recipe=grpo with a seed for every rollout, so that a stage that was killed ends with the same numbers."""
+"""Gives every rollout of recipe=grpo its own seed, so that a killed stage ends with the same numbers."""
 CONTENTS = "save_contents=[model,optimizer,extra,hf_model]"
 KEPT_CHECKPOINTS = 2
-"""While the newest is written, the one before it must still be there."""
+"""With 1, verl deletes the old checkpoint before it names the new one: a kill in between would leave none."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a stage reads: models and files, as paths or as whatever stands for them."""
+class StageInputs:
+    """Models and files that a stage reads, as paths or hub names."""
 
     student: str
     teacher: str | None
@@ -36,21 +36,22 @@ class Inputs:
 
 
 def is_sft(recipe: str) -> bool:
-    """Whether verl's SFT trainer runs it."""
+    """Says whether verl's SFT trainer runs this recipe."""
     return recipe in SFT_RECIPES
 
 
 def settings(
-    config: PipelineConfig, stage: StageConfig, inputs: Inputs, distils: bool, where: Sequence[str] = ()
+    config: PipelineConfig, stage: StageConfig, inputs: StageInputs, distils: bool, where: Sequence[str] = ()
 ) -> list[str]:
-    """Overrides that decide what a stage computes; the user's come last.
+    """Returns the overrides that decide what a stage computes; the user's come last and win.
 
     Args:
         distils: whether the recipe has an `opd:` section.
-        where: `outputs`, which decide nothing; before the user's overrides, so that these win.
+        where: the stage's `outputs`; they decide no number, and the user's overrides win over them too.
     """
     common = [f"recipe={stage.recipe}", *([f"cluster={config.cluster}"] if config.cluster else []), *where]
     render = [f"++{OPTIONS}.{name}={json.dumps(value)}" for name, value in config.chat_template_kwargs.items()]
+    # verl ends at whichever comes first, steps or epochs: with steps given, the epochs must never end the stage.
     length = [f"trainer.total_training_steps={stage.steps}", "trainer.total_epochs=1000000"] if stage.steps else []
     if is_sft(stage.recipe):
         return [*common, *sft_inputs(config, inputs), *render, *length, *stage.overrides]
@@ -61,8 +62,8 @@ def settings(
     return [*common, *own, *config.overrides, *stage.overrides]
 
 
-def sft_inputs(config: PipelineConfig, inputs: Inputs) -> list[str]:
-    """Model, data and seeds of `verl.trainer.sft_trainer`."""
+def sft_inputs(config: PipelineConfig, inputs: StageInputs) -> list[str]:
+    """Returns model, data and seeds as overrides of `verl.trainer.sft_trainer`."""
     return [
         f"model.path={hydra_value(inputs.student)}",
         f"data.train_files={hydra_value(inputs.train)}",
@@ -71,8 +72,8 @@ def sft_inputs(config: PipelineConfig, inputs: Inputs) -> list[str]:
     ]
 
 
-def ppo_inputs(config: PipelineConfig, inputs: Inputs) -> list[str]:
-    """Models, data and seeds of `verl.trainer.main_ppo`."""
+def ppo_inputs(config: PipelineConfig, inputs: StageInputs) -> list[str]:
+    """Returns models, data and seeds as overrides of `verl.trainer.main_ppo`."""
     teacher = [] if inputs.teacher is None else [f"opd.teacher.path={hydra_value(inputs.teacher)}"]
     return [
         f"actor_rollout_ref.model.path={hydra_value(inputs.student)}",
@@ -86,7 +87,7 @@ def ppo_inputs(config: PipelineConfig, inputs: Inputs) -> list[str]:
 
 
 def outputs(config: PipelineConfig, name: str, recipe: str, folder: Path) -> list[str]:
-    """Overrides that say where a stage writes, and that it goes on where it was stopped."""
+    """Returns the overrides that say where a stage writes, and that it resumes from its last checkpoint."""
     checkpoint, keep = "actor_rollout_ref.actor.checkpoint", "max_actor_ckpt_to_keep"
     if is_sft(recipe):
         checkpoint, keep = "checkpoint", "max_ckpt_to_keep"
@@ -103,7 +104,7 @@ def outputs(config: PipelineConfig, name: str, recipe: str, folder: Path) -> lis
 
 
 def command(recipe: str, overrides: Sequence[str], processes: int) -> list[str]:
-    """The whole command line; verl's SFT trainer wants torchrun where it has several processes."""
+    """Returns the whole command line; verl's SFT trainer needs torchrun for several processes."""
     python = [sys.executable, "-m"]
     if not is_sft(recipe):
         return [*python, "verl.trainer.main_ppo", *overrides]
@@ -112,7 +113,7 @@ def command(recipe: str, overrides: Sequence[str], processes: int) -> list[str]:
 
 
 def environment(recipe: str) -> dict[str, str]:
-    """What a single process of the SFT trainer must find in its environment; torchrun would set it."""
+    """Returns the variables that torchrun would set: one process of the SFT trainer runs without torchrun."""
     if not is_sft(recipe):
         return {}
     return {
@@ -126,7 +127,7 @@ def environment(recipe: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """Returns a TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,7 +1,7 @@
-"""The pipeline's own config, typed, and what can be said of its stages without looking at a model."""
+"""The pipeline's typed config, and the checks of its stages that need no model."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -11,7 +11,7 @@ from opd_verl.config.errors import ConfigError
 
 @dataclass
 class ModelsConfig:
-    """What the pipeline starts from: folders or hub names."""
+    """The starting models: folders or hub names."""
 
     student: str = MISSING
     teacher: str = MISSING
@@ -36,20 +36,21 @@ class RolloutsConfig:
     max_tokens: int | None = None
     """Longest response; None: the stage's own limit."""
     limit: int | None = None
-    """Only the first so many prompts."""
+    """Number of prompts, from the first; None: all."""
     only_correct: bool = False
-    """cold_start: keeps correct responses alone."""
+    """Whether cold_start trains on correct responses alone."""
 
 
 @dataclass
-class EvalConfig:
-    """The table across stages."""
+class ComparisonConfig:
+    """The evaluation behind the table across stages."""
 
     benchmarks: list[str] = field(default_factory=list)
-    """Parquet files; empty: `data.val`. Without any model to compare set `enabled: false`."""
+    """Parquet files; empty: `data.val`."""
     overrides: list[str] = field(default_factory=list)
-    """Of `python -m opd_verl.eval`: preset=eopd, n=8, max_tokens=..."""
+    """Overrides of `python -m opd_verl.eval`: preset=eopd, n=8, max_tokens=..."""
     enabled: bool = True
+    """Whether the pipeline ends with the evaluation."""
 
 
 @dataclass
@@ -57,73 +58,78 @@ class StageConfig:
     """One training."""
 
     recipe: str = MISSING
-    """Of `python -m verl.trainer.main_ppo recipe=...`, or cold_start."""
+    """A recipe of main_ppo, or cold_start (verl's SFT trainer)."""
     student: str = MISSING
-    """The model that is trained: an earlier stage, or a folder or hub name."""
+    """Starting weights: an earlier stage, or a folder or hub name."""
     teacher: str | None = None
-    """The model that it learns from: an earlier stage, or a folder or hub name."""
+    """The teacher: an earlier stage, or a folder or hub name; None: the recipe has none."""
     train: str | None = None
     """Training prompts; None: `data.train`."""
     steps: int | None = None
-    """Training steps; None: what the recipe's epochs give."""
+    """Training steps; None: as many as the recipe's epochs have."""
     overrides: list[str] = field(default_factory=list)
-    """Of verl's trainer; they come after the pipeline's own."""
+    """Overrides of verl's trainer, after the pipeline's own."""
 
 
 @dataclass
 class PipelineConfig:
-    """`hydra_configs/pipelines/pipeline.yaml`."""
+    """The whole config; `hydra_configs/pipelines/pipeline.yaml` holds its defaults."""
 
     models: ModelsConfig = field(default_factory=ModelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     stages: dict[str, StageConfig] = field(default_factory=dict)
-    """In this order."""
+    """The trainings by name, in this order."""
     out: str = "runs/pipeline"
+    """Folder of all files."""
     cluster: str | None = None
-    """Of every stage: `local_cpu` on a machine without accelerators."""
+    """`cluster=` of every stage: `local_cpu` on a machine without accelerators."""
     seed: int = 0
+    """Seed of the data's order, the rollouts and the evaluation."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """verl's `data.apply_chat_template_kwargs` of every stage, its rollouts and the evaluation."""
+    """Options of the chat template in every stage, the teacher's rollouts and the evaluation."""
     deterministic: bool = False
-    """Teachers score when the trainer asks and not before (`opd.teacher.early=false`): slower, and a stage that was
-    killed ends with the same numbers to the last digit where the machine's arithmetic allows it."""
+    """Whether teachers score in fixed batches after the rollout (`opd.teacher.early=false`), not beside it. Slower; a
+    killed pipeline then ends with the same weights to the byte, where the machine's arithmetic is reproducible."""
     save_freq: int = 10
-    """Steps between checkpoints: what a kill can cost."""
+    """Steps between checkpoints: the most that a kill can cost."""
     overrides: list[str] = field(default_factory=list)
-    """Of verl's trainer in every stage of main_ppo."""
+    """Overrides of every stage of main_ppo."""
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: ComparisonConfig = field(default_factory=ComparisonConfig)
 
 
 def schema() -> DictConfig:
-    """What Hydra checks the command line against. Stages may be added and changed: `parse_pipeline` checks them."""
-    typed: Any = OmegaConf.structured(PipelineConfig)
+    """Returns the schema that Hydra checks the command line against.
+
+    `stages` is an open mapping, so that the command line may add and change stages; `parse_pipeline` checks them.
+    """
+    typed = cast(DictConfig, OmegaConf.structured(PipelineConfig))
     stages = OmegaConf.create({})
     OmegaConf.set_struct(stages, False)
     return OmegaConf.create({key: stages if key == "stages" else typed._get_node(key) for key in typed})
 
 
 def parse_pipeline(config: DictConfig) -> PipelineConfig:
-    """The typed config.
+    """Returns the typed config.
 
     Raises:
-        ConfigError: an unknown key, a wrong type, something missing, or stages that do not fit together.
+        ConfigError: an unknown key, a wrong type, a missing value, or stages that do not fit together.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(PipelineConfig), config)
-        found: Any = OmegaConf.to_object(merged)
+        pipeline = cast(PipelineConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         key, problem = error.full_key or "", str(error.msg).splitlines()[0]
         value = OmegaConf.select(config, key, throw_on_missing=False) if key else None
         raise ConfigError(key, value, problem, "hydra_configs/pipelines/pipeline.yaml shows every key") from error
-    if not found.stages:
+    if not pipeline.stages:
         raise ConfigError("stages", {}, "there is nothing to run", "pipeline=grpo_then_opd")
-    check_names(found)
-    return found
+    check_names(pipeline)
+    return pipeline
 
 
 def check_names(config: PipelineConfig) -> None:
-    """A stage reads earlier stages alone, and its name is a folder's.
+    """Checks that stages read earlier stages alone, and that their names can be folder names.
 
     Raises:
         ConfigError: names the stage and the remedy.
@@ -131,7 +137,7 @@ def check_names(config: PipelineConfig) -> None:
     names = list(config.stages)
     for place, (name, stage) in enumerate(config.stages.items()):
         if not name.replace("_", "").replace("-", "").isalnum():
-            raise ConfigError("stages", name, "a stage's name is a folder's", "letters, digits, - and _")
+            raise ConfigError("stages", name, "a stage's name becomes a folder name", "letters, digits, - and _")
         for role in ("student", "teacher"):
             value = getattr(stage, role)
             if value in names[place:]:
@@ -143,7 +149,7 @@ def check_names(config: PipelineConfig) -> None:
 
 
 def root(config: PipelineConfig, model: str) -> str:
-    """The model that a stage's model began as: same architecture, same tokenizer, and there before anything runs."""
+    """Follows the stages back to the starting model: it exists before any stage has run, and has the same tokenizer."""
     while model in config.stages:
         model = config.stages[model].student
     return model

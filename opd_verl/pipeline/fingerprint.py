@@ -1,8 +1,7 @@
-"""What a stage's result depends on, as one short name: equal names need no second training."""
+"""Fingerprint of a stage: a short name of all that its result depends on. An equal name needs no second training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,27 +24,30 @@ VOLATILE = (
 LENGTH = 10
 
 
-def stage_fingerprint(config: DictConfig, identities: Mapping[str, Any]) -> str:
-    """Of a composed config whose models and files have stand-ins for names, and of what the stand-ins stand for."""
-    plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+def stage_fingerprint(config: DictConfig, identities: Mapping[str, object]) -> str:
+    """Digests a composed config and the identities of its models and files, which have stand-ins in the config."""
+    # Unresolved: the keys that an interpolation reads are digested too, and some resolvers read this machine.
+    plain = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    assert isinstance(plain, dict)
     for key in VOLATILE:
         drop(plain, key.split("."))
     return json_digest({"config": plain, **identities})[:LENGTH]
 
 
-def drop(config: dict[str, Any], path: Sequence[str]) -> None:
-    """Removes a key, if it is there."""
+def drop(config: object, path: Sequence[str]) -> None:
+    """Removes a nested key, if it is there."""
     for part in path[:-1]:
-        config = config.get(part) or {}
-    config.pop(path[-1], None)
+        config = config.get(part) if isinstance(config, dict) else None
+    if isinstance(config, dict):
+        config.pop(path[-1], None)
 
 
-def model_identity(path: str) -> Any:
-    """A folder's files, whatever its name; a hub model's name and commit."""
-    found = model_fingerprint(path)
-    return found.get("files") or found
+def model_identity(path: str) -> object:
+    """Returns the digests of a folder's files, whatever the folder's name; of a hub model, name and commit."""
+    fingerprint = model_fingerprint(path)
+    return fingerprint.get("files") or fingerprint
 
 
 def file_identity(path: str) -> str:
-    """A file's content."""
+    """Returns the digest of a file's content."""
     return digest(Path(path).expanduser())

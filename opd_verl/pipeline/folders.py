@@ -1,9 +1,8 @@
-"""Where a stage keeps its files, and how it is known to be finished."""
+"""The folder of a stage: its files, its attempts, and the mark that it is finished."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from opd_verl.pipeline.commands import is_sft
 from opd_verl.tracking.checkpoints import STEP, latest_step
@@ -12,62 +11,62 @@ from opd_verl.utils.files import write_json
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a stage leaves behind."""
+class FinishedStage:
+    """The result of a finished stage."""
 
     model: str
-    """The trained model, a Hugging Face folder."""
+    """Hugging Face folder of the trained model."""
     steps: int
-    """Training steps it took in all."""
+    """Training steps of all attempts together."""
     seconds: float
     """Wall time of all attempts together."""
 
 
 @dataclass(frozen=True)
 class StageFolder:
-    """`<out>/stages/<name>-<fingerprint>`: another config gets another folder, and the old result stays."""
+    """`<out>/stages/<name>-<fingerprint>`: a changed config gets a new folder, and the old result stays."""
 
     root: Path
     recipe: str
 
     @property
     def checkpoints(self) -> Path:
-        """verl's `trainer.default_local_dir`."""
+        """Checkpoints: verl's `trainer.default_local_dir`."""
         return self.root / "checkpoints"
 
     @property
     def log(self) -> Path:
-        """Everything that verl, Ray and vLLM print, of all attempts."""
+        """Log of verl, Ray and vLLM, of all attempts."""
         return self.root / "train.log"
 
     @property
     def done(self) -> Path:
-        """There once the stage is finished."""
+        """Mark of a finished stage, with its result."""
         return self.root / "done.json"
 
     @property
     def attempts(self) -> list[Path]:
-        """verl's metrics, a file for each attempt, oldest first."""
+        """Metrics files that verl wrote, one per attempt, oldest first."""
         return sorted(self.root.glob("metrics-*.jsonl"))
 
     def next_attempt(self) -> Path:
-        """A metrics file that is not there yet."""
+        """Returns the metrics file of a new attempt: verl empties the file that it is given."""
         return self.root / f"metrics-{len(self.attempts):03d}.jsonl"
 
     def latest_step(self) -> int:
-        """The step of the newest whole checkpoint; 0: none."""
+        """Returns the step of the newest whole checkpoint; 0: none."""
         return latest_step(self.checkpoints)
 
     def model(self, step: int) -> Path:
-        """The Hugging Face folder of a checkpoint."""
+        """Returns the Hugging Face folder of a checkpoint."""
         return self.checkpoints / f"{STEP}{step}" / ("" if is_sft(self.recipe) else "actor") / "huggingface"
 
-    def finished(self) -> Finished | None:
-        """The result, if there is one."""
-        return Finished(**json.loads(self.done.read_text())) if self.done.exists() else None
+    def finished(self) -> FinishedStage | None:
+        """Reads the result; None: the stage is not finished."""
+        return FinishedStage(**json.loads(self.done.read_text())) if self.done.exists() else None
 
-    def finish(self, seconds: float) -> Finished:
-        """Writes down that the stage is done.
+    def finish(self, seconds: float) -> FinishedStage:
+        """Writes the result, which marks the stage as finished.
 
         Raises:
             SystemExit: the training left no model.
@@ -75,10 +74,10 @@ class StageFolder:
         step = self.latest_step()
         if not (self.model(step) / "config.json").exists():
             raise SystemExit(f"the training left no model in {self.checkpoints}; its log: {self.log}")
-        found = Finished(str(self.model(step).absolute()), step, seconds)
-        write_json(self.done, asdict(found))
-        return found
+        result = FinishedStage(str(self.model(step).absolute()), step, seconds)
+        write_json(self.done, asdict(result))
+        return result
 
-    def steps(self) -> list[dict[str, Any]]:
-        """The metrics of every step, the last attempt's where several made one."""
+    def steps(self) -> list[dict[str, float]]:
+        """Reads the metrics of every step; a step that several attempts made is the last attempt's."""
         return merged(self.attempts)

@@ -1,4 +1,4 @@
-"""What every stage will do, worked out and checked before the first of them starts."""
+"""Composes and checks all stages before the first one starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from opd_verl.checks.off_policy import check_column
 from opd_verl.checks.preflight import preflight
 from opd_verl.config.compose import PPO, SFT, compose_trainer
 from opd_verl.config.errors import ConfigError
-from opd_verl.pipeline.commands import Inputs, is_sft, settings
+from opd_verl.pipeline.commands import StageInputs, is_sft, settings
 from opd_verl.pipeline.config import PipelineConfig, StageConfig, root
 from opd_verl.pipeline.fingerprint import file_identity, model_identity, stage_fingerprint
 from opd_verl.pipeline.folders import StageFolder
-from opd_verl.pipeline.rollouts import RolloutsPlan, plan_rollouts
+from opd_verl.pipeline.rollouts import TeacherResponses, needed_responses
 
 STAND_INS = {
     "actor_rollout_ref.model.path": "<student>",
@@ -26,81 +26,83 @@ STAND_INS = {
     "data.train_files": "<train>",
     "data.val_files": "<val>",
 }
-"""Keys whose value is a place; what lies there has an identity of its own."""
+"""Keys that hold a path. The fingerprint takes the content behind the path, so that a moved folder stays the same."""
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """One stage, ready to run once the stages before it have."""
+class PreparedStage:
+    """One stage, checked, which can run once the stages before it are finished."""
 
     name: str
-    stage: StageConfig
+    config: StageConfig
     distils: bool
-    """Whether a teacher's scores are what it learns from."""
+    """Whether the recipe has an `opd:` section: a teacher scores."""
     fingerprint: str
     folder: StageFolder
-    rollouts: RolloutsPlan | None
-    """The teacher's responses that it trains on; None: its prompts are the data's."""
+    responses: TeacherResponses | None
+    """The teacher's responses that the stage trains on; None: it trains on prompts alone."""
     processes: int
-    """Of the SFT trainer on this node."""
+    """Processes of the SFT trainer on this node."""
 
 
-def plan(config: PipelineConfig) -> list[StagePlan]:
+def prepare_stages(config: PipelineConfig) -> list[PreparedStage]:
     """Composes and checks all stages.
 
     Raises:
         ConfigError: a stage cannot work.
         SystemExit: Hydra refuses a stage's recipe or overrides.
     """
-    plans: dict[str, StagePlan] = {}
+    prepared: list[PreparedStage] = []
     for name, stage in config.stages.items():
-        plans[name] = plan_stage(config, name, stage, {before: one.fingerprint for before, one in plans.items()})
-    return list(plans.values())
+        earlier = {before.name: before.fingerprint for before in prepared}
+        prepared.append(prepare_stage(config, name, stage, earlier))
+    return prepared
 
 
-def plan_stage(config: PipelineConfig, name: str, stage: StageConfig, earlier: Mapping[str, str]) -> StagePlan:
-    """One stage; `earlier`: fingerprints of the stages before it, by name."""
+def prepare_stage(config: PipelineConfig, name: str, stage: StageConfig, earlier: Mapping[str, str]) -> PreparedStage:
+    """Composes and checks one stage; `earlier`: fingerprints of the stages before it, by name."""
     trainer, train = SFT if is_sft(stage.recipe) else PPO, stage.train or config.data.train
     distils = trainer == PPO and has_opd(stage.recipe)
     check_roles(name, stage, distils)
     for role, model in roles(stage).items():
         require_folder(f"stages.{name}.{role}", root(config, model))
     teacher = None if stage.teacher is None else root(config, stage.teacher)
-    inputs = Inputs(root(config, stage.student), teacher if distils else None, train, config.data.val)
+    # Later stages are checked on the starting models: the trained ones do not exist yet, and are of the same kind.
+    inputs = StageInputs(root(config, stage.student), teacher if distils else None, train, config.data.val)
     composed = compose_trainer(settings(config, stage, inputs, distils), trainer)
     identity = {role: identity_of(value, earlier) for role, value in roles(stage).items()} | {"train": train_of(train)}
-    rollouts = None
+    responses = None
     if trainer == SFT or (distils and composed.opd.off_policy.share):
-        rollouts = plan_rollouts(config, stage, composed, train, identity)
-        identity["train"] = rollouts.identity
-    check_stage(composed, inputs, distils, rollouts is not None)
+        responses = needed_responses(config, stage, composed, train, identity)
+        identity["train"] = responses.identity
+    check_stage(composed, inputs, distils, responses is not None)
     fingerprint = stage_fingerprint(with_stand_ins(composed), identity)
     folder = StageFolder(Path(config.out).absolute() / "stages" / f"{name}-{fingerprint}", stage.recipe)
     processes = int(composed.trainer.n_gpus_per_node)
-    return StagePlan(name, stage, distils, fingerprint, folder, rollouts, processes)
+    return PreparedStage(name, stage, distils, fingerprint, folder, responses, processes)
 
 
 @cache
 def has_opd(recipe: str) -> bool:
-    """Whether a recipe of main_ppo has an `opd:` section."""
+    """Says whether a recipe of main_ppo has an `opd:` section."""
     return "opd" in compose_trainer([f"recipe={recipe}"])
 
 
 def roles(stage: StageConfig) -> dict[str, str]:
-    """The models of a stage."""
+    """Returns the models of a stage by role."""
     return {"student": stage.student} | ({} if stage.teacher is None else {"teacher": stage.teacher})
 
 
 def identity_of(model: str, earlier: Mapping[str, str]) -> object:
-    """A stage's fingerprint, or what identifies a model."""
+    """Returns the fingerprint of an earlier stage, or the identity of a model."""
     return earlier[model] if model in earlier else model_identity(model)
 
 
 def train_of(file: str) -> str:
-    """The identity of the training prompts.
+    """Returns the identity of the training prompts.
 
     Raises:
-        ConfigError: they are not there.
+        ConfigError: there is no such file.
     """
     if not Path(file).expanduser().is_file():
         raise ConfigError("data.train", file, "no such file", "data.train=/path/to/prompts.parquet")
@@ -108,7 +110,7 @@ def train_of(file: str) -> str:
 
 
 def check_roles(name: str, stage: StageConfig, distils: bool) -> None:
-    """A teacher where one is read, and only there."""
+    """Checks that a stage has a teacher exactly where its recipe reads one."""
     key = f"stages.{name}.teacher"
     reads = distils or is_sft(stage.recipe)
     if stage.teacher is not None and not reads:
@@ -118,8 +120,8 @@ def check_roles(name: str, stage: StageConfig, distils: bool) -> None:
         raise ConfigError(key, None, problem, f"{key}=an earlier stage, or a model")
 
 
-def check_stage(composed: DictConfig, inputs: Inputs, distils: bool, responses_come: bool) -> None:
-    """The recipe's own checks, on the models that the stage's models begin as."""
+def check_stage(composed: DictConfig, inputs: StageInputs, distils: bool, responses_come: bool) -> None:
+    """Runs the recipe's own checks. `responses_come`: the data's column of responses is still to be sampled."""
     if distils:
         preflight(composed, skip=(check_column,) if responses_come else ())
         return
@@ -130,10 +132,10 @@ def check_stage(composed: DictConfig, inputs: Inputs, distils: bool, responses_c
 
 
 def with_stand_ins(composed: DictConfig) -> DictConfig:
-    """A copy in which the places are named by their role."""
-    found = composed.copy()
-    OmegaConf.set_struct(found, False)
+    """Returns a copy with stand-ins for all paths."""
+    copied = composed.copy()
+    OmegaConf.set_struct(copied, False)
     for key, stand_in in STAND_INS.items():
-        if OmegaConf.select(found, key, throw_on_missing=False) is not None:
-            OmegaConf.update(found, key, stand_in)
-    return found
+        if OmegaConf.select(copied, key, throw_on_missing=False) is not None:
+            OmegaConf.update(copied, key, stand_in)
+    return copied

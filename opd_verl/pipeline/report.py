@@ -1,4 +1,4 @@
-"""The pipeline's result: one table across stages, on the terminal, as Markdown and JSON, and a picture."""
+"""Reports the pipeline's result: a table across stages on the terminal, as Markdown and as JSON, and a picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from opd_verl.metrics.estimate import Estimate, percent
 from opd_verl.pipeline.compare import StageRow, as_json
-from opd_verl.pipeline.prepare import StagePlan
+from opd_verl.pipeline.prepare import PreparedStage
 from opd_verl.utils.files import whole, write_json, write_text
 from opd_verl.utils.markdown import markdown_table
 
@@ -20,7 +20,7 @@ CURVES = {"critic/score/mean": "accuracy of the rollouts", "opd/reverse_kl": "sa
 
 
 def cells(row: StageRow) -> dict[str, str]:
-    """Heading: what the row shows under it."""
+    """Returns the row's cells by heading."""
     return {
         "benchmark": row.benchmark,
         "model": row.model,
@@ -39,8 +39,8 @@ def cells(row: StageRow) -> dict[str, str]:
 
 
 def short_cells(row: StageRow) -> dict[str, str]:
-    """What fits 80 columns."""
-    value, low, high = (100 * one for one in row.accuracy)
+    """Returns the cells that fit a terminal of 80 columns, by heading."""
+    value, low, high = (100 * share for share in row.accuracy)
     return {
         "model": row.model,
         "recipe": row.recipe,
@@ -52,13 +52,13 @@ def short_cells(row: StageRow) -> dict[str, str]:
 
 
 def markdown(rows: Sequence[StageRow]) -> str:
-    """The table."""
+    """Returns the table as Markdown."""
     lines = [cells(row) for row in rows]
     return markdown_table(list(lines[0]), [list(line.values()) for line in lines]) + "\n"
 
 
 def show(rows: Sequence[StageRow], console: Console) -> None:
-    """The columns that fit a terminal, a table for each benchmark; ±: half of the 95% confidence interval."""
+    """Prints a table per benchmark; ± is half of the 95% confidence interval."""
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         table = Table(title=benchmark)
         for heading in short_cells(rows[0]):
@@ -69,8 +69,8 @@ def show(rows: Sequence[StageRow], console: Console) -> None:
         console.print(table)
 
 
-def draw(rows: Sequence[StageRow], plans: Sequence[StagePlan], path: Path) -> None:
-    """Accuracy of every model with its interval, and the training curves of all stages in a row."""
+def draw(rows: Sequence[StageRow], stages: Sequence[PreparedStage], path: Path) -> None:
+    """Draws the accuracy of every model with its interval, and the training curves of all stages, one after another."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 4), layout="constrained")
@@ -81,7 +81,7 @@ def draw(rows: Sequence[StageRow], plans: Sequence[StagePlan], path: Path) -> No
     bars.barh([row.model for row in first], value, xerr=error, color="tab:blue", alpha=0.7)
     bars.invert_yaxis()
     bars.set(title=f"avg@n on {first[0].benchmark}", xlim=(0, 1))
-    curves = {plan.name: plan.folder.steps() for plan in plans}
+    curves = {stage.name: stage.folder.steps() for stage in stages}
     for axes, (key, title) in zip(panels, CURVES.items(), strict=True):
         draw_curves(axes, curves, key)
         axes.set(title=title, xlabel="training step, all stages")
@@ -90,7 +90,7 @@ def draw(rows: Sequence[StageRow], plans: Sequence[StagePlan], path: Path) -> No
 
 
 def draw_curves(axes: "Axes", curves: Mapping[str, list[dict[str, float]]], key: str) -> None:
-    """One metric over the steps of all stages, a colour each."""
+    """Draws one metric over the steps of all stages, a colour per stage."""
     offset = 0
     for number, (name, steps) in enumerate(curves.items()):
         places = [offset + step["step"] for step in steps if key in step]
@@ -102,8 +102,8 @@ def draw_curves(axes: "Axes", curves: Mapping[str, list[dict[str, float]]], key:
         axes.legend()
 
 
-def write_report(rows: Sequence[StageRow], plans: Sequence[StagePlan], out: Path) -> None:
-    """`table.md`, `table.json` (without wall times: two runs give the same) and `stages.png`."""
+def write_report(rows: Sequence[StageRow], stages: Sequence[PreparedStage], out: Path) -> None:
+    """Writes `table.md`, `table.json` (without wall times) and `stages.png`."""
     write_text(out / "table.md", markdown(rows))
-    draw(rows, plans, out / "stages.png")
+    draw(rows, stages, out / "stages.png")
     write_json(out / "table.json", as_json(list(rows)))

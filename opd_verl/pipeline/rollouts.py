@@ -1,4 +1,4 @@
-"""The teacher's responses for the stages that train on them, made once for all stages that want the same."""
+"""Samples the teacher's responses for stages that train on them, once for all stages with the same needs."""
 
 import json
 import shlex
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -20,64 +19,64 @@ from opd_verl.utils.files import json_digest
 
 
 @dataclass(frozen=True)
-class RolloutsPlan:
-    """One file of responses."""
+class TeacherResponses:
+    """One file of the teacher's responses, sampled or still to be sampled."""
 
     fingerprint: str
     file: Path
-    """As `python -m opd_verl.data rollouts` writes it."""
+    """The file that `python -m opd_verl.data rollouts` writes."""
     messages: Path | None
-    """As verl's SFT trainer reads it, made of `file`; None: main_ppo reads `file` itself."""
+    """The file for verl's SFT trainer, made from `file`; None: main_ppo reads `file` itself."""
     options: tuple[str, ...]
-    """Of the command, without model and output."""
+    """Arguments of the command, without model and output."""
     only_correct: bool
 
     @property
     def identity(self) -> str:
-        """What identifies the file that the stage trains on."""
+        """Identity of the file that the stage trains on."""
         return f"{self.fingerprint}/{self.train_file.name}"
 
     @property
     def train_file(self) -> Path:
-        """What the stage trains on."""
+        """The file that the stage trains on."""
         return self.file if self.messages is None else self.messages
 
 
-def plan_rollouts(
-    config: PipelineConfig, stage: StageConfig, composed: DictConfig, train: str, identity: Mapping[str, Any]
-) -> RolloutsPlan:
-    """The responses that this stage needs."""
-    wanted, sft = config.rollouts, is_sft(stage.recipe)
-    limit = wanted.max_tokens or int(composed.data.max_length if sft else composed.data.max_response_length)
+def needed_responses(
+    config: PipelineConfig, stage: StageConfig, composed: DictConfig, train: str, identity: Mapping[str, object]
+) -> TeacherResponses:
+    """Returns the responses that this stage needs; `identity`: of the teacher and the training prompts."""
+    sampling, sft = config.rollouts, is_sft(stage.recipe)
+    limit = sampling.max_tokens or int(composed.data.max_length if sft else composed.data.max_response_length)
     render = template_options(composed)
-    options = {"n": wanted.n, "temperature": wanted.temperature, "top-p": wanted.top_p, "max-tokens": limit}
-    options |= {"seed": config.seed, **({"limit": wanted.limit} if wanted.limit else {})}
+    options = {"n": sampling.n, "temperature": sampling.temperature, "top-p": sampling.top_p, "max-tokens": limit}
+    options |= {"seed": config.seed, **({"limit": sampling.limit} if sampling.limit else {})}
     options |= {"chat-template-kwargs": json.dumps(render)} if render else {}
     content = {"options": options, "teacher": identity.get("teacher"), "train": identity["train"]}
     fingerprint = json_digest(content)[:LENGTH]
     folder = Path(config.out).absolute() / "rollouts" / fingerprint
     arguments = [train, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
-    messages = folder / f"sft{'-correct' * wanted.only_correct}.parquet" if sft else None
-    return RolloutsPlan(fingerprint, folder / "rollouts.parquet", messages, tuple(arguments), wanted.only_correct)
+    messages = folder / f"sft{'-correct' * sampling.only_correct}.parquet" if sft else None
+    return TeacherResponses(fingerprint, folder / "rollouts.parquet", messages, tuple(arguments), sampling.only_correct)
 
 
-def make_rollouts(plan: RolloutsPlan, teacher: str) -> None:
-    """Samples what is not there yet; after a kill it goes on where it was.
+def sample_responses(responses: TeacherResponses, teacher: str) -> None:
+    """Samples responses that are missing; after a kill it continues with the next shard.
 
     Raises:
-        SystemExit: a command failed; it has said why.
+        SystemExit: a command failed, and printed why.
     """
     data = [sys.executable, "-m", "opd_verl.data"]
-    if not plan.file.exists():
-        run([*data, "rollouts", *plan.options, "--model", teacher, "--out", str(plan.file)])
-    if plan.messages is not None and not plan.messages.exists():
-        only_correct = ["--only-correct"] if plan.only_correct else []
-        run([*data, "sft", str(plan.file), "--out", str(plan.messages), "--only-finished", *only_correct])
+    if not responses.file.exists():
+        run([*data, "rollouts", *responses.options, "--model", teacher, "--out", str(responses.file)])
+    if responses.messages is not None and not responses.messages.exists():
+        only_correct = ["--only-correct"] if responses.only_correct else []
+        run([*data, "sft", str(responses.file), "--out", str(responses.messages), "--only-finished", *only_correct])
 
 
 def run(command: list[str]) -> None:
-    """A command of ours, on this terminal."""
+    """Runs a command of this package on this terminal; it ends when this process ends."""
     print(f"$ {shlex.join(['python', *command[1:]])}", flush=True)
     done = subprocess.run(command, preexec_fn=die_with_parent)
     if done.returncode:
-        raise SystemExit(f"it stopped with code {done.returncode}; the same pipeline command goes on from there")
+        raise SystemExit(f"it stopped with code {done.returncode}; the same pipeline command continues from there")

@@ -1,4 +1,4 @@
-"""A training of verl's as a child process that dies with us: its noise in a file, its steps on a progress bar."""
+"""Runs a training of verl as a child process: its output goes to a file, its steps to a progress bar."""
 
 import ctypes
 import os
@@ -17,15 +17,16 @@ from opd_verl.utils.files import tail
 
 POLL_SECONDS = 0.5
 SECONDS_BETWEEN_LINES = 20.0
-"""Of a progress bar that goes to a file."""
+"""Seconds between lines of a progress bar that is written to a file."""
 PR_SET_PDEATHSIG = 1
+"""Linux's option of prctl: the signal that a process gets when its parent ends."""
 SHOWN = ("opd/reverse_kl", "critic/score/mean", "train/loss")
-"""Metrics beside the progress bar, as far as a training has them."""
+"""Metrics beside the progress bar, where a training has them."""
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
 def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent ends: an orphan would go on writing the checkpoints."""
+    """Asks Linux to kill this process when its parent ends: an orphan would keep writing checkpoints."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -42,14 +43,15 @@ def run_child(
     """Runs a training to its end.
 
     Args:
-        log: what it prints is appended here.
+        log: file to which its output is appended.
         metrics: the file that verl's `file` logger writes.
-        done, total: steps made before, and in all where that is known.
-        env: added to our environment.
-        remedy: what the message of a failure ends with.
+        done: steps made by earlier attempts.
+        total: steps of all attempts together; None: not known.
+        env: variables added to this process's environment.
+        remedy: last sentence of the message of a failure.
 
     Raises:
-        SystemExit: it failed; the message holds the end of its log and the log's path.
+        SystemExit: the training failed; the message holds the end of its log and the log's path.
     """
     environment = {**os.environ, **env, "VERL_FILE_LOGGER_PATH": str(metrics)}
     with log.open("a") as out:
@@ -67,11 +69,12 @@ def run_child(
 
 
 def follow(child: "subprocess.Popen[bytes]", metrics: Path, label: str, done: int, total: int | None) -> None:
-    """Shows the steps until the process ends."""
+    """Shows the steps on a progress bar until the process ends."""
     started, known = time.monotonic(), 0
     pause = SECONDS_BETWEEN_LINES if not sys.stderr.isatty() else POLL_SECONDS
     with tqdm(total=total, initial=done, desc=f"{label}: starting", mininterval=pause, maxinterval=pause) as bar:
         while True:
+            # Polled before the file is read, so that the last steps of an ended process are still shown.
             ended = child.poll() is not None
             for step in read_steps(metrics, known):
                 known += 1

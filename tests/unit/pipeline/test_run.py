@@ -19,12 +19,12 @@ from tiny_models import save_tiny_qwen3
 
 from opd_verl.config.errors import ConfigError
 from opd_verl.pipeline import run as running
-from opd_verl.pipeline.commands import SEEDED, Inputs, command, environment, outputs, settings
+from opd_verl.pipeline.commands import SEEDED, StageInputs, command, environment, outputs, settings
 from opd_verl.pipeline.compare import StageRow, as_json, eval_config, models_of, recovered
 from opd_verl.pipeline.config import PipelineConfig, StageConfig, parse_pipeline, root, schema
 from opd_verl.pipeline.fingerprint import stage_fingerprint
-from opd_verl.pipeline.folders import Finished, StageFolder
-from opd_verl.pipeline.prepare import StagePlan, plan
+from opd_verl.pipeline.folders import FinishedStage, StageFolder
+from opd_verl.pipeline.prepare import PreparedStage, prepare_stages
 from opd_verl.pipeline.report import draw, markdown, show, write_report
 from opd_verl.tracking.checkpoints import mend_tracker, tracker
 
@@ -62,9 +62,9 @@ def test_every_pipeline_plans(path: Path, start: list[str], tmp_path: Path) -> N
     assert text.startswith("# @package _global_\n# python -m opd_verl.pipeline pipeline=") and path.stem in text
     short = 'stages.{}.overrides=["data.max_length=64","data.max_token_len_per_gpu=64"]'
     changes = [short.format("cold_start")] if "cold_start" in path.stem else []
-    plans = plan(pipeline(start, tmp_path, *changes, name=path.stem))
-    assert [one.name for one in plans] == list(pipeline(start, tmp_path, name=path.stem).stages)
-    assert len({one.fingerprint for one in plans}) == len(plans)
+    stages = prepare_stages(pipeline(start, tmp_path, *changes, name=path.stem))
+    assert [stage.name for stage in stages] == list(pipeline(start, tmp_path, name=path.stem).stages)
+    assert len({stage.fingerprint for stage in stages}) == len(stages)
 
 
 def test_stages_are_changed_and_added_on_the_command_line(start: list[str], tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_stages_are_changed_and_added_on_the_command_line(start: list[str], tmp_
         ("stages.teacher.student=distil", r"stages\.teacher\.student='distil': stage distil does not come before"),
         ("stages.distil.teacher=distil", r"stages\.distil\.teacher='distil': .*one of teacher"),
         ("stages={}", r"stages=\{\}: there is nothing to run"),
-        ("stages={a/b: {recipe: grpo, student: x}}", "a stage's name is a folder's"),
+        ("stages={a/b: {recipe: grpo, student: x}}", "a stage's name becomes a folder name"),
         ("stages={a: {recipe: grpo}}", r"missing mandatory value: student"),
     ],
 )
@@ -119,19 +119,19 @@ def test_a_stage_that_cannot_work_is_refused_before_the_first_one_runs(
     change: str, message: str, start: list[str], tmp_path: Path
 ) -> None:
     if not message:
-        plan(pipeline(start, tmp_path, change))  # the teacher samples, verl's SFT trainer trains
+        prepare_stages(pipeline(start, tmp_path, change))  # the teacher samples, verl's SFT trainer trains
         return
     with pytest.raises(ConfigError, match=message):
-        plan(pipeline(start, tmp_path, change))
+        prepare_stages(pipeline(start, tmp_path, change))
 
 
 @pytest.mark.parametrize("change", ["stages.distil.recipe=nope", 'overrides=["actor_rollout_ref.nope=1"]'])
 def test_hydra_refuses_what_it_does_not_know(change: str, start: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nope"):
-        plan(pipeline(start, tmp_path, change))
+        prepare_stages(pipeline(start, tmp_path, change))
 
 
-INPUTS = Inputs("/s t", "/t", "/train.parquet", "/val.parquet")
+INPUTS = StageInputs("/s t", "/t", "/train.parquet", "/val.parquet")
 
 
 def test_the_command_lines() -> None:
@@ -165,7 +165,7 @@ def test_a_stage_goes_on_where_it_was_and_keeps_the_checkpoint_before_the_newest
 
 
 def fingerprints(start: list[str], out: Path, *changes: str) -> list[str]:
-    return [one.fingerprint for one in plan(pipeline(start, out, *changes))]
+    return [stage.fingerprint for stage in prepare_stages(pipeline(start, out, *changes))]
 
 
 def test_only_what_a_stage_depends_on_changes_its_name(start: list[str], tmp_path: Path) -> None:
@@ -183,17 +183,19 @@ def test_stages_share_the_teachers_responses(start: list[str], tmp_path: Path) -
     short = 'stages.cold_start.overrides=["data.max_length=64","data.max_token_len_per_gpu=64"]'
     teacher = "stages.distil.teacher=${models.teacher}"
     changes = (short, "stages.distil.recipe=gkd", "stages.cold_start.teacher=${models.teacher}", teacher)
-    _, cold, distil = plan(pipeline(start, tmp_path, *changes, name="grpo_cold_start_opd"))
-    assert cold.rollouts is not None and distil.rollouts is not None and cold.rollouts.file == distil.rollouts.file
-    assert cold.rollouts.train_file.name == "sft.parquet" and distil.rollouts.train_file == distil.rollouts.file
-    _, only_correct, same = plan(
+    _, cold, distil = prepare_stages(pipeline(start, tmp_path, *changes, name="grpo_cold_start_opd"))
+    assert cold.responses is not None and distil.responses is not None and cold.responses.file == distil.responses.file
+    assert cold.responses.train_file.name == "sft.parquet" and distil.responses.train_file == distil.responses.file
+    _, only_correct, same = prepare_stages(
         pipeline(start, tmp_path, *changes, "rollouts.only_correct=true", name="grpo_cold_start_opd")
     )
-    assert only_correct.fingerprint != cold.fingerprint and only_correct.rollouts is not None
-    assert only_correct.rollouts.file == cold.rollouts.file, "only what is made of them differs"
-    assert same.rollouts == replace(distil.rollouts, only_correct=True)
-    _, _, hotter = plan(pipeline(start, tmp_path, *changes, "rollouts.temperature=0.7", name="grpo_cold_start_opd"))
-    assert hotter.rollouts is not None and hotter.rollouts.file != distil.rollouts.file
+    assert only_correct.fingerprint != cold.fingerprint and only_correct.responses is not None
+    assert only_correct.responses.file == cold.responses.file, "only what is made of them differs"
+    assert same.responses == replace(distil.responses, only_correct=True)
+    _, _, hotter = prepare_stages(
+        pipeline(start, tmp_path, *changes, "rollouts.temperature=0.7", name="grpo_cold_start_opd")
+    )
+    assert hotter.responses is not None and hotter.responses.file != distil.responses.file
 
 
 def test_files_count_by_their_content(start: list[str], tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_finished_stage_says_where_its_model_is(recipe: str, inner: str, tmp_p
     with pytest.raises(SystemExit, match="left no model"):
         folder.finish(1.0)
     done = trained(folder, 7).finish(90.0)
-    assert done == folder.finished() == Finished(str(folder.checkpoints / "global_step_7" / inner), 7, 90.0)
+    assert done == folder.finished() == FinishedStage(str(folder.checkpoints / "global_step_7" / inner), 7, 90.0)
 
 
 def test_a_checkpoint_that_a_kill_left_without_its_name_is_found(tmp_path: Path) -> None:
@@ -254,8 +256,8 @@ def test_the_steps_of_several_attempts_are_one_row_each(tmp_path: Path) -> None:
     assert [(step["step"], step["x"]) for step in folder.steps()] == [(1, 0), (2, 0), (3, 1), (4, 1)]
 
 
-def fake_plan(name: str, folder: Path, stage: StageConfig) -> StagePlan:
-    return StagePlan(name, stage, True, "f" * 10, StageFolder(folder, stage.recipe), None, 1)
+def fake_stage(name: str, folder: Path, stage: StageConfig) -> PreparedStage:
+    return PreparedStage(name, stage, True, "f" * 10, StageFolder(folder, stage.recipe), None, 1)
 
 
 def test_what_is_finished_is_not_run_again_and_hands_its_model_on(
@@ -267,21 +269,21 @@ def test_what_is_finished_is_not_run_again_and_hands_its_model_on(
     def train(line: list[str], log: Path, metrics: Path, label: str, done: int, total: int, env: Any, *_: Any) -> None:
         started.append(line)
         groups.add(env["WANDB_RUN_GROUP"])
-        trained(plans[len(started) - 1].folder, 5)
+        trained(stages[len(started) - 1].folder, 5)
 
     monkeypatch.setattr(running, "run_child", train)
     config = PipelineConfig(out=str(tmp_path / "mine-seed1"), stages={})
     first = StageConfig(recipe="grpo", student="/m", steps=5)
-    plans = [
-        fake_plan("one", tmp_path / "stages" / "one", first),
-        fake_plan("two", tmp_path / "stages" / "two", StageConfig(recipe="opd", student="/s", teacher="one")),
+    stages = [
+        fake_stage("one", tmp_path / "stages" / "one", first),
+        fake_stage("two", tmp_path / "stages" / "two", StageConfig(recipe="opd", student="/s", teacher="one")),
     ]
     config.data.train = config.data.val = "/d.parquet"
-    found = running.run_stages(config, plans)
+    found = running.run_stages(config, stages)
     assert len(started) == 2 and f"opd.teacher.path='{found['one'].model}'" in started[1]
     assert groups == {"mine"}
     assert (tmp_path / "mine-seed1" / "models" / "two").resolve() == Path(found["two"].model)
-    assert running.run_stages(config, plans) == found and len(started) == 2
+    assert running.run_stages(config, stages) == found and len(started) == 2
 
 
 def test_two_pipelines_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -334,11 +336,11 @@ def test_the_gap_is_that_between_a_stages_own_student_and_teacher() -> None:
 
 def test_the_table_the_picture_and_the_json(tmp_path: Path) -> None:
     rows = [*ROWS[:2], replace(ROWS[2], gap_recovery=0.5)]
-    plans = [fake_plan("distil", tmp_path / "distil", StageConfig(recipe="opd", student="s", teacher="t"))]
-    plans[0].folder.root.mkdir()
+    stages = [fake_stage("distil", tmp_path / "distil", StageConfig(recipe="opd", student="s", teacher="t"))]
+    stages[0].folder.root.mkdir()
     step = {"step": 1, "data": {"critic/score/mean": 0.3, "opd/reverse_kl": 0.5}}
-    plans[0].folder.next_attempt().write_text(json.dumps(step) + "\n")
-    write_report(rows, plans, tmp_path)
+    stages[0].folder.next_attempt().write_text(json.dumps(step) + "\n")
+    write_report(rows, stages, tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert "| b | distil | opd | models.student | teacher | 4 | 2.0 | 50.0 [40.0, 60.0] |" in table
     assert "0.500 -> 0.250 | 50.0% |" in table and markdown(rows) == table
@@ -354,8 +356,8 @@ def test_the_table_the_picture_and_the_json(tmp_path: Path) -> None:
 
 def test_the_evaluation_compares_what_the_stages_read_and_made(start: list[str], tmp_path: Path) -> None:
     config = pipeline(start, tmp_path, 'eval.overrides=["n=2","preset=greedy","temperature=0.5"]')
-    plans = plan(config)
-    found = models_of(config, plans, {"teacher": Finished("/a", 1, 1.0), "distil": Finished("/b", 1, 1.0)})
+    stages = prepare_stages(config)
+    found = models_of(config, stages, {"teacher": FinishedStage("/a", 1, 1.0), "distil": FinishedStage("/b", 1, 1.0)})
     assert list(found) == ["models.student", "models.teacher", "teacher", "distil"] and found["distil"] == "/b"
     evaluation = eval_config(config, found)
     assert (evaluation.n, evaluation.temperature, evaluation.preset) == (2, 0.5, "greedy")
@@ -364,7 +366,7 @@ def test_the_evaluation_compares_what_the_stages_read_and_made(start: list[str],
     assert eval_config(thinking, found).chat_template_kwargs == {"enable_thinking": False}
     assert evaluation.benchmarks == [config.data.val] and evaluation.out == str(tmp_path / "eval")
     only_opd = pipeline(start, tmp_path, "stages.distil.teacher=${models.teacher}", "~stages.teacher")
-    assert list(models_of(only_opd, plan(only_opd), {})) == ["models.student", "models.teacher"]
+    assert list(models_of(only_opd, prepare_stages(only_opd), {})) == ["models.student", "models.teacher"]
     config.eval.overrides = ["nope=1"]
     with pytest.raises(SystemExit, match="nope"):
         eval_config(config, found)
