@@ -14,7 +14,7 @@ from opd_verl.metrics.overlap import Overlap, measure_overlap
 from opd_verl.metrics.thresholds import FORK_ENTROPY, HIGH_ENTROPY
 from opd_verl.objectives.support import SupportTensors
 from opd_verl.quickstart.evaluate import grade, overlap_ratio, response_log_probs, sample
-from opd_verl.quickstart.task import Problem
+from opd_verl.quickstart.task import Addition
 
 TOP = 16
 
@@ -75,7 +75,7 @@ def measure(
     student: Qwen3ForCausalLM,
     teacher: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    problems: Sequence[Problem],
+    problems: Sequence[Addition],
     samples: int = 4,
 ) -> Measurement:
     """Samples `samples` responses a problem at temperature 1, grades them, and reads both models on them."""

@@ -1,7 +1,9 @@
-"""`python -m opd_verl.quickstart`: a teacher, a weaker student, on-policy distillation, a table and a picture.
+"""Makes a teacher and a weaker student, distils the student, and shows a table, a picture and a report.
+
+    python -m opd_verl.quickstart --seed 1
 
 Everything is real and small: Qwen3 models, a trained tokenizer with a chat template, verl's `main_ppo`, Ray, FSDP2,
-vLLM and the teacher actors. `bash launch/quickstart.sh` makes the environment and calls this.
+vLLM and the teacher actors. `bash launch/quickstart.sh` makes the environment and runs this command in it.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from opd_verl.quickstart.evaluate import distance, grade, sample
 from opd_verl.quickstart.models import load_model
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import check_contract, eval_problems, prepare
-from opd_verl.quickstart.report import ModelResult, Result, draw_curves, print_table, write_json
+from opd_verl.quickstart.report import ModelResult, QuickstartResult, draw_curves, print_table, write_json
 from opd_verl.report.page import PAGE, write_report
 from opd_verl.report.read import read_runs
 
@@ -30,7 +32,7 @@ RECIPES = ("opd_topk", "opd", "opd_full", "eopd", "opd_grpo", "grpo")
 
 
 def measure(model: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> ModelResult:
-    """One model on the held-out problems: avg@8 at temperature 1, greedy, and its distance from the teacher."""
+    """Measures a model on the held-out problems: avg@8 at temperature 1, greedy accuracy, distance from the teacher."""
     problems = eval_problems()
     rollouts = sample(model, tokenizer, problems, samples=EVAL_SAMPLES)
     sampled = grade(rollouts, tokenizer, problems)
@@ -40,22 +42,24 @@ def measure(model: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, tokenizer: PreTr
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """Our own options; anything else goes to `main_ppo` as a Hydra override."""
-    parser = argparse.ArgumentParser(prog="python -m opd_verl.quickstart", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the models, the data and the rollouts")
+    """Parses the command line; an argument that is no option goes to `main_ppo` as a Hydra override."""
+    parser = argparse.ArgumentParser(
+        prog="python -m opd_verl.quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the models, the data and the rollouts")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
-    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0], help="what to train with")
+    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0], help="recipe of the training")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run's files")
     return parser.parse_known_args()
 
 
 def main() -> None:
-    """Prepare, distil, measure, report."""
+    """Prepares, distils, measures and reports."""
     options, extra = parse_arguments()
-    disable_progress_bar()  # transformers' own, for models that load in a blink
+    disable_progress_bar()  # models this small load before transformers' bar is drawn
     started, console = time.monotonic(), Console()
     torch.set_num_threads(os.cpu_count() or 1)
-    if extra:
+    if extra:  # refuses a misspelt override now, not after the models have been trained
         compose_trainer([f"recipe={options.recipe}", "cluster=local_cpu", *extra])
     paths = Paths((options.out / f"seed{options.seed}").absolute(), options.recipe)
     tokenizer = prepare(paths, options.seed)
@@ -67,7 +71,7 @@ def main() -> None:
     with console.status("measuring the distilled student"):
         after = measure(load_model(paths.distilled(options.steps)), teacher, tokenizer)
     seconds = time.monotonic() - started
-    result = Result(options.recipe, options.seed, options.steps, before, after, best, seconds)
+    result = QuickstartResult(options.recipe, options.seed, options.steps, before, after, best, seconds)
     print_table(result, console)
     write_json(result, paths.table)
     draw_curves(steps, result, paths.picture)

@@ -19,10 +19,11 @@ PROMPT_LIMIT = 64
 
 
 def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
-    """The command line after `python -m verl.trainer.main_ppo`: the recipe, the machine, and the toy's own sizes.
+    """Returns the arguments of `python -m verl.trainer.main_ppo`: the recipe, the machine, and sizes for this task.
 
-    The recipe's learning rate is for models of billions of parameters; these have less than one. Its k = 16 would leave
-    0.3% of every token's probability untrained; the toy's whole vocabulary costs nothing.
+    The learning rate is 3e-4: the recipe's is for models of billions of parameters, and these have less than a million.
+    k is the whole vocabulary: the recipe's 16 ids would leave 0.3% of every token's probability untrained, and all 301
+    ids cost nothing.
     """
     teacher = []
     if recipe != "grpo":
@@ -58,7 +59,7 @@ def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
 
 
 def distil(paths: Paths, recipe: str, steps: int, seed: int, extra: Sequence[str] = ()) -> list[dict[str, float]]:
-    """One run of `main_ppo`; returns the metrics of every step.
+    """Runs `main_ppo` once. Returns the metrics of every step.
 
     Raises:
         SystemExit: the run failed; the message holds the end of its log and the log's path.
@@ -70,7 +71,7 @@ def distil(paths: Paths, recipe: str, steps: int, seed: int, extra: Sequence[str
     for stale in (paths.log, paths.metrics, paths.table, paths.picture):
         stale.unlink(missing_ok=True)
     run_child(command, paths.log, paths.metrics, recipe, total=steps)
-    found = list(read_steps(paths.metrics))
-    if len(found) < steps:
-        raise SystemExit(f"{tail(paths.log)}\n\nmain_ppo ended after {len(found)} of {steps} steps; log: {paths.log}")
-    return found
+    made = list(read_steps(paths.metrics))
+    if len(made) < steps:
+        raise SystemExit(f"{tail(paths.log)}\n\nmain_ppo ended after {len(made)} of {steps} steps; log: {paths.log}")
+    return made

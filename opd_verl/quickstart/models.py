@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from opd_verl.quickstart.tokenizer import end_id, pad_id
 
 LONGEST_SEQUENCE = 256
-# vLLM pads the vocabulary to a multiple of 64 as well, so both sides hold matrices of one shape.
 VOCABULARY_MULTIPLE = 64
+"""vLLM pads the vocabulary to a multiple of 64; with the same multiple here both hold matrices of one shape."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ModelSize:
     layers: int
     """Number of transformer blocks."""
     head_dim: int = 32
-    """Width of one attention head; 32 is the smallest vLLM's CPU attention takes."""
+    """Width of an attention head; 32 is the smallest that vLLM's CPU attention accepts."""
 
 
 TEACHER = ModelSize(hidden=128, layers=3)
@@ -30,12 +30,12 @@ STUDENT = ModelSize(hidden=96, layers=3)
 
 
 def padded_vocabulary(tokens: int) -> int:
-    """The smallest multiple of `VOCABULARY_MULTIPLE` that is at least `tokens`."""
+    """Rounds up to a multiple of `VOCABULARY_MULTIPLE`."""
     return -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def qwen3_config(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """A Qwen3 configuration of that size for that tokenizer: tied embeddings, fp32, full attention."""
+    """Returns a Qwen3 configuration of this size for this tokenizer: tied embeddings, float32, full attention."""
     heads = size.hidden // size.head_dim
     return Qwen3Config(
         vocab_size=padded_vocabulary(len(tokenizer)),
@@ -55,7 +55,7 @@ def qwen3_config(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> Qwen3Co
 
 
 def build_model(size: ModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """A freshly initialised fp32 model; the same seed gives the same weights."""
+    """Returns a new float32 model; the same seed gives the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(qwen3_config(size, tokenizer))
@@ -63,11 +63,11 @@ def build_model(size: ModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) 
 
 
 def save_model(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write weights, configuration and tokenizer, all that `from_pretrained`, verl and vLLM read."""
+    """Writes weights, configuration and tokenizer: the folder that `from_pretrained`, verl and vLLM read."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
 def load_model(directory: Path) -> Qwen3ForCausalLM:
-    """The model saved in `directory`, in fp32."""
+    """Loads the model saved in `directory`, in float32."""
     return Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32)

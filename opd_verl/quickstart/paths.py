@@ -1,4 +1,4 @@
-"""Where one quickstart run keeps its files."""
+"""Names the files of a quickstart run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Paths:
-    """What is prepared lies under `root`, `<out>/seed<N>`, for all recipes; what a run leaves, under its recipe."""
+    """Files of a run. Models and data lie under `root` (`<out>/seed<N>`) for all recipes, the rest under its recipe."""
 
     root: Path
     recipe: str = ""
@@ -14,7 +14,7 @@ class Paths:
 
     @property
     def run(self) -> Path:
-        """What one run of `main_ppo` leaves."""
+        """Folder of one run of `main_ppo`."""
         return self.root / self.recipe
 
     @property
@@ -39,21 +39,21 @@ class Paths:
 
     @property
     def metrics(self) -> Path:
-        """What verl's `file` logger writes, a JSON object a step."""
+        """Metrics by verl's `file` logger, a JSON object per step."""
         return self.run / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
-        """Everything that verl, Ray and vLLM print."""
+        """Log of verl, Ray and vLLM."""
         return self.run / "main_ppo.log"
 
     @property
     def checkpoints(self) -> Path:
-        """verl's `trainer.default_local_dir`."""
+        """Checkpoints: verl's `trainer.default_local_dir`."""
         return self.run / "checkpoints"
 
     def distilled(self, step: int) -> Path:
-        """The student after `step` steps, as a Hugging Face folder."""
+        """Returns the Hugging Face folder of the student after `step` steps."""
         return self.checkpoints / f"global_step_{step}" / "actor" / "huggingface"
 
     @property
@@ -63,10 +63,10 @@ class Paths:
 
     @property
     def report(self) -> Path:
-        """The page about the run, with its charts beside it."""
+        """Folder of the report page and its charts."""
         return self.run / "report"
 
     @property
     def picture(self) -> Path:
-        """The curves."""
+        """Picture of the training curves."""
         return self.run / "curves.png"

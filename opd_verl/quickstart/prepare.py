@@ -1,4 +1,4 @@
-"""The models and data of one quickstart run: made once, found again by the next run."""
+"""Makes the models and data of a quickstart run once; the next run with the same settings reuses them."""
 
 import json
 import shutil
@@ -16,28 +16,29 @@ from opd_verl.quickstart.evaluate import evaluate
 from opd_verl.quickstart.models import STUDENT, TEACHER, ModelSize, build_model, save_model
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.sft import STUDENT_SFT, TEACHER_SFT, SftSettings, StopRule, train_until
-from opd_verl.quickstart.task import COLUMNS, Problem, distinct_problems, write_parquet
+from opd_verl.quickstart.task import COLUMNS, Addition, distinct_problems, write_parquet
 from opd_verl.quickstart.tokenizer import build_tokenizer
 
 TRAIN_PROMPTS, HELDOUT_PROMPTS = 16384, 256
 EVAL_PROBLEMS, STOP_PROBLEMS = 200, 64
 TEACHER_TARGET = 0.95
 TEACHER_AT_LEAST, STUDENT_BELOW = 0.90, 0.40
+"""Accuracies between which a distillation has something to show."""
 DONE = "prepared.json"
 
 
-def eval_problems() -> list[Problem]:
-    """The held-out problems on which everything is measured; the same for every seed."""
+def eval_problems() -> list[Addition]:
+    """Returns the held-out problems of all measurements; every seed has the same."""
     return distinct_problems("heldout", EVAL_PROBLEMS, seed=0)
 
 
-def stop_problems() -> list[Problem]:
-    """The held-out problems that decide when the teacher is good enough; none of them is in `eval_problems`."""
+def stop_problems() -> list[Addition]:
+    """Returns the held-out problems that decide when the teacher is good enough; `eval_problems` has none of them."""
     return distinct_problems("heldout", EVAL_PROBLEMS + STOP_PROBLEMS, seed=0)[EVAL_PROBLEMS:]
 
 
 def check_contract(student: float, teacher: float) -> None:
-    """Refuses models between which there is little to distil; accuracies at temperature 1 on held-out problems.
+    """Refuses models with little to distil between them. Accuracies are at temperature 1 on held-out problems.
 
     Raises:
         SystemExit: the teacher does not solve the task, or the student nearly does; names both numbers.
@@ -68,16 +69,20 @@ def pupils(paths: Paths, seed: int) -> list[Pupil]:
 
 
 def made_with(todo: Sequence[Pupil], seed: int) -> dict[str, object]:
-    """The settings that decide what is prepared, as JSON holds them."""
+    """Returns the settings that decide models and data, as JSON would read them back."""
     models = [asdict(pupil) | {"directory": pupil.directory.name} for pupil in todo]
     sizes = {"columns": COLUMNS, "train": TRAIN_PROMPTS, "heldout": HELDOUT_PROMPTS, "stop": STOP_PROBLEMS}
     return json.loads(json.dumps({"seed": seed, "problems": sizes, "models": models}))
 
 
 def prepare(paths: Paths, seed: int, todo: Sequence[Pupil] | None = None) -> PreTrainedTokenizerFast:
-    """Tokenizer, data, teacher and student under `paths.root`, unless they are there, made with the same settings.
+    """Makes tokenizer, data and models under `paths.root`, unless they were made there with the same settings.
 
-    `todo`: the teacher and the student; None: the quickstart's own.
+    Args:
+        todo: the models to make, teacher first; None: the quickstart's own pair.
+
+    Returns:
+        the tokenizer of all models.
     """
     done, todo = paths.root / DONE, todo or pupils(paths, seed)
     settings = made_with(todo, seed)
@@ -89,7 +94,8 @@ def prepare(paths: Paths, seed: int, todo: Sequence[Pupil] | None = None) -> Pre
         shutil.rmtree(stale, ignore_errors=True)
     write_parquet(paths.data, TRAIN_PROMPTS, HELDOUT_PROMPTS, seed)
     tokenizer = build_tokenizer(paths.tokenizer)
-    # One thread each: at this size a second thread waits more than it works.
+    # One process and thread per model: at this size a second thread waits more than it works. Spawned, not
+    # forked: torch's thread pools do not survive a fork.
     with ProcessPoolExecutor(len(todo), mp_context=get_context("spawn"), initializer=single_thread) as pool:
         steps = list(pool.map(train, todo, [paths.tokenizer] * len(todo), range(len(todo))))
     done.write_text(json.dumps({"settings": settings, "teacher_steps": steps[0], "student_steps": steps[1]}, indent=2))
@@ -97,13 +103,13 @@ def prepare(paths: Paths, seed: int, todo: Sequence[Pupil] | None = None) -> Pre
 
 
 def single_thread() -> None:
-    """Holds this process to one core."""
+    """Limits this process to one thread."""
     torch.set_num_threads(1)
-    disable_progress_bar()  # transformers' own, for models that are written in a blink
+    disable_progress_bar()  # models this small are written before transformers' bar is drawn
 
 
 def train(pupil: Pupil, tokenizer_path: Path, line: int) -> int:
-    """Builds a model, fine-tunes it and saves it; returns the steps taken."""
+    """Builds, fine-tunes and saves a model. Returns the steps taken. `line`: of the terminal, for the progress bar."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     model = build_model(pupil.size, tokenizer, pupil.settings.seed)
     stop = None

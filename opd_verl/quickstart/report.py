@@ -1,4 +1,4 @@
-"""The quickstart's result: one table on the terminal, the same as JSON, and the curves as a picture."""
+"""Reports the quickstart's result: a table on the terminal and as JSON, and the training curves as a picture."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from opd_verl.eval.estimators import gap_recovery
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What is measured of one model on held-out problems."""
+    """Measurements of a model on held-out problems."""
 
     accuracy: float
     """avg@8 at temperature 1, 0 to 1."""
@@ -22,13 +22,13 @@ class ModelResult:
     length: float
     """Mean response tokens at temperature 1."""
     reverse_kl: float
-    """Mean exact KL(model || teacher) on the model's own responses, nats per token; 0 for the teacher."""
+    """Mean exact KL(model || teacher) on the model's own responses, nats per token."""
     overlap: dict[int, float]
-    """k: mean share of the top-k that model and teacher have in common, 0 to 1; 1 for the teacher."""
+    """k: mean share of the top k that model and teacher have in common, 0 to 1."""
 
 
 @dataclass(frozen=True)
-class Result:
+class QuickstartResult:
     """One quickstart run."""
 
     recipe: str
@@ -38,11 +38,11 @@ class Result:
     after: ModelResult
     teacher: ModelResult
     seconds: float
-    """Wall time of the whole run, downloads and installation excluded."""
+    """Wall time of the whole run, without the installation."""
 
     @property
     def gap_recovery(self) -> float | None:
-        """`(after - before) / (teacher - before)` of the accuracy at temperature 1 (Rethinking); None without a gap."""
+        """Gap recovery rate (Rethinking): `(after - before) / (teacher - before)` of `accuracy`; None without a gap."""
         return gap_recovery(self.before.accuracy, self.after.accuracy, self.teacher.accuracy)
 
     @property
@@ -51,8 +51,8 @@ class Result:
         return "n/a" if self.gap_recovery is None else f"{self.gap_recovery:.1%}"
 
 
-def print_table(result: Result, console: Console) -> None:
-    """Before, after and teacher side by side."""
+def print_table(result: QuickstartResult, console: Console) -> None:
+    """Prints student before, student after and teacher side by side."""
     table = Table(title=f"recipe={result.recipe}, seed {result.seed}, {result.steps} steps")
     for column in ("held-out problems", "student before", "student after", "teacher"):
         table.add_column(column, justify="left" if column == "held-out problems" else "right")
@@ -72,13 +72,13 @@ def print_table(result: Result, console: Console) -> None:
     console.print(table)
 
 
-def write_json(result: Result, path: Path) -> None:
-    """The table as JSON, with the gap recovery rate (null without a gap)."""
+def write_json(result: QuickstartResult, path: Path) -> None:
+    """Writes the table as JSON, with the gap recovery rate (null without a gap)."""
     path.write_text(json.dumps(asdict(result) | {"gap_recovery": result.gap_recovery}, indent=2) + "\n")
 
 
-def draw_curves(steps: Sequence[dict[str, float]], result: Result, path: Path) -> None:
-    """Reverse KL, task accuracy and response length of the training rollouts, step by step, as a PNG."""
+def draw_curves(steps: Sequence[dict[str, float]], result: QuickstartResult, path: Path) -> None:
+    """Draws reverse KL, accuracy and response length of the training rollouts by step, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the quickstart's models on solutions generated on the fly.
+"""Fine-tunes the quickstart's models on worked solutions that are generated on the fly.
 
 The loss is the mean cross-entropy over response tokens, the final end-of-turn token included, in nats per token.
 Shapes: B sequences, T tokens of the padded batch.
@@ -21,6 +21,7 @@ from opd_verl.quickstart.task import careless_solution, open_lines, problem_stre
 from opd_verl.quickstart.tokenizer import encode_prompts, encode_responses, pad_id
 
 IGNORED = -100
+"""Label of a position without loss; `cross_entropy` skips it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SftSettings:
     """One SFT run."""
 
     max_steps: int
-    """Optimizer steps, and the length of the cosine decay."""
+    """Optimizer steps at most; the cosine decay ends there."""
     batch: int = 32
     """Sequences per step."""
     lr: float = 2e-3
@@ -36,26 +37,26 @@ class SftSettings:
     warmup: int = 20
     """Steps of linear warmup."""
     forget: float = 0.0
-    """Probability that the data's author forgets a carry; 0 for correct work."""
+    """Probability that a solution forgets a carry; 0: correct work."""
     seed: int = 0
     """Seed of the data."""
     openers: tuple[float, ...] = ()
-    """Weights of the letters that open a line (see `open_lines`); empty: no letters."""
+    """Weights of the letters that open a line (`open_lines`); empty: no letters."""
     misadded: tuple[int, ...] = ()
-    """Sums of two digits that the data's author takes for one more."""
+    """Sums of two digits to which every solution adds one too much."""
 
 
-# The student's author forgets most carries: its own greedy answer is then wrong whenever the sum has a carry.
 TEACHER_SFT = SftSettings(max_steps=600)
 STUDENT_SFT = SftSettings(max_steps=450, forget=0.6)
+"""The student's data forgets 60% of the carries, more than half: the greedy answer is wrong wherever a carry occurs."""
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """Ends a run early once it is good enough."""
+    """Ends a run once the model is good enough."""
 
     accuracy: Callable[[Qwen3ForCausalLM], float]
-    """Measures the model, 0 to 1."""
+    """Measures the accuracy of a model, 0 to 1."""
     target: float
     """Stop at or above this accuracy."""
     eval_every: int
@@ -63,7 +64,7 @@ class StopRule:
 
 
 def collate(prompts: list[list[int]], responses: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Join and right-pad; returns ids [B, T] and labels [B, T] with `IGNORED` outside the response."""
+    """Joins and right-pads. Returns ids [B, T] and labels [B, T], which are `IGNORED` outside the response."""
     longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
     ids_BT = torch.full((len(prompts), longest), pad)
     labels_BT = torch.full((len(prompts), longest), IGNORED)
@@ -75,7 +76,7 @@ def collate(prompts: list[list[int]], responses: list[list[int]], pad: int) -> t
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, settings: SftSettings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of train problems and (careless) solutions: ids [B, T], labels [B, T]."""
+    """Yields batches of training problems with solutions, without end: ids [B, T], labels [B, T]."""
     stream = problem_stream("train", settings.seed)
     rng = random.Random(settings.seed)
     while True:
@@ -88,13 +89,14 @@ def batches(tokenizer: PreTrainedTokenizerFast, settings: SftSettings) -> Iterat
 
 
 def sft_loss(model: Qwen3ForCausalLM, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy per response token. Right padding needs no mask: it lies after every token that counts."""
+    """Returns the mean cross-entropy per response token."""
+    # No attention mask: attention is causal, and right padding lies after every token that counts.
     logits_BTV = model(input_ids=ids_BT).logits[:, :-1].float()
     return cross_entropy(logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def lr_scale(step: int, settings: SftSettings) -> float:
-    """Linear warmup, then cosine decay to zero at `max_steps`; a factor on the peak learning rate."""
+    """Returns the factor on the peak learning rate: linear warmup, then cosine decay to 0 at `max_steps`."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     progress = (step - settings.warmup) / max(1, settings.max_steps - settings.warmup)
@@ -123,9 +125,9 @@ def train_until(
     label: str = "SFT",
     line: int = 0,
 ) -> int:
-    """Train in place for `max_steps`, or until `stop` is met; returns the number of steps taken.
+    """Trains the model in place for `max_steps`, or until `stop` is met. Returns the number of steps.
 
-    `label` and `line` name and place the progress bar, so that two runs can show theirs side by side.
+    `label` and `line` are name and terminal line of the progress bar: two runs show theirs below each other.
     """
     optimizer, schedule = _make_optimizer(model, settings)
     data = islice(batches(tokenizer, settings), settings.max_steps)

@@ -5,9 +5,9 @@
                                                                 4+3+1=08
                                                                 \\boxed{864}
 
-A column reads `left digit + right digit + carry = two-digit sum`. The teacher is trained on correct work. The student
-is trained on careless work: it knows the format and the digit sums but forgets most carries, so that its greedy answer
-is wrong too and there is something to distil. Train and held-out problems are disjoint by a hash of the operands.
+A column reads `left digit + right digit + carry = two-digit sum`. The teacher is trained on correct work, the student
+on careless work: it knows the format and the digit sums, but forgets most carries. So its greedy answer is wrong too,
+and there is something to distil. Training and held-out problems are disjoint by a hash of the operands.
 """
 
 import random
@@ -25,11 +25,12 @@ DATA_SOURCE = "opd_verl/column_addition"
 COLUMNS = 3
 SMALLEST, LARGEST = 10 ** (COLUMNS - 1), 10**COLUMNS - 1
 HELDOUT_ONE_IN = 10
+"""One problem in ten is held out."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One sum, `left + right`, both with exactly `COLUMNS` digits."""
+class Addition:
+    """One problem: `left + right`, both with exactly `COLUMNS` digits."""
 
     left: int
     right: int
@@ -41,48 +42,47 @@ class Problem:
 
     @property
     def split(self) -> Split:
-        """The side of the partition this problem is on; a pure function of the operands."""
+        """Split of this problem. crc32, not `hash`: the split must be the same in every process and for every seed."""
         return "heldout" if zlib.crc32(f"{self.left}+{self.right}".encode()) % HELDOUT_ONE_IN == 0 else "train"
 
 
-def problem_stream(split: Split, seed: int) -> Iterator[Problem]:
-    """Endless problems of one split, uniform with replacement, the same sequence for the same seed."""
+def problem_stream(split: Split, seed: int) -> Iterator[Addition]:
+    """Yields problems of one split without end, uniform with replacement; equal seeds give equal sequences."""
     rng = random.Random(f"{split}/{seed}")
     while True:
-        problem = Problem(rng.randint(SMALLEST, LARGEST), rng.randint(SMALLEST, LARGEST))
+        problem = Addition(rng.randint(SMALLEST, LARGEST), rng.randint(SMALLEST, LARGEST))
         if problem.split == split:
             yield problem
 
 
-def distinct_problems(split: Split, count: int, seed: int) -> list[Problem]:
-    """The first `count` distinct problems of `problem_stream(split, seed)`."""
-    found: dict[Problem, None] = {}
+def distinct_problems(split: Split, count: int, seed: int) -> list[Addition]:
+    """Returns the first `count` distinct problems of `problem_stream(split, seed)`."""
+    distinct: dict[Addition, None] = {}
     for problem in problem_stream(split, seed):
-        if len(found) == count:
+        if len(distinct) == count:
             break
-        found[problem] = None
-    return list(found)
+        distinct[problem] = None
+    return list(distinct)
 
 
-def question(problem: Problem) -> str:
-    """The user's message."""
+def question(problem: Addition) -> str:
+    """Returns the user's message."""
     return f"What is {problem.left} + {problem.right}? Put the answer in \\boxed{{}}."
 
 
-def chat(problem: Problem) -> list[dict[str, str]]:
-    """The question as chat messages, the shape verl's `prompt` column has."""
+def chat(problem: Addition) -> list[dict[str, str]]:
+    """Returns the question as chat messages, the form of verl's `prompt` column."""
     return [{"role": "user", "content": question(problem)}]
 
 
-def solution(problem: Problem, forgotten: Sequence[bool] = (False,) * COLUMNS, misadded: Collection[int] = ()) -> str:
-    """The worked solution, columns from the right, ending in `\\boxed{answer}`.
+def solution(problem: Addition, forgotten: Sequence[bool] = (False,) * COLUMNS, misadded: Collection[int] = ()) -> str:
+    """Returns the worked solution, columns from the right, ending in `\\boxed{answer}`.
 
     Args:
         problem: the sum to work out.
-        forgotten: [COLUMNS] whether the carry out of each column is dropped, columns from the right; the last one is
-            the answer's leading 1. The default is correct work; otherwise the boxed answer is the one that the
-            careless work leads to.
-        misadded: sums of two digits that the author takes for one more.
+        forgotten: [COLUMNS] whether the carry out of each column is dropped, columns from the right; the carry out of
+            the last column is the answer's leading 1. The boxed answer follows from the work, also from careless work.
+        misadded: sums of two digits to which one too much is added.
     """
     lines, total, carry = [], 0, 0
     for column, forget in enumerate(forgotten):
@@ -94,22 +94,23 @@ def solution(problem: Problem, forgotten: Sequence[bool] = (False,) * COLUMNS, m
     return "\n".join([*lines, f"\\boxed{{{total + carry * 10**COLUMNS}}}"])
 
 
-def careless_solution(problem: Problem, forget: float, rng: random.Random, misadded: Collection[int] = ()) -> str:
-    """A solution whose author forgets each carry independently with probability `forget`."""
+def careless_solution(problem: Addition, forget: float, rng: random.Random, misadded: Collection[int] = ()) -> str:
+    """Returns a solution that forgets each carry independently with probability `forget`."""
     return solution(problem, [rng.random() < forget for _ in range(COLUMNS)], misadded)
 
 
 def open_lines(text: str, weights: Sequence[float], rng: random.Random) -> str:
-    """Begins every line but the last with a letter drawn by `weights`: a, b, c, ... Where they are alike, each such
-    place is a fork at which all continuations are equally good.
+    """Begins every line but the last with a letter (a, b, c, ...) drawn by `weights`.
+
+    With equal weights each such place is a fork: all continuations are equally good.
     """
     letters = [chr(ord("a") + index) for index in range(len(weights))]
     *lines, last = text.split("\n")
     return "\n".join([*(f"{rng.choices(letters, weights)[0]} {line}" for line in lines), last])
 
 
-def rows(split: Split, problems: Sequence[Problem]) -> list[dict[str, object]]:
-    """Problems as rows of verl's parquet format."""
+def rows(split: Split, problems: Sequence[Addition]) -> list[dict[str, object]]:
+    """Returns the problems as rows of verl's parquet format."""
     return [
         {
             "data_source": DATA_SOURCE,
@@ -123,7 +124,7 @@ def rows(split: Split, problems: Sequence[Problem]) -> list[dict[str, object]]:
 
 
 def write_parquet(directory: Path, train: int, heldout: int, seed: int) -> tuple[Path, Path]:
-    """Write `train.parquet` and `heldout.parquet` with that many distinct prompts each; return their paths."""
+    """Writes `train.parquet` and `heldout.parquet` with these numbers of distinct prompts. Returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     counts: dict[Split, int] = {"train": train, "heldout": heldout}
     for split, count in counts.items():

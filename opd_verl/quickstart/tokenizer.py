@@ -1,7 +1,7 @@
-"""The quickstart's tokenizer: a byte-level BPE trained on the task, with Qwen's special tokens and ChatML template.
+"""Trains the quickstart's tokenizer: a byte-level BPE with Qwen's special tokens and a ChatML template.
 
-Digits are always single tokens, so that a column sum is three lookups and no merge can straddle two numbers. Prompt and
-response are encoded apart and their ids joined, as generation does; training sees exactly the ids that sampling sees.
+A digit is always a token of its own: a column sum is then three lookups, and no token spans two numbers. Prompt and
+response are encoded apart and their ids are joined, as in generation: training sees the ids that sampling sees.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from typing import cast
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from opd_verl.quickstart.task import Problem, chat, problem_stream, question, solution
+from opd_verl.quickstart.task import Addition, chat, problem_stream, question, solution
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# A digit, or a word or symbol run with its leading space, or white space.
 PIECES = r"\p{N}| ?[^\s\p{N}]+|\s+"
-# 256 bytes, three special tokens, and room for the whole words of the task's text.
+"""The text is split into digits, words or runs of symbols with their leading space, and white space."""
 LARGEST_VOCABULARY = 320
+"""256 bytes, three special tokens, and the words of the task's text: 301 in all."""
 CORPUS_PROBLEMS = 200
 
 CHAT_TEMPLATE = (
@@ -52,7 +52,7 @@ def _train_bpe() -> Tokenizer:
 
 
 def build_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """Train the tokenizer, save it to `directory`, and return it as `AutoTokenizer` loads it from there."""
+    """Trains the tokenizer and saves it to `directory`. Returns it as `AutoTokenizer` loads it from there."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_train_bpe(),
         pad_token=PAD,
@@ -66,13 +66,13 @@ def build_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Id of the token that ends a response."""
+    """Returns the id of the token that ends a response."""
     assert isinstance(tokenizer.eos_token_id, int)
     return tokenizer.eos_token_id
 
 
 def pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Id of the padding token."""
+    """Returns the id of the padding token."""
     assert isinstance(tokenizer.pad_token_id, int)
     return tokenizer.pad_token_id
 
@@ -81,12 +81,12 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[i
     return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> list[list[int]]:
-    """Ids of each problem's chat prompt, up to and including the assistant's header."""
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Addition]) -> list[list[int]]:
+    """Returns the ids of each problem's chat prompt, up to and including the assistant's header."""
     texts = tokenizer.apply_chat_template([chat(p) for p in problems], add_generation_prompt=True, tokenize=False)
     return _encode(tokenizer, cast(list[str], texts))
 
 
 def encode_responses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each response, closed by the end-of-turn token."""
+    """Returns the ids of each response, closed by the end-of-turn token."""
     return [[*ids, end_id(tokenizer)] for ids in _encode(tokenizer, list(texts))]

@@ -19,7 +19,7 @@ from opd_verl.quickstart.evaluate import (
 )
 from opd_verl.quickstart.models import ModelSize, build_model, load_model, padded_vocabulary, save_model
 from opd_verl.quickstart.sft import IGNORED, SftSettings, StopRule, batches, collate, lr_scale, sft_loss, train_until
-from opd_verl.quickstart.task import Problem, distinct_problems, solution
+from opd_verl.quickstart.task import Addition, distinct_problems, solution
 from opd_verl.quickstart.tokenizer import build_tokenizer, encode_prompts, encode_responses
 
 TINY = ModelSize(hidden=32, layers=1)
@@ -36,7 +36,7 @@ def model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return build_model(TINY, tokenizer, seed=0).eval()
 
 
-def rollouts_of(tokenizer: PreTrainedTokenizerFast, problems: list[Problem], texts: list[str]) -> Rollouts:
+def rollouts_of(tokenizer: PreTrainedTokenizerFast, problems: list[Addition], texts: list[str]) -> Rollouts:
     prompts = torch.tensor(encode_prompts(tokenizer, problems))
     responses = encode_responses(tokenizer, texts)
     longest = max(map(len, responses))
@@ -140,7 +140,7 @@ def test_sampling_avoids_padding_rows_and_keeps_the_callers_seed(
 
 
 def test_grade_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
-    problems = [Problem(486, 378), Problem(111, 222)]
+    problems = [Addition(486, 378), Addition(111, 222)]
     texts = [solution(problems[0]), "\\boxed{863}", "\\boxed{333}", "333"]
     rollouts = rollouts_of(tokenizer, [p for p in problems for _ in range(2)], texts)
     result = grade(rollouts, tokenizer, problems)

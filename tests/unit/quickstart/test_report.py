@@ -18,12 +18,12 @@ from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.models import ModelSize
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import Pupil, check_contract, eval_problems, made_with, prepare, pupils, stop_problems
-from opd_verl.quickstart.report import ModelResult, Result, draw_curves, print_table, write_json
+from opd_verl.quickstart.report import ModelResult, QuickstartResult, draw_curves, print_table, write_json
 
 BEFORE = ModelResult(accuracy=0.125, greedy=0.251, length=32.9, reverse_kl=0.8166, overlap={1: 0.791, 16: 0.685})
 AFTER = ModelResult(accuracy=0.754, greedy=0.973, length=33.7, reverse_kl=0.0935, overlap={1: 0.986, 16: 0.792})
 TEACHER = ModelResult(accuracy=0.959, greedy=0.998, length=33.8, reverse_kl=0.0, overlap={1: 1.0, 16: 1.0})
-RESULT = Result("opd_topk", 3, 60, BEFORE, AFTER, TEACHER, seconds=642.0)
+RESULT = QuickstartResult("opd_topk", 3, 60, BEFORE, AFTER, TEACHER, seconds=642.0)
 NO_GAP = replace(RESULT, teacher=BEFORE)
 NASTY = (
     "/a b/(c)", "/x=y,z", "/[a]{b}:c", "/été/日本", "/it's", "/'", "/back\\slash", "/\\'", "/\\\\'", "/end\\",
@@ -31,7 +31,7 @@ NASTY = (
 )  # fmt: skip
 
 
-def printed(result: Result) -> str:
+def printed(result: QuickstartResult) -> str:
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
     print_table(result, console)
     return console.export_text()
@@ -59,7 +59,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     for name in ("before", "after", "teacher"):
         found[name]["overlap"] = {int(k): share for k, share in found[name]["overlap"].items()}
         found[name] = ModelResult(**found[name])
-    assert Result(**found) == RESULT
+    assert QuickstartResult(**found) == RESULT
 
 
 def test_without_a_gap_everything_is_still_reported(tmp_path: Path) -> None:

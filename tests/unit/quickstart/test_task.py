@@ -15,7 +15,7 @@ from opd_verl.quickstart.task import (
     COLUMNS,
     LARGEST,
     SMALLEST,
-    Problem,
+    Addition,
     careless_solution,
     chat,
     distinct_problems,
@@ -27,7 +27,7 @@ from opd_verl.quickstart.task import (
 from opd_verl.quickstart.tokenizer import PAD, TURN_END, build_tokenizer, encode_prompts, encode_responses
 
 OPERANDS = st.integers(SMALLEST, LARGEST)
-PROBLEMS = st.builds(Problem, OPERANDS, OPERANDS)
+PROBLEMS = st.builds(Addition, OPERANDS, OPERANDS)
 FORGOTTEN = st.lists(st.booleans(), min_size=COLUMNS, max_size=COLUMNS)
 
 
@@ -41,32 +41,32 @@ def boxed(text: str) -> str:
 
 
 def test_known_solution() -> None:
-    assert solution(Problem(486, 378)) == "6+8+0=14\n8+7+1=16\n4+3+1=08\n\\boxed{864}"
+    assert solution(Addition(486, 378)) == "6+8+0=14\n8+7+1=16\n4+3+1=08\n\\boxed{864}"
 
 
 def test_known_careless_solution() -> None:
-    assert solution(Problem(486, 578), [True, False, True]) == "6+8+0=14\n8+7+0=15\n4+5+1=10\n\\boxed{54}"
+    assert solution(Addition(486, 578), [True, False, True]) == "6+8+0=14\n8+7+0=15\n4+5+1=10\n\\boxed{54}"
 
 
 @given(PROBLEMS)
-def test_correct_work_boxes_the_sum(problem: Problem) -> None:
+def test_correct_work_boxes_the_sum(problem: Addition) -> None:
     assert boxed(solution(problem)) == problem.answer == str(problem.left + problem.right)
 
 
 @given(PROBLEMS, FORGOTTEN)
-def test_every_column_line_is_true_arithmetic(problem: Problem, forgotten: list[bool]) -> None:
+def test_every_column_line_is_true_arithmetic(problem: Addition, forgotten: list[bool]) -> None:
     for line in solution(problem, forgotten).splitlines()[:COLUMNS]:
         terms, column_sum = line.split("=")
         assert sum(map(int, terms.split("+"))) == int(column_sum)
 
 
 @given(PROBLEMS, FORGOTTEN)
-def test_a_forgotten_carry_never_raises_the_answer(problem: Problem, forgotten: list[bool]) -> None:
+def test_a_forgotten_carry_never_raises_the_answer(problem: Addition, forgotten: list[bool]) -> None:
     assert int(boxed(solution(problem, forgotten))) <= int(problem.answer)
 
 
 def test_an_author_who_misadds_is_wrong_wherever_those_digits_meet() -> None:
-    problem = Problem(123, 416)
+    problem = Addition(123, 416)
     assert solution(problem, misadded=(9,)) == "3+6+0=10\n2+1+1=04\n1+4+0=05\n\\boxed{540}"
     assert solution(problem, misadded=(10,)) == solution(problem), "the carry is no digit"
 
@@ -102,7 +102,7 @@ def test_parquet_has_verls_columns(tmp_path: Path) -> None:
 
 
 def test_digits_are_single_tokens_and_text_is_short(tokenizer: PreTrainedTokenizerFast) -> None:
-    problem = Problem(999, 999)
+    problem = Addition(999, 999)
     [prompt], [response] = encode_prompts(tokenizer, [problem]), encode_responses(tokenizer, [solution(problem)])
     for ids in (prompt, response):
         assert all(len(token) == 1 for token in tokenizer.batch_decode([[i] for i in ids]) if re.search(r"\d", token))
@@ -118,7 +118,7 @@ def test_any_text_survives_the_round_trip(tokenizer: PreTrainedTokenizerFast, te
 
 @settings(deadline=None, max_examples=50)
 @given(problem=PROBLEMS)
-def test_joined_ids_are_the_ids_of_the_joined_text(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> None:
+def test_joined_ids_are_the_ids_of_the_joined_text(tokenizer: PreTrainedTokenizerFast, problem: Addition) -> None:
     [prompt], [response] = encode_prompts(tokenizer, [problem]), encode_responses(tokenizer, [solution(problem)])
     assert tokenizer(tokenizer.decode(prompt + response), add_special_tokens=False)["input_ids"] == prompt + response
 
@@ -126,7 +126,7 @@ def test_joined_ids_are_the_ids_of_the_joined_text(tokenizer: PreTrainedTokenize
 def test_template_and_special_tokens(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    problem = Problem(123, 456)
+    problem = Addition(123, 456)
     text = loaded.apply_chat_template(chat(problem), add_generation_prompt=True, tokenize=False)
     assert text == f"<|im_start|>user\n{question(problem)}<|im_end|>\n<|im_start|>assistant\n"
     assert (loaded.pad_token, loaded.eos_token) == (PAD, TURN_END)
