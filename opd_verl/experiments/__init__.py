@@ -1,1 +1,1 @@
-"""Experiments that reproduce the papers' findings at a small scale."""
+"""Reproduces the papers' findings at a small scale, and measures what the alignment and a training cost."""

@@ -1,11 +1,11 @@
-"""What alignment costs: rollouts per decision point by how they are allocated, and memory per million nodes.
+"""Measures what alignment costs: rollouts per decision point for several allocations, and memory per million nodes.
 
     python -m opd_verl.experiments.alignment_cost
 
-The language is `opd_verl.experiments.markov`'s with two sides: a change of side decides how a response ends.
-Allocations take the same number of rollouts besides the initial ones: more initial ones; every token of every path
-brought to equal visits; targeted. The last row brings every token to as many visits as targets get. The share of the
-teacher's gradient is that of its length, summed over all nodes of the paths, which lies at decision points.
+The language is that of `opd_verl.experiments.markov`, in two halves: a change between them decides how a response ends.
+Three allocations spend the same number of rollouts beyond the initial ones: more initial rollouts; equal visits for
+every token of every path; targeted rollouts. The last row brings every token to as many visits as a target gets. The
+share of the teacher's gradient is the part of its length, summed over all nodes of the paths, at decision points.
 """
 
 import argparse
@@ -32,7 +32,7 @@ HEADS = (
     "rollouts per question",
     "decision points",
     "rollouts per decision point",
-    "of them with a range of success >= 0.2",
+    "decision points with a range of success >= 0.2",
     "share of the teacher's gradient",
     "right sign",
     "mean abs error of the cosine",
@@ -45,7 +45,7 @@ TEACHER = "good"
 
 @dataclass(frozen=True)
 class Setting:
-    """A language and how much of it is looked at."""
+    """A language, and how many questions and initial rollouts are made of it."""
 
     language: Language
     questions: int
@@ -53,36 +53,37 @@ class Setting:
     seed: int
 
     def asked(self, more: int = 0) -> list[Question]:
-        """The questions; `more` initial rollouts for each, and the same paths."""
-        found = [ask(self.language, number, self.initial, 2, self.seed) for number in range(self.questions)]
+        """Makes the questions, with `more` initial rollouts for each on the same paths."""
+        questions = [ask(self.language, number, self.initial, 2, self.seed) for number in range(self.questions)]
         generator = np.random.default_rng((self.seed, 1))
-        for one in found:
+        for question in questions:
             responses = self.language.sample([], more, generator) if more else []
             paths, correct = [tokens for tokens, _ in responses], [right for _, right in responses]
-            one.tree.add(PackedRollouts.of(paths, [0] * more, correct))
-        return found
+            question.tree.add(PackedRollouts.of(paths, [0] * more, correct))
+        return questions
 
     def sampler(self, questions: Sequence[Question]) -> LanguageSampler:
-        """Of targeted rollouts."""
+        """Makes the sampler of targeted rollouts."""
         generator = np.random.default_rng((self.seed, 2))
-        return LanguageSampler(self.language, {one.number: one for one in questions}, generator)
+        return LanguageSampler(self.language, {question.number: question for question in questions}, generator)
 
 
 def targeted(setting: Setting, settings: TargetSettings) -> tuple[list[Question], int]:
-    """The questions with targeted rollouts, and how many these are."""
+    """Returns the questions with targeted rollouts, and the number of these rollouts."""
     questions = setting.asked()
     sampler = setting.sampler(questions)
     return questions, enrich(questions, lambda _, wanted: sampler.orders(wanted()), settings).rollouts
 
 
 def uniform(setting: Setting, count: int) -> list[Question]:
-    """Every token of every path brought to as many visits as `count` rollouts in all allow."""
+    """Returns the questions with equal visits for every token of every path, as many as `count` rollouts allow."""
     questions, low, high = setting.asked(), 1, 10_000
 
     def needed(enough: int) -> int:
         settings = replace(UNIFORM, enough=enough, per_request=1)
-        return sum(one.count for one in orders(questions, range(10**9), settings))
+        return sum(order.count for order in orders(questions, range(10**9), settings))
 
+    # Bisection: the rollouts needed grow with the visits per token.
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if needed(middle) <= count else (low, middle - 1)
@@ -90,53 +91,57 @@ def uniform(setting: Setting, count: int) -> list[Question]:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A decision point: the measured cosine, the exact one over the same children, and the range of success."""
+class DecisionPoint:
+    """A node where the branches differ in success."""
 
     cosine: float
+    """Cosine of the teacher's and the ideal gradient, as measured from rollouts."""
     exact: float
+    """Exact cosine over the same children."""
     spread: float
+    """Largest less smallest success probability of the children."""
     pull: float
-    """Length of the teacher's gradient."""
+    """Length of the teacher's gradient, nats."""
 
 
 def row(name: str, setting: Setting, questions: Sequence[Question], rollouts: int) -> list[str]:
-    """One allocation; a node that several paths share counts for each."""
-    found = [one for question in questions for one in judged(setting.language, question)]
+    """Returns the table's row of one allocation; a node that several paths share counts once for each."""
+    points = [point for question in questions for point in decision_points(setting.language, question)]
     every = sum(pulls(path).sum().item() for question in questions for path in question.paths)
-    large, each = sum(one.spread >= LARGE_RANGE for one in found), rollouts / setting.questions
-    right = np.mean([np.sign(one.cosine) == np.sign(one.exact) for one in found])
-    error = np.mean([abs(one.cosine - one.exact) for one in found])
-    share = sum(one.pull for one in found) / every
-    counts = [f"{each:,.0f}", str(len(found)), f"{rollouts / max(len(found), 1):,.1f}", str(large)]
+    large, each = sum(point.spread >= LARGE_RANGE for point in points), rollouts / setting.questions
+    right = np.mean([np.sign(point.cosine) == np.sign(point.exact) for point in points])
+    error = np.mean([abs(point.cosine - point.exact) for point in points])
+    share = sum(point.pull for point in points) / every
+    counts = [f"{each:,.0f}", str(len(points)), f"{rollouts / max(len(points), 1):,.1f}", str(large)]
     return [name, *counts, f"{share:.1%}", f"{right:.1%}", f"{error:.3f}"]
 
 
 def pulls(path: Path) -> Tensor:
-    """[L] length of the gradient of KL(p || q) with `good`."""
+    """Returns the length of the gradient of KL(p || q), q the teacher `good`, at each token of a path [L]."""
     log_p, log_q = sides(path, TEACHER)
     return local.local_gradient(log_p.exp(), log_q - log_p, torch.ones_like(log_p, dtype=torch.bool)).norm(dim=-1)
 
 
-def judged(language: Language, question: Question) -> list[Judged]:
-    """All decision points."""
-    found = []
-    for one in question_nodes(question, NodeSettings()).to_pylist():
-        if one["teacher"] == TEACHER and one["decision"]:
-            path, depth = question.paths[one["path"]], one["depth"]
+def decision_points(language: Language, question: Question) -> list[DecisionPoint]:
+    """Returns all decision points of a question's paths."""
+    points = []
+    for node in question_nodes(question, NodeSettings()).to_pylist():
+        if node["teacher"] == TEACHER and node["decision"]:
+            path, depth = question.paths[node["path"]], node["depth"]
             log_p, log_q = (side[depth : depth + 1] for side in sides(path, TEACHER))
             truth = torch.from_numpy(language.children(path)[depth])[None]
             member = torch.zeros_like(truth, dtype=torch.bool)
-            member[0, one["support"]] = True
+            member[0, node["support"]] = True
             ideal = local.local_gradient(log_p.exp(), truth, member)
             gkd = local.local_gradient(log_p.exp(), log_q - log_p, member)
             exact = local.cosine(ideal, gkd).item()
-            found.append(Judged(one[COSINE + "gkd"], exact, one["success_range"], pulls(path)[depth].item()))
-    return found
+            point = DecisionPoint(node[COSINE + "gkd"], exact, node["success_range"], pulls(path)[depth].item())
+            points.append(point)
+    return points
 
 
 def memory(nodes: int, length: int = 1000) -> tuple[int, float, float]:
-    """A tree of so many nodes: bytes of its arrays, growth of the process at its peak, seconds."""
+    """Builds a tree of `nodes` nodes. Returns bytes of its arrays, bytes that the process grew by, and seconds."""
     generator, tree = np.random.default_rng(0), GenerationTree()
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     while len(tree) < nodes:

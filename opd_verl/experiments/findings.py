@@ -3,8 +3,8 @@
     python -m opd_verl.experiments.findings F3 F4 F5 --seeds 0 1 2 --out runs/findings
     python -m opd_verl.experiments.findings F5 --seeds 0 --steps 4 --out runs/try
 
-Models are the quickstart's. F3 needs a teacher that is uncertain somewhere, so its models open every line with one of
-eight letters, equally good for the teacher and not for the student. What is there already is not run again.
+The models are the quickstart's. F3 needs a teacher that is uncertain somewhere: its models open every line with one of
+eight letters, which are equally likely for the teacher and not for the student. A finished run is read from its file.
 """
 
 import argparse
@@ -30,32 +30,32 @@ COMMON = (
     "trainer.test_freq=-1",
     "trainer.save_freq=1000000",
 )
-"""64 rollouts a step, 4 updates. verl saves after the last step whatever save_freq says."""
+"""64 rollouts per step in 4 updates. verl saves a checkpoint after the last step whatever save_freq says."""
 TEACHER_OPENERS = (1.0,) * 8
 STUDENT_OPENERS = (32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 1.0, 1.0)
 
-Row = tuple[str, Sequence[Measurement], Sequence[float]]
-"""Of a table: a model, what was measured with each seed, and its gap recovery rates."""
+MeasuredRow = tuple[str, Sequence[Measurement], Sequence[float]]
+"""A table row: a model, its measurements by seed, and its gap recovery rates by seed (empty: none)."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to distil."""
+    """One way to distil: a recipe with overrides."""
 
     name: str
     recipe: str
     overrides: tuple[str, ...] = ()
     forks: bool = False
-    """Whether it runs on the models whose teacher is uncertain at the beginning of a line."""
+    """Whether the teacher is uncertain at the beginning of every line."""
 
 
 def topk(name: str, k: int, *more: str) -> Variant:
-    """The exact reverse KL, or what `more` makes of it, on a support of top-k ids."""
+    """Returns a variant of recipe=opd_topk: the exact reverse KL on k ids, changed by the overrides `more`."""
     return Variant(name, "opd_topk", (f"opd.objective.k={k}", *more))
 
 
 SAMPLED, TOP16 = Variant("sampled", "opd"), topk("top-16", 16)
-# One renormalised token has nothing to learn from: the top-1 of F5 is the papers' policy gradient.
+# One renormalised token has nothing to learn from (1 on both sides): the top-1 of F5 is the papers' policy gradient.
 FINDINGS: dict[str, tuple[Variant, ...]] = {
     "F3": (Variant("opd on forks", "opd", forks=True), Variant("eopd on forks", "eopd", forks=True)),
     "F4": (
@@ -68,7 +68,7 @@ FINDINGS: dict[str, tuple[Variant, ...]] = {
 
 
 def pupils_of(variant: Variant, paths: Paths, seed: int) -> list[Pupil]:
-    """Teacher and student of this variant."""
+    """Returns the teacher and the student of this variant."""
     teacher, student = pupils(paths, seed)
     if not variant.forks:
         return [teacher, student]
@@ -79,7 +79,7 @@ def pupils_of(variant: Variant, paths: Paths, seed: int) -> list[Pupil]:
 
 
 def run(variant: Variant, out: Path, seed: int, steps: int) -> dict[str, Measurement]:
-    """Prepares, measures, distils and measures again: {before, after, teacher}; read back where it was done before."""
+    """Prepares, distils and measures, or reads a finished run. Returns `before`, `after` and `teacher`."""
     root = out / f"{'forks' if variant.forks else 'plain'}-seed{seed}"
     paths = Paths(root.absolute(), variant.name.replace(" ", "_").replace(",", ""))
     if paths.table.exists():
@@ -88,45 +88,49 @@ def run(variant: Variant, out: Path, seed: int, steps: int) -> dict[str, Measure
     distil(paths, variant.recipe, steps, seed, [*COMMON, *variant.overrides])
     tokenizer, teacher = AutoTokenizer.from_pretrained(paths.teacher), load_model(paths.teacher)
     models = {"before": paths.student, "after": paths.distilled(steps), "teacher": paths.teacher}
-    found = {name: measure(load_model(path), teacher, tokenizer, eval_problems()) for name, path in models.items()}
-    paths.table.write_text(json.dumps({name: asdict(value) for name, value in found.items()}, indent=2))
-    return found
+    measured = {name: measure(load_model(path), teacher, tokenizer, eval_problems()) for name, path in models.items()}
+    paths.table.write_text(json.dumps({name: asdict(value) for name, value in measured.items()}, indent=2))
+    return measured
 
 
 def cell(values: Sequence[float]) -> str:
-    """mean ± standard deviation over the seeds."""
+    """Formats mean ± standard deviation over the seeds."""
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}"
 
 
 def table(finding: str, results: dict[str, list[dict[str, Measurement]]]) -> str:
-    """One finding as markdown, three rows per variant: before, after, and its teacher."""
-    rows: list[Row] = []
+    """Returns one finding as Markdown, three rows per variant: before, after, and its teacher."""
+    rows: list[MeasuredRow] = []
     for variant, runs in results.items():
-        rows.append((f"{variant}: before", [one["before"] for one in runs], []))
-        rows.append((variant, [one["after"] for one in runs], [recovered(one) for one in runs]))
-        rows.append((f"{variant}: teacher", [one["teacher"] for one in runs], []))
+        rows.append((f"{variant}: before", [run["before"] for run in runs], []))
+        rows.append((variant, [run["after"] for run in runs], [recovered(run) for run in runs]))
+        rows.append((f"{variant}: teacher", [run["teacher"] for run in runs], []))
     return measured_table(finding, rows)
 
 
-def measured_table(finding: str, rows: Sequence[Row]) -> str:
-    """Markdown: what was measured, mean ± standard deviation over the seeds."""
+def measured_table(finding: str, rows: Sequence[MeasuredRow]) -> str:
+    """Returns all measurements as Markdown, mean ± standard deviation over the seeds."""
     names = list(Measurement.__dataclass_fields__)
     lines = [
-        [label, *(cell([getattr(one, name) for one in seeds]) for name in names), cell(rates) if rates else ""]
+        [
+            label,
+            *(cell([getattr(seed, name) for seed in seeds]) for name in names),
+            cell(rates) if rates else "",
+        ]
         for label, seeds, rates in rows
     ]
     return markdown_table([finding, *names, "recovery"], lines)
 
 
-def recovered(one: dict[str, Measurement]) -> float:
-    """Gap recovery rate of the accuracy."""
-    before, after, teacher = (one[stage].accuracy for stage in ("before", "after", "teacher"))
+def recovered(models: dict[str, Measurement]) -> float:
+    """Returns the gap recovery rate of the accuracy."""
+    before, after, teacher = (models[stage].accuracy for stage in ("before", "after", "teacher"))
     return (after - before) / (teacher - before)
 
 
 def main() -> None:
-    """Runs what is asked for, seed by seed, and prints a table for each finding."""
+    """Runs the findings, seed by seed, and prints a table for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("findings", nargs="+", choices=sorted(FINDINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -134,11 +138,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/findings"))
     options = parser.parse_args()
     for finding in options.findings:
-        found: dict[str, list[dict[str, Measurement]]] = {}
+        results: dict[str, list[dict[str, Measurement]]] = {}
         for seed in options.seeds:
             for variant in FINDINGS[finding]:
-                found.setdefault(variant.name, []).append(run(variant, options.out, seed, options.steps))
-        print(table(finding, found), flush=True)
+                results.setdefault(variant.name, []).append(run(variant, options.out, seed, options.steps))
+        print(table(finding, results), flush=True)
 
 
 if __name__ == "__main__":

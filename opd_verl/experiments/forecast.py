@@ -2,8 +2,8 @@
 
     python -m opd_verl.experiments.forecast --seeds 0 1 2 --out runs/staged
 
-The trainings are `opd_verl.experiments.staged`'s F7-gain and F7-regress, the second also with the top-20% entropy mask
-(Capacity 5.3). What is there already is not run again.
+The trainings are F7-gain and F7-regress of `opd_verl.experiments.staged`; F7-regress is also trained with the mask of
+the top 20% of entropies (Capacity 5.3). A finished run is read from its file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ HEADS = ("pair", "verdict before (sure)", "Dest:Corr", "headroom", "accuracy bef
 
 
 def forecast(pair: str, out: Path, seed: int) -> PairResult:
-    """Prepares the pair and probes it, before anything is trained."""
+    """Prepares the pair and probes it before any distillation."""
     paths = Paths((out / f"{pair}-seed{seed}").absolute())
     prepare(paths, seed, FINDINGS[pair].pair(paths, seed))
     config = ProbeConfig(
@@ -42,7 +42,7 @@ def forecast(pair: str, out: Path, seed: int) -> PairResult:
 
 
 def row(pair: str, seed: int, before: PairResult, outcome: dict[str, Measurement]) -> list[str]:
-    """One pair and seed: what was said and what came."""
+    """Returns the table's row of a pair and seed: verdict and outcome."""
     assert before.measured is not None
     verdict, values = before.verdict, before.measured.estimates
     sure = "" if verdict.sure is None else f" ({verdict.sure:.0%})"
@@ -51,13 +51,14 @@ def row(pair: str, seed: int, before: PairResult, outcome: dict[str, Measurement
 
 
 def summary(outcomes: Sequence[dict[str, Measurement]]) -> list[str]:
-    """Mean and spread over the seeds of the accuracies."""
-    found = [[one[name].accuracy for one in outcomes if name in one] for name in ("before", "opd", "opd_masked")]
-    return ["mean", "", "", "", *(cell(values) if values else "" for values in found)]
+    """Returns the row of mean and standard deviation of the accuracies over the seeds."""
+    models = ("before", "opd", "opd_masked")
+    accuracies = [[outcome[name].accuracy for outcome in outcomes if name in outcome] for name in models]
+    return ["mean", "", "", "", *(cell(values) if values else "" for values in accuracies)]
 
 
 def main() -> None:
-    """Runs both pairs for every seed and prints the table."""
+    """Runs both pairs for every seed, and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/staged"))

@@ -1,9 +1,10 @@
-"""A language whose success probabilities are known exactly: the next token depends on the last one alone.
+"""A language whose success probabilities are known exactly: the next token depends on the last token alone.
 
-Ids 0 .. V-1 are words, V ends a response well and V + 1 badly; one that is cut at `length` tokens fails. With n tokens
-left a response behind v ends well with probability `s_n(v) = P(V | v) + sum_w P(w | v) s_{n-1}(w)`, `s_0 = 0`.
+Ids 0 .. V-1 are words. Id V ends a response well, id V + 1 badly; a response that is cut at `length` tokens fails. With
+n tokens left, a response after word v ends well with probability `s_n(v) = P(V | v) + sum_w P(w | v) s_{n-1}(w)`, and
+`s_0 = 0`.
 
-Shapes: V words, V + 2 tokens; row v of a matrix is the next token's distribution behind v, row V the first token's.
+Shapes: V words, V + 2 ids. Row v of a matrix is the distribution of the token after word v; row V is the first token's.
 """
 
 from collections.abc import Sequence
@@ -21,33 +22,36 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Language:
-    """A student, and teachers that know better or worse how to end well."""
+    """A student, and teachers that end well more or less often."""
 
     student: Floats
-    """[V + 1, V + 2]"""
+    """Next-token distributions, [V + 1, V + 2]."""
     teachers: dict[str, Floats]
+    """Distributions of each teacher, likewise."""
     length: int = 40
+    """Longest response, tokens."""
 
     @property
     def words(self) -> int:
-        """V"""
+        """V: number of words."""
         return len(self.student) - 1
 
     def success(self) -> Floats:
-        """[length + 1, V + 2] that a response ends well, by the tokens left and the last token."""
-        found = np.zeros((self.length + 1, self.words + 2))
-        found[:, self.words] = 1.0
+        """Returns the probability to end well by tokens left and last token, [length + 1, V + 2]."""
+        ends_well = np.zeros((self.length + 1, self.words + 2))
+        ends_well[:, self.words] = 1.0
         for left in range(1, self.length + 1):
-            found[left, : self.words] = self.student[: self.words] @ found[left - 1]
-        return found
+            ends_well[left, : self.words] = self.student[: self.words] @ ends_well[left - 1]
+        return ends_well
 
     def sample(self, prefix: Sequence[int], count: int, generator: np.random.Generator) -> list[tuple[Ints, bool]]:
-        """Whole responses behind a prefix, and whether they end well."""
+        """Samples `count` responses that begin with `prefix`. Returns the whole responses and whether they end well."""
         last = np.full(count, prefix[-1] if len(prefix) else self.words)
         steps = [np.tile(np.array(prefix, np.int64), (count, 1))]
         ended = np.full(count, bool(len(prefix)) and last[0] >= self.words) if len(prefix) else np.zeros(count, bool)
         sizes, cumulative = np.full(count, len(prefix)), self.student.cumsum(-1)
         for _ in range(self.length - len(prefix)):
+            # An ended response keeps drawing, from row V, and the draw is cut off below: all draws stay one array.
             rows = cumulative[np.where(ended, self.words, last)]
             drawn = (generator.random((count, 1)) > rows).sum(-1).clip(max=self.words + 1)
             last, sizes = np.where(ended, last, drawn), sizes + ~ended
@@ -60,14 +64,14 @@ class Language:
         ]
 
     def path(self, tokens: Ints, correct: bool) -> Path:
-        """A response with both sides' exact log-probs of every token."""
+        """Returns a response with the exact log-probs of student and teachers for every id."""
         before = np.concatenate([[self.words], tokens[:-1]])
         ids = np.tile(np.arange(self.words + 2, dtype=np.int32), (len(tokens), 1))
         log_q = {name: np.log(matrix[before]) for name, matrix in self.teachers.items()}
         return Path(tokens, correct, ids, np.log(self.student[before]), log_q)
 
     def children(self, path: Path) -> Floats:
-        """[L, V + 2] exact success probability behind each token along a path."""
+        """Returns the exact success probability after each id at every position of a path, [L, V + 2]."""
         return np.stack([self.success()[self.length - depth - 1] for depth in range(len(path.tokens))])
 
 
@@ -79,13 +83,13 @@ def make_language(
     length: int = 40,
     seed: int = 0,
 ) -> Language:
-    """Random; one teacher leans toward success, one away from it, one is the student with noise.
+    """Makes a random student and three teachers: `good` leans toward success, `bad` away from it, `noise` to neither.
 
     Args:
-        sharpness: deviation of the logits.
-        ending: taken off the logits of both ends: responses are longer.
-        commitment: taken off the logits between the first half of the words, which ends well, and the second, which
-            ends badly: a response rarely changes sides, and a change decides how it ends.
+        sharpness: standard deviation of the logits.
+        ending: subtracted from the logits of both ends; with it responses get longer.
+        commitment: subtracted from the logits between the first half of the words, which ends well, and the second,
+            which ends badly. A response then rarely changes between the halves, and a change decides how it ends.
     """
     generator = np.random.default_rng(seed)
     logits = sharpness * generator.normal(size=(words + 1, words + 2))
@@ -105,9 +109,9 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def ask(language: Language, number: int, rollouts: int, paths: int, seed: int) -> Question:
-    """A question: its tree of initial rollouts and its representative paths."""
+    """Makes a question: its tree of initial rollouts and its representative paths."""
     responses = language.sample([], rollouts, np.random.default_rng((seed, number)))
-    correct = [one for _, one in responses]
+    correct = [ends_well for _, ends_well in responses]
     tree = GenerationTree()
     tree.add(PackedRollouts.of([tokens for tokens, _ in responses], [0] * rollouts, correct))
     chosen = representative(correct, paths, paths, (seed, number))
@@ -116,20 +120,20 @@ def ask(language: Language, number: int, rollouts: int, paths: int, seed: int) -
 
 @dataclass(frozen=True, eq=False)
 class LanguageSampler:
-    """Launches orders in the language itself."""
+    """Samples targeted rollouts from the language itself."""
 
     language: Language
     questions: dict[int, Question]
     generator: np.random.Generator
 
     def orders(self, wanted: Sequence[Order]) -> Launched:
-        """All rollouts that are ordered."""
+        """Samples all ordered rollouts."""
         rows: dict[int, list[tuple[Ints, int, bool]]] = {}
         for order in wanted:
             target = order.target
             path = self.questions[target.question].paths[target.path]
             prefix = [*path.tokens[: target.depth].tolist(), target.token]
-            found = self.language.sample(prefix, order.count, self.generator)
-            rows.setdefault(target.question, []).extend((tokens, len(prefix), correct) for tokens, correct in found)
-        grouped = {number: PackedRollouts.of(*zip(*found, strict=True)) for number, found in rows.items()}
-        return Launched(grouped, sum(one.count for one in wanted), 0.0)
+            sampled = self.language.sample(prefix, order.count, self.generator)
+            rows.setdefault(target.question, []).extend((tokens, len(prefix), correct) for tokens, correct in sampled)
+        grouped = {number: PackedRollouts.of(*zip(*rollouts, strict=True)) for number, rollouts in rows.items()}
+        return Launched(grouped, sum(order.count for order in wanted), 0.0)

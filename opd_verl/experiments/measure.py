@@ -1,6 +1,6 @@
-"""What the findings compare: a student's accuracy, its distance from the teacher, and what is left of its entropy.
+"""Measures a student for the findings: accuracy, distance from the teacher, entropy.
 
-Shapes: T response tokens of all rollouts, V token ids. Nats.
+Shapes: T response tokens of all rollouts, V ids. Log-probs, entropies and KLs in nats.
 """
 
 from collections.abc import Sequence
@@ -21,51 +21,52 @@ TOP = 16
 
 @dataclass(frozen=True)
 class Measurement:
-    """Of one student on held-out problems, pooled over the tokens of its own responses; nats per token."""
+    """Measurements of a student on held-out problems, pooled over the tokens of its own responses."""
 
     accuracy: float
     """avg@k at temperature 1, 0 to 1."""
     reverse_kl: float
-    """KL(student || teacher), whole vocabulary."""
+    """Mean KL(student || teacher) over the whole vocabulary, nats per token."""
     entropy: float
-    """Mean student entropy."""
+    """Mean student entropy, nats."""
     high_entropy_share: float
     """Share of tokens where the student's entropy is at least 1.0 (EOPD 3.1)."""
     teacher_high_entropy_share: float
-    """The same of the teacher's entropy, at the same tokens."""
+    """Share of these tokens where the teacher's entropy is at least 1.0."""
     forward_kl_at_forks: float
-    """Mean FKL on the teacher's top 16 (EOPD eq. 10) where the teacher's entropy is at least 0.8; 0 without any."""
+    """Mean forward KL on the teacher's top 16 (EOPD eq. 10) where the teacher's entropy is at least 0.8; 0 without such
+    tokens; nats."""
     overlap: float
-    """Mean |top 16 of p ∩ top 16 of q| / 16."""
+    """Mean of |top 16 of p ∩ top 16 of q| / 16, 0 to 1."""
     overlap_advantage: float
-    """Mean advantage of the tokens in both top 16 (Rethinking eq. 7); rises to 0."""
+    """Mean advantage of the ids in both top 16 (Rethinking eq. 7), nats; rises to 0."""
     length: float
     """Mean response length, tokens."""
 
 
 def entropy(log_p_TV: Tensor) -> Tensor:
-    """H [T]."""
+    """Returns the entropy at each token, [T]."""
     return -(log_p_TV.exp() * log_p_TV).sum(dim=-1)
 
 
-def top_block(of_TV: Tensor, log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> SupportTensors:
-    """The k most likely ids of one side, with both sides' log-probs at them, [T, k]."""
-    ids = of_TV.topk(min(k, of_TV.shape[1]), dim=-1).indices
+def top_block(ranked_TV: Tensor, log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> SupportTensors:
+    """Returns the k likeliest ids by `ranked_TV`, with the log-probs of both models at them, [T, k]."""
+    ids = ranked_TV.topk(min(k, ranked_TV.shape[1]), dim=-1).indices
     return SupportTensors(ids.int(), log_q_TV.gather(-1, ids), log_p_TV.gather(-1, ids))
 
 
 def overlap(log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> Overlap:
-    """Of both sides' top k at every token."""
+    """Compares the top k of both models at every token."""
     return measure_overlap(*(top_block(side, log_p_TV, log_q_TV, k) for side in (log_p_TV, log_q_TV)))
 
 
 def overlap_advantage(log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> float:
-    """Rethinking eq. 7, mean over t; a t whose two top k share no id is 0."""
+    """Returns the mean of Rethinking's eq. 7 over tokens; a token whose top k share no id counts as 0."""
     return overlap(log_p_TV, log_q_TV, k).advantage.nan_to_num(0.0).mean().item()
 
 
 def forward_kl_at_forks(log_p_TV: Tensor, log_q_TV: Tensor) -> float:
-    """Mean of EOPD's forward KL over the tokens where the teacher is uncertain; 0 without any."""
+    """Returns the mean of EOPD's forward KL over tokens where the teacher is uncertain; 0 without such tokens."""
     forks = entropy(log_q_TV) >= FORK_ENTROPY
     return overlap(log_p_TV[forks], log_q_TV[forks], TOP).forward_kl.mean().item() if forks.any() else 0.0
 
@@ -78,7 +79,7 @@ def measure(
     problems: Sequence[Addition],
     samples: int = 4,
 ) -> Measurement:
-    """Samples `samples` responses a problem at temperature 1, grades them, and reads both models on them."""
+    """Samples `samples` responses per problem at temperature 1, grades them, and reads both models on them."""
     rollouts = sample(student, tokenizer, problems, samples)
     result = grade(rollouts, tokenizer, problems)
     log_p_TV = response_log_probs(student, rollouts, len(tokenizer))

@@ -1,10 +1,10 @@
-"""The planner's memory model against measured peaks, on CPU runs of the real main_ppo.
+"""Compares the planner's memory model with measured peaks, on CPU runs of the real main_ppo.
 
     python -m opd_verl.experiments.memory --out memory
 
-Two runs of two steps with models of random weights, a small pair and a large one, alike in all else. Measured is each
-process's high-water mark (VmHWM); compared are the differences between the two runs, in which interpreter, libraries
-and caches cancel out. What a role's largest phase is planned to take must be what its process grew by.
+Makes two runs of two steps with random weights, a small pair of models and a large pair, equal in all else. Measures
+the high-water mark of each process (VmHWM). The difference of the two runs, in which interpreter, libraries and caches
+cancel out, is compared with the planned difference of the role's largest phase.
 """
 
 import argparse
@@ -31,19 +31,20 @@ from opd_verl.utils.files import tail
 from opd_verl.utils.markdown import markdown_table
 
 ROLES = {"trainer": r"ray::\w*WorkerDict", "rollout server": r"VLLM::", "teacher": r"ray::TeacherActor"}
-"""What Ray calls the process of each role."""
+"""Pattern of the process title of each role, as Ray and vLLM set it."""
 SIZES = {
     "small": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 512},
     "large": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "vocab_size": 16384},
 }
 SERVER = (memory.WEIGHTS, memory.CACHE, memory.ROLLOUT)
-"""Parts of a rollout server, which has a process of its own on the CPU."""
+"""Parts of the plan that belong to the rollout server: on a CPU it is a process of its own."""
 PAUSE_SECONDS = 0.2
+"""Pause between two looks at the processes: VmHWM is lost when a process ends."""
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
 def write_model(folder: Path, tokenizer: Path, sizes: Mapping[str, int]) -> None:
-    """A Qwen3 of these sizes with random weights, and the toy's tokenizer."""
+    """Writes a Qwen3 of these sizes with random weights, and the quickstart's tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     heads = sizes["hidden_size"] // 64
@@ -64,7 +65,7 @@ def write_model(folder: Path, tokenizer: Path, sizes: Mapping[str, int]) -> None
 
 
 def prepare(root: Path) -> Paths:
-    """Models and data of one run."""
+    """Makes the models and data of one run."""
     paths = Paths(root)
     write_parquet(paths.data, 256, 8, seed=0)
     build_tokenizer(root / "tokenizer")
@@ -74,13 +75,13 @@ def prepare(root: Path) -> Paths:
 
 
 def settings(paths: Paths, recipe: str, extra: Sequence[str]) -> list[str]:
-    """Two steps; responses of any length, since random weights do not end one."""
+    """Returns the overrides of a run of two steps without checkpoints."""
     return [*overrides(paths, recipe, 2, 0), "trainer.save_freq=-1", "trainer.logger=[console]", *extra]
 
 
 def peaks(root: int) -> dict[str, int]:
-    """High-water marks of the roles' processes among a process's descendants, bytes; the largest of each role."""
-    found: dict[str, int] = {}
+    """Returns the largest high-water mark of each role among the descendants of a process, bytes."""
+    marks: dict[str, int] = {}
     for process in psutil.Process(root).children(recursive=True):
         try:
             title = " ".join(process.cmdline())
@@ -90,42 +91,42 @@ def peaks(root: int) -> dict[str, int]:
         role = next((name for name, pattern in ROLES.items() if re.match(pattern, title)), None)
         peak = PEAK.search(status)
         if role and peak:
-            found[role] = max(found.get(role, 0), 1024 * int(peak[1]))
-    return found
+            marks[role] = max(marks.get(role, 0), 1024 * int(peak[1]))
+    return marks
 
 
 def measure(command: Sequence[str], log: Path) -> dict[str, int]:
-    """Runs it to its end and returns the highest mark of each role.
+    """Runs a command to its end. Returns the largest high-water mark of each role, bytes.
 
     Raises:
-        SystemExit: it failed; the message holds the end of its log.
+        SystemExit: the command failed; the message holds the end of its log.
     """
-    found: dict[str, int] = {}
+    marks: dict[str, int] = {}
     with log.open("w") as out:
         child = subprocess.Popen(command, stdout=out, stderr=out, preexec_fn=die_with_parent)
         while child.poll() is None:
             for role, peak in peaks(child.pid).items():
-                found[role] = max(found.get(role, 0), peak)
+                marks[role] = max(marks.get(role, 0), peak)
             time.sleep(PAUSE_SECONDS)
     if child.returncode:
         raise SystemExit(f"{tail(log, 40)}\n\nmain_ppo failed; the whole log: {log}")
-    return found
+    return marks
 
 
 def planned(arguments: Sequence[str]) -> dict[str, float]:
-    """Bytes of each role's largest phase; a server on the CPU has a process of its own, with weights and cache."""
+    """Returns the planned bytes of each role's largest phase."""
     run = plan(compose_trainer(list(arguments)), "h100")
-    found = phases(run)
-    own = {name: {part: size for part, size in parts.items() if part not in SERVER} for name, parts in found.items()}
+    parts_of = phases(run)
+    own = {name: {part: size for part, size in parts.items() if part not in SERVER} for name, parts in parts_of.items()}
     return {
         "trainer": max(memory.total(own["update"]), memory.total(own["log-probs"])),
-        "rollout server": found["rollout"][memory.WEIGHTS],
+        "rollout server": parts_of["rollout"][memory.WEIGHTS],
         "teacher": memory.total(own["teacher"]) - own["teacher"].get(memory.STATES, 0.0),
     }
 
 
 def table(growth: Mapping[str, float], expected: Mapping[str, float]) -> str:
-    """Planned and measured growth, and the plan's error."""
+    """Returns planned growth, measured growth and the plan's error as Markdown."""
     lines = [
         [
             role,
@@ -139,11 +140,11 @@ def table(growth: Mapping[str, float], expected: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    """Both runs, and the table."""
+    """Makes both runs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("memory"))
     parser.add_argument("--recipe", default="opd")
-    parser.add_argument("overrides", nargs="*", help="of both runs")
+    parser.add_argument("overrides", nargs="*", help="overrides of both runs")
     options = parser.parse_args()
     measured, expected = {}, {}
     for size in SIZES:

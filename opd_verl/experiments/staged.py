@@ -2,7 +2,7 @@
 
     python -m opd_verl.experiments.staged F2 F6 F8 F10 --seeds 0 1 2 --out runs/staged
 
-Models are the quickstart's, changed as a finding needs it. What is there already is not run again.
+The models are the quickstart's, changed where a finding needs it. A finished run is read from its file.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from opd_verl.experiments.findings import COMMON, Row, measured_table, recovered
+from opd_verl.experiments.findings import COMMON, MeasuredRow, measured_table, recovered
 from opd_verl.experiments.measure import Measurement, measure
 from opd_verl.pipeline.config import (
     ComparisonConfig,
@@ -36,38 +36,38 @@ STEPS, LONG_STEPS = 24, 60
 LENGTHS = ("data.max_prompt_length=64", f"data.max_response_length={RESPONSE_LIMIT}")
 RATE = ("actor_rollout_ref.actor.optim.lr=3e-4", "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine")
 TWICE = "actor_rollout_ref.rollout.n=2"
-"""128 rollouts a step, as the quickstart's."""
+"""Two rollouts per prompt: 128 per step, as in the quickstart."""
 WORDY = (1.0,) * 8
-"""A student that opens every line with one of eight letters, which its teacher never writes."""
+"""Openers of a student that begins every line with one of eight letters, which its teacher never writes."""
 MISADDED = (5, 9, 13)
-"""Sums of two digits that nobody in F8 knows: every teacher fails at half of the problems, always at the same ones."""
+"""Sums of two digits that no model of F8 knows: every teacher fails at the same half of the problems."""
 FORGETFUL = 0.85
-"""How often F8's student forgets a carry."""
+"""Probability that a solution of F8's student forgets a carry."""
 PROMPTS, SUBSET = 1536, 256
-"""Prompts that both teachers try four times, and the size of every subset made of them."""
+"""F8: prompts that both teachers try four times, and the size of each subset."""
 COLD_START = ("data.train_batch_size=16", "data.max_length=128", "optim.lr=1e-3", "trainer.total_epochs=1")
 COLD_PROMPTS = 4096
 
 
 def plain(paths: Paths, seed: int) -> list[Pupil]:
-    """The quickstart's pair."""
+    """Returns the quickstart's pair."""
     return pupils(paths, seed)
 
 
 def mismatched(paths: Paths, seed: int) -> list[Pupil]:
-    """The student thinks in another pattern."""
+    """Returns a pair whose student writes in another pattern: it opens every line with a letter."""
     teacher, student = pupils(paths, seed)
     return [teacher, replace(student, settings=replace(student.settings, openers=WORDY))]
 
 
 def reversed_pair(paths: Paths, seed: int) -> list[Pupil]:
-    """The student solves the task, the teacher forgets carries."""
+    """Returns a pair in which the student solves the task and the teacher forgets carries."""
     careless, able = replace(STUDENT_SFT, seed=seed), replace(TEACHER_SFT, seed=seed + 1)
     return [Pupil(paths.teacher, STUDENT, careless, None), Pupil(paths.student, TEACHER, able, 0.95)]
 
 
 def half_able(paths: Paths, seed: int) -> list[Pupil]:
-    """Two teachers that fail at the problems with certain digits; the second lies beside the first."""
+    """Returns a student and two teachers that fail at problems with certain digits; the second is in `teacher2`."""
     first, student = pupils(paths, seed)
     able = replace(TEACHER_SFT, max_steps=400, misadded=MISADDED, seed=seed)
     second = Pupil(paths.root / "teacher2", TEACHER, replace(able, seed=seed + 100), None)
@@ -76,18 +76,18 @@ def half_able(paths: Paths, seed: int) -> list[Pupil]:
 
 
 def train_stage(student: str, steps: int, train: Path | None = None) -> StageConfig:
-    """OPD on the student's top 16, from the first teacher."""
+    """Returns a stage of OPD on the student's top 16, from the first teacher."""
     file = None if train is None else str(train)
     return StageConfig(recipe="opd_topk", student=student, teacher="teacher", steps=steps, train=file)
 
 
 def f2(paths: Paths) -> dict[str, StageConfig]:
-    """OPD alone."""
+    """Returns the stages of F2: OPD alone."""
     return {"opd": train_stage("student", LONG_STEPS)}
 
 
 def f6(paths: Paths) -> dict[str, StageConfig]:
-    """OPD alone against a cold start and then OPD."""
+    """Returns the stages of F6: OPD alone, and OPD after a cold start."""
     cold = StageConfig(recipe="cold_start", student="student", teacher="teacher", overrides=list(COLD_START))
     return {
         "opd": train_stage("student", STEPS),
@@ -97,31 +97,31 @@ def f6(paths: Paths) -> dict[str, StageConfig]:
 
 
 def f7_gain(paths: Paths) -> dict[str, StageConfig]:
-    """A teacher that knows more."""
+    """Returns the stages of F7-gain: OPD from a better teacher."""
     return {"opd": train_stage("student", STEPS)}
 
 
 def f7_regress(paths: Paths) -> dict[str, StageConfig]:
-    """A teacher that is worse, with every token and with the top-20% entropy positions alone."""
+    """Returns the stages of F7-regress: OPD from a worse teacher, on all tokens and on the top 20% of entropies."""
     masked = train_stage("student", STEPS)
     masked.overrides = ["opd.tokens.masks=[top_student_entropy]"]
     return {"opd": train_stage("student", STEPS), "opd_masked": masked}
 
 
 def f8(paths: Paths) -> dict[str, StageConfig]:
-    """OPD on prompts that both teachers solve, and on those that neither does."""
+    """Returns the stages of F8: OPD on prompts that both teachers solve, and on prompts that neither solves."""
     folder = subsets(paths)
     return {name: train_stage("student", STEPS, folder / f"{name}.parquet") for name in ("both_correct", "both_wrong")}
 
 
 def f10(paths: Paths) -> dict[str, StageConfig]:
-    """A teacher that is worse than its student."""
+    """Returns the stages of F10: OPD from a teacher that is worse than its student."""
     return {"reverse": train_stage("student", LONG_STEPS)}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A pair of models, and what is trained with it."""
+    """A pair of models and its trainings."""
 
     pair: Callable[[Paths, int], list[Pupil]]
     stages: Callable[[Paths], dict[str, StageConfig]]
@@ -138,7 +138,7 @@ FINDINGS = {
 
 
 def subsets(paths: Paths) -> Path:
-    """The folder with the subsets of Capacity 5.1, made of four rollouts of each teacher per prompt."""
+    """Makes the subsets of Capacity 5.1 from four rollouts of each teacher per prompt. Returns their folder."""
     data, out = [sys.executable, "-m", "opd_verl.data"], paths.root / "subsets"
     if (out / "both_wrong.parquet").exists():
         return out
@@ -154,7 +154,7 @@ def subsets(paths: Paths) -> Path:
 
 
 def pipeline_of(finding: Finding, paths: Paths, seed: int) -> PipelineConfig:
-    """The finding's trainings, on a machine without accelerators."""
+    """Returns the config of the finding's trainings, for a machine without accelerators."""
     stages = finding.stages(paths)
     for stage in stages.values():
         stage.student = str(paths.student) if stage.student == "student" else stage.student
@@ -174,7 +174,7 @@ def pipeline_of(finding: Finding, paths: Paths, seed: int) -> PipelineConfig:
 
 
 def run(name: str, out: Path, seed: int) -> dict[str, Measurement]:
-    """Prepares, trains and measures: the student before, every stage, and the teacher."""
+    """Prepares, trains and measures. Returns the measurements of `before`, every stage and `teacher`."""
     finding, paths = FINDINGS[name], Paths((out / f"{name}-seed{seed}").absolute())
     table = paths.root / "result.json"
     if table.exists():
@@ -185,24 +185,24 @@ def run(name: str, out: Path, seed: int) -> dict[str, Measurement]:
     folders = {"before": paths.student, "teacher": paths.teacher}
     folders |= {stage: Path(config.out) / "models" / stage for stage in config.stages}
     tokenizer, teacher = AutoTokenizer.from_pretrained(paths.teacher), load_model(paths.teacher)
-    found = {
+    measured = {
         model: measure(load_model(folder), teacher, tokenizer, eval_problems()) for model, folder in folders.items()
     }
-    table.write_text(json.dumps({model: asdict(value) for model, value in found.items()}, indent=2))
-    return found
+    table.write_text(json.dumps({model: asdict(value) for model, value in measured.items()}, indent=2))
+    return measured
 
 
 def table(name: str, results: Sequence[dict[str, Measurement]]) -> str:
-    """One finding as markdown: a row per model, mean ± standard deviation over the seeds."""
-    rows: list[Row] = []
+    """Returns one finding as Markdown: a row per model, mean ± standard deviation over the seeds."""
+    rows: list[MeasuredRow] = []
     for model in results[0]:
-        trained = [one | {"after": one[model]} for one in results if model not in ("before", "teacher")]
-        rows.append((model, [one[model] for one in results], [recovered(one) for one in trained]))
+        trained = [result | {"after": result[model]} for result in results if model not in ("before", "teacher")]
+        rows.append((model, [result[model] for result in results], [recovered(result) for result in trained]))
     return measured_table(name, rows)
 
 
 def main() -> None:
-    """Runs what is asked for, seed by seed, and prints a table for each finding."""
+    """Runs the findings, seed by seed, and prints a table for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("findings", nargs="+", choices=sorted(FINDINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

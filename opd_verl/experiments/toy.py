@@ -1,11 +1,11 @@
-"""EOPD's toy experiment (section 3.2, Table 1, Appendix B): a sampled reverse KL with a peaked and a flat teacher.
+"""Runs EOPD's toy experiment (section 3.2, table 1, appendix B): a sampled reverse KL with a peaked and a flat teacher.
 
     python -m opd_verl.experiments.toy                                  # Table 1 and Figures 1 and 6
     python -m opd_verl.experiments.toy --grid --steps 5000 --seeds 512  # how the defaults were found
 
-Per step: sample x ~ P_S10, the student renormalised on its current top 10; `reward = log_q(x) - log_p10(x)`; then
-`s_x += learning_rate * reward`, that logit alone. The paper gives neither steps, learning rate nor seeds.
-Shapes: N seeds, T steps, V = 80 tokens. Log-probabilities in nats, float64 numpy, one random stream per seed.
+Each step samples a token x from the student, renormalised on its current top 10. The reward is `log_q(x) - log_p10(x)`.
+The update is `s_x += learning_rate * reward`: only the logit of x changes. The paper gives neither steps, learning rate
+nor seeds. Shapes: N seeds, T steps, V = 80 tokens. Log-probs in nats, float64, one random stream per seed.
 """
 
 import argparse
@@ -24,13 +24,13 @@ Bools = NDArray[np.bool_]
 VOCABULARY, TOP = 80, 10
 MODES = (1.7, 1.9, 2.1, 2.3, 2.5)
 STEPS, LEARNING_RATE, SEEDS = 620, 1.0, 256
-"""Fitted to Table 1 by `--grid`: of the many settings that meet both means, one with the paper's spread of B too."""
+"""Fitted to table 1 by `--grid`. Many settings meet both means; this one meets the paper's spread of B too."""
 GRID = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One row of Table 1: the teacher's temperature and the paper's top-1 change count."""
+    """One row of table 1: the teacher's temperature and the paper's number of top-1 changes."""
 
     name: str
     temperature: float
@@ -42,8 +42,11 @@ SCENARIOS = (Scenario("A: low", 0.3, 7.3, 1.6), Scenario("B: high", 1.0, 84.0, 1
 
 
 class Reward(StrEnum):
-    """What the reward compares. PAPER: the whole teacher with the student renormalised on its top 10, so that the mean
-    reward is at most log(teacher's mass there) < 0. FULL: both on all tokens. TOP: both renormalised on that top 10."""
+    """The distributions that the reward compares.
+
+    PAPER: the teacher on all tokens, the student renormalised on its top 10; the mean reward is then at most the log of
+    the teacher's mass on these 10, below 0. FULL: both on all tokens. TOP: both renormalised on the student's top 10.
+    """
 
     PAPER = "paper"
     FULL = "full"
@@ -52,8 +55,10 @@ class Reward(StrEnum):
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is random: teacher logits at temperature 1, initial student logits, and the uniform numbers that pick
-    the sampled tokens. Seed i gives row i whatever N is, and both scenarios share it."""
+    """All random numbers: teacher logits at temperature 1, first student logits, uniform numbers that pick the tokens.
+
+    Seed i gives row i whatever N is, and both scenarios share the rows.
+    """
 
     z_NV: Floats
     s_NV: Floats
@@ -61,31 +66,34 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One scenario, all seeds: teacher, final student logits, and per step whether the most likely token changed and
-    the Jaccard distance between the top 10 before and after, 0 to 1."""
+class Simulation:
+    """One scenario with all seeds."""
 
     log_q_NV: Floats
+    """The teacher's log-probs."""
     s_NV: Floats
+    """The student's final logits."""
     top1_changed_NT: Bools
+    """Whether the most likely token changed in a step."""
     change_rate_NT: Floats
+    """Jaccard distance between the top 10 before and after a step, 0 to 1."""
 
 
 def log_softmax(x_NV: Floats) -> Floats:
-    """Row-wise log-probabilities, nats; -inf stays -inf."""
+    """Returns the log-probs of each row; -inf stays -inf."""
     shifted_NV = x_NV - x_NV.max(axis=1, keepdims=True)
     return shifted_NV - np.log(np.exp(shifted_NV).sum(axis=1, keepdims=True))
 
 
 def teacher_logits(rng: np.random.Generator) -> Floats:
-    """[V] standard normal logits, five random ones overwritten with `MODES`."""
+    """Draws standard normal logits [V], five of them replaced by `MODES` at random places."""
     z_V = rng.standard_normal(VOCABULARY)
     z_V[rng.choice(VOCABULARY, len(MODES), replace=False)] = MODES
     return z_V
 
 
 def draw(seeds: int, steps: int) -> Draws:
-    """Teachers, initial students and uniform numbers of seeds 0 to N-1."""
+    """Draws the random numbers of seeds 0 to N-1."""
     rngs = [np.random.default_rng(seed) for seed in range(seeds)]
     z_NV = np.stack([teacher_logits(rng) for rng in rngs])
     s_NV = np.stack([rng.standard_normal(VOCABULARY) for rng in rngs])
@@ -93,18 +101,18 @@ def draw(seeds: int, steps: int) -> Draws:
 
 
 def top_mask(s_NV: Floats) -> Bools:
-    """[N, V] True on each row's `TOP` largest logits."""
+    """Marks each row's `TOP` largest logits, [N, V]."""
     return s_NV >= np.partition(s_NV, -TOP, axis=1)[:, -TOP, None]
 
 
 def sample(log_p_NV: Floats, u_N: Floats) -> NDArray[np.intp]:
-    """[N] token ids by the inverse of the cumulative distribution; a token of probability 0 is never chosen."""
+    """Samples token ids [N] by the inverse cumulative distribution; a token of probability 0 is never chosen."""
     cumulative_NV = np.exp(log_p_NV).cumsum(axis=1)
     return (cumulative_NV <= u_N[:, None] * cumulative_NV[:, -1:]).sum(axis=1)
 
 
 def rewards(log_q_NV: Floats, s_NV: Floats, mask_NV: Bools, kind: Reward) -> tuple[Floats, Floats]:
-    """([N, V] `log_q - log_p` in nats, `log_p10`), normalised as `kind` says; the reward is 0 off the mask."""
+    """Returns the reward `log_q - log_p` (0 off the mask), normalised as `kind` says, and `log_p10`, both [N, V]."""
     log_p10_NV = log_softmax(np.where(mask_NV, s_NV, -np.inf))
     if kind is Reward.TOP:
         log_q_NV = log_softmax(np.where(mask_NV, log_q_NV, -np.inf))
@@ -112,8 +120,8 @@ def rewards(log_q_NV: Floats, s_NV: Floats, mask_NV: Bools, kind: Reward) -> tup
     return np.subtract(log_q_NV, log_p_NV, where=mask_NV, out=np.zeros_like(s_NV)), log_p10_NV
 
 
-def simulate(draws: Draws, temperature: float, learning_rate: float, kind: Reward = Reward.PAPER) -> Run:
-    """Train every seed's student on one scenario, side by side, for T steps."""
+def simulate(draws: Draws, temperature: float, learning_rate: float, kind: Reward = Reward.PAPER) -> Simulation:
+    """Trains the students of all seeds on one scenario for T steps."""
     log_q_NV, s_NV, row_N = log_softmax(draws.z_NV / temperature), draws.s_NV.copy(), np.arange(len(draws.s_NV))
     mask_NV, best_N = top_mask(s_NV), s_NV.argmax(axis=1)
     changed_NT, rate_NT = np.zeros(draws.u_NT.shape, dtype=np.bool_), np.zeros(draws.u_NT.shape)
@@ -125,16 +133,16 @@ def simulate(draws: Draws, temperature: float, learning_rate: float, kind: Rewar
         mask_NV, best_N = top_mask(s_NV), s_NV.argmax(axis=1)
         changed_NT[:, step] = best_N != old_best_N
         rate_NT[:, step] = 1 - (old_mask_NV & mask_NV).sum(axis=1) / (old_mask_NV | mask_NV).sum(axis=1)
-    return Run(log_q_NV, s_NV, changed_NT, rate_NT)
+    return Simulation(log_q_NV, s_NV, changed_NT, rate_NT)
 
 
 def spread(counts_N: NDArray[np.int_]) -> str:
-    """Mean and sample standard deviation over seeds."""
+    """Formats mean and sample standard deviation over seeds."""
     return f"{counts_N.mean():.1f} ± {counts_N.std(ddof=1):.1f}"
 
 
-def result_table(runs: list[Run], title: str) -> Table:
-    """Table 1 with the paper's value beside ours, and the top-10 change rate at both ends of training."""
+def result_table(runs: list[Simulation], title: str) -> Table:
+    """Returns table 1 with the paper's values beside ours, and the top-10 change rate at both ends of the training."""
     table = Table("teacher entropy", "T", "nats", "top-1 changes", "paper", "first 10%", "last 10%", title=title)
     table.caption = "first and last 10% of the steps: top-10 change rate (Jaccard distance)"
     for scenario, run in zip(SCENARIOS, runs, strict=True):
@@ -147,9 +155,9 @@ def result_table(runs: list[Run], title: str) -> Table:
 
 
 def grid_table(draws: Draws, kind: Reward) -> Table:
-    """Per learning rate, the number of steps up to T whose counts are closest to the paper's.
+    """Finds, for each learning rate, the number of steps up to T whose counts are closest to the paper's.
 
-    The distance is the larger of the scenarios' `|mean - paper mean| / paper std`.
+    The distance is the larger one of both scenarios' `|mean - paper mean| / paper std`.
     """
     table = Table("learning rate", "steps", *(scenario.name for scenario in SCENARIOS), "distance, paper's std")
     for learning_rate in GRID:
@@ -163,8 +171,8 @@ def grid_table(draws: Draws, kind: Reward) -> Table:
     return table
 
 
-def draw_figure(runs: list[Run], path: Path) -> None:
-    """Figure 1 (mean over seeds and a moving window of T/50 steps) and, for seed 0, Figure 6, as a PNG."""
+def draw_figure(runs: list[Simulation], path: Path) -> None:
+    """Draws figure 1 (mean over seeds and a moving window of T/50 steps) and figure 6 (seed 0), as a PNG."""
     figure = Figure(figsize=(14, 4), layout="constrained")
     rates, *panels = figure.subplots(1, 1 + len(runs))
     for axes, scenario, run in zip(panels, SCENARIOS, runs, strict=True):
@@ -182,14 +190,14 @@ def draw_figure(runs: list[Run], path: Path) -> None:
 
 
 def main() -> None:
-    """Print the table and write `toy.png`, or print the grid."""
+    """Prints the table and writes `toy.png`, or prints the grid."""
     parser = argparse.ArgumentParser(prog="python -m opd_verl.experiments.toy", description="EOPD's toy experiment")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="at least 2")
     parser.add_argument("--reward", type=Reward, choices=list(Reward), default=Reward.PAPER)
     parser.add_argument("--grid", action="store_true", help="search learning rates and numbers of steps up to --steps")
-    parser.add_argument("--out", type=Path, default=Path("outputs/toy"), help="where toy.png goes")
+    parser.add_argument("--out", type=Path, default=Path("outputs/toy"), help="folder of toy.png")
     options = parser.parse_args()
     draws, console = draw(options.seeds, options.steps), Console()
     if options.grid:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from opd_verl.experiments import toy
-from opd_verl.experiments.toy import LEARNING_RATE, SCENARIOS, STEPS, Draws, Reward, Run, draw, simulate
+from opd_verl.experiments.toy import LEARNING_RATE, SCENARIOS, STEPS, Draws, Reward, Simulation, draw, simulate
 
 LOW, HIGH = SCENARIOS
 
 
 @pytest.fixture(scope="module")
-def headline() -> list[Run]:
+def headline() -> list[Simulation]:
     draws = draw(seeds=64, steps=STEPS)
     return [simulate(draws, scenario.temperature, LEARNING_RATE) for scenario in SCENARIOS]
 
@@ -65,7 +65,7 @@ def test_a_teacher_has_exactly_the_five_modes_over_standard_normal_logits() -> N
     assert abs(rest.mean()) < 0.03 and abs(rest.std() - 1) < 0.03
 
 
-def test_entropy_of_the_two_teachers(headline: list[Run]) -> None:
+def test_entropy_of_the_two_teachers(headline: list[Simulation]) -> None:
     entropy = {}
     for scenario, run in zip(SCENARIOS, headline, strict=True):
         q_NV = np.exp(run.log_q_NV)
@@ -145,13 +145,13 @@ def test_every_reward_of_that_student_is_the_log_of_the_teachers_mass_there() ->
         assert mass < 0.7
 
 
-def test_headline_the_flat_teacher_keeps_the_student_changing(headline: list[Run]) -> None:
+def test_headline_the_flat_teacher_keeps_the_student_changing(headline: list[Simulation]) -> None:
     low, high = (run.top1_changed_NT.sum(axis=1).mean() for run in headline)
     assert high > 5 * low
     assert abs(low - 7.3) < 2 * 1.6 and abs(high - 84.0) < 2 * 16.7
 
 
-def test_headline_only_the_peaked_teacher_lets_the_top_10_settle(headline: list[Run]) -> None:
+def test_headline_only_the_peaked_teacher_lets_the_top_10_settle(headline: list[Simulation]) -> None:
     (low_first, low_last), (high_first, high_last) = (
         (run.change_rate_NT[:, :62].mean(), run.change_rate_NT[:, -62:].mean()) for run in headline
     )
