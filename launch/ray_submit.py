@@ -3,13 +3,13 @@
     python -m launch.ray_submit --address http://HEAD:8265 -- recipe=opd cluster=4x8 opd.teacher.path=... \\
         trainer.default_local_dir=/shared/runs/first
 
-What stands behind `--` are the overrides of `python -m verl.trainer.main_ppo`. The job first looks at every node
-(`python -m opd_verl.nodes`), then trains. The same command goes on from the last checkpoint of
-trainer.default_local_dir, which must be absolute and on storage that all nodes share. Exits with 0 if the job
-succeeded, 1 if it failed, 130 if it was stopped.
+The arguments after `--` are the overrides of `python -m verl.trainer.main_ppo`. The job first checks every node
+(`python -m opd_verl.nodes`), then trains. The same command resumes from the last checkpoint in
+trainer.default_local_dir, an absolute path on storage that all nodes share. The exit status is 0 if the job succeeded,
+1 if it failed, 130 if it was stopped.
 
-Secrets (WANDB_API_KEY, HF_TOKEN) do not travel with a job, whose environment Ray shows to whoever asks: they belong in
-the environment that `ray start` sees on the nodes.
+Secrets (WANDB_API_KEY, HF_TOKEN) are not sent: Ray shows a job's environment to everybody. Export them on the nodes
+before `ray start`.
 """
 
 import argparse
@@ -19,10 +19,9 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -30,25 +29,34 @@ from opd_verl.config.errors import first_line
 from opd_verl.tracking.secret_values import is_secret, secrets_of
 
 NOT_SENT = [".git", ".venv", "runs", "outputs", "checkpoints", "wandb", "*.safetensors", "*.pt"]
-"""Of the working directory, beside what .gitignore names."""
+"""Parts of the working directory that stay here, besides those that .gitignore names."""
 NEEDED = ("verl", "opd_verl", "vllm")
+"""Packages that the cluster's `python` must have."""
 FOLDER = "trainer.default_local_dir="
 POLL_SECONDS, STOP_SECONDS, AGENT_SECONDS = 1.0, 60.0, 60.0
 NO_AGENT = "No available agent"
+"""Part of Ray's message while a new head has no agent for jobs yet."""
 CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
+"""Exit status by the job's last state; 130 is a shell's status after Ctrl-C."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Our options, and the overrides behind `--`."""
+    """Parses the options, and the overrides after `--`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
-    parser.add_argument("--address", default=address, help="of the Jobs API; also RAY_API_SERVER_ADDRESS (%(default)s)")
-    parser.add_argument("--working-dir", default=".", help="code that the nodes get; none: they have it installed (.)")
-    parser.add_argument("--submission-id", help="name of the job (recipe and time)")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for all processes of the job")
-    parser.add_argument("--no-check", action="store_true", help="does not look at the nodes first")
-    parser.add_argument("--no-wait", action="store_true", help="returns once the job is submitted")
-    parser.add_argument("overrides", nargs="+", metavar="-- OVERRIDE", help="of python -m verl.trainer.main_ppo")
+    parser.add_argument(
+        "--address", default=address, help="address of Ray's Jobs API; also RAY_API_SERVER_ADDRESS (%(default)s)"
+    )
+    parser.add_argument("--working-dir", default=".", help="folder sent to the nodes; none: they have opd_verl (.)")
+    parser.add_argument("--submission-id", help="name of the job (made of recipe and time)")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="variable of all the job's processes"
+    )
+    parser.add_argument("--no-check", action="store_true", help="trains without checking the nodes")
+    parser.add_argument("--no-wait", action="store_true", help="returns when the job is submitted")
+    parser.add_argument(
+        "overrides", nargs="+", metavar="-- OVERRIDE", help="overrides of python -m verl.trainer.main_ppo"
+    )
     options = parser.parse_args(arguments)
     problem = what_is_wrong(options.overrides, options.env, os.environ)
     if problem:
@@ -56,8 +64,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def what_is_wrong(overrides: Sequence[str], env: Sequence[str], environ: Any) -> str | None:
-    """Why the job must not be submitted. Never shows the value of a secret."""
+def what_is_wrong(overrides: Sequence[str], env: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """Says why the job must not be submitted; None: nothing is wrong. Never shows the value of a secret."""
     secrets = secrets_of(environ)
     for text in (*overrides, *env):
         for name, value in secrets.items():
@@ -77,29 +85,30 @@ def what_is_wrong(overrides: Sequence[str], env: Sequence[str], environ: Any) ->
 
 
 def entrypoint(overrides: Sequence[str], check: bool) -> str:
-    """The job's command: is all installed, are the nodes fit, then train."""
-    found = f"import importlib.util as u; print(*[n for n in {NEEDED!r} if not u.find_spec(n)])"
+    """Returns the job's shell command: checks the packages, checks the nodes, trains."""
+    look = f"import importlib.util as u; print(*[n for n in {NEEDED!r} if not u.find_spec(n)])"
     missing = "$(command -v python) of the cluster lacks: $missing; activate opd_verl's environment before ray start"
-    commands = [f'missing=$(python -c {shlex.quote(found)}); [ -z "$missing" ] || {{ echo "{missing}"; exit 1; }}']
+    commands = [f'missing=$(python -c {shlex.quote(look)}); [ -z "$missing" ] || {{ echo "{missing}"; exit 1; }}']
     if check:
         commands.append(shlex.join(["python", "-m", "opd_verl.nodes", *overrides]))
     return " && ".join([*commands, shlex.join(["exec", "python", "-m", "verl.trainer.main_ppo", *overrides])])
 
 
-def runtime_env(working_dir: str, env: Sequence[str]) -> dict[str, Any]:
-    """Ray's runtime environment. The plugin is named, since code that only travels along has no entry point."""
+def runtime_env(working_dir: str, env: Sequence[str]) -> dict[str, object]:
+    """Returns Ray's runtime environment of the job."""
     variables = dict(item.split("=", 1) for item in env)
     if working_dir == "none":
         return {"env_vars": variables}
+    # verl finds the plugin by the entry point of an installed package; code that was only sent has none.
     variables.setdefault("VERL_USE_EXTERNAL_MODULES", "opd_verl.plugin")
     return {"working_dir": working_dir, "excludes": NOT_SENT, "env_vars": variables}
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the Jobs API.
+    """Connects to the Jobs API.
 
     Raises:
-        SystemExit: nobody answers.
+        SystemExit: no cluster answers.
     """
     try:
         return JobSubmissionClient(address)
@@ -108,8 +117,10 @@ def connect(address: str) -> JobSubmissionClient:
         raise SystemExit(f"no Ray cluster answers at {address} ({first_line(error)}): {remedy}") from None
 
 
-def submit(client: Any, **job: Any) -> str:
-    """The job's name. A head that has just started has no agent for some seconds; that is waited for.
+def submit(
+    client: JobSubmissionClient, *, entrypoint: str, submission_id: str, runtime_env: dict[str, object] | None = None
+) -> str:
+    """Submits the job. Returns its name. A head that has just started has no agent for some seconds: tries again.
 
     Raises:
         SystemExit: the cluster refuses the job.
@@ -117,7 +128,7 @@ def submit(client: Any, **job: Any) -> str:
     until = time.monotonic() + AGENT_SECONDS
     while True:
         try:
-            return client.submit_job(**job)
+            return client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env)
         except (RuntimeError, ValueError, ConnectionError) as error:
             if NO_AGENT not in str(error) or time.monotonic() > until:
                 raise SystemExit(f"the cluster refuses the job: {first_line(error)}") from None
@@ -126,12 +137,12 @@ def submit(client: Any, **job: Any) -> str:
 
 @dataclass
 class Log:
-    """A job's log, which Ray sends from its beginning each time; `shown` characters of it are printed."""
+    """A job's log. Ray sends it from its beginning each time; the first `shown` characters are printed already."""
 
     shown: int = 0
 
-    async def show(self, client: Any, job: str) -> None:
-        """Prints the rest until it ends."""
+    async def show(self, client: JobSubmissionClient, job: str) -> None:
+        """Prints the rest of the log until it ends."""
         seen = 0
         async for text in client.tail_job_logs(job):
             print(text[max(self.shown - seen, 0) :], end="", flush=True)
@@ -139,8 +150,8 @@ class Log:
             self.shown = max(self.shown, seen)
 
 
-def follow(client: Any, job: str) -> JobStatus:
-    """Shows the log until the job has ended; a connection that breaks is taken up again."""
+def follow(client: JobSubmissionClient, job: str) -> JobStatus:
+    """Shows the log until the job has ended; reconnects where the connection breaks."""
     log = Log()
     while not (status := client.get_job_status(job)).is_terminal():
         try:
@@ -151,8 +162,8 @@ def follow(client: Any, job: str) -> JobStatus:
     return status
 
 
-def stop(client: Any, job: str) -> JobStatus:
-    """Stops the job and waits until its processes are gone."""
+def stop(client: JobSubmissionClient, job: str) -> JobStatus:
+    """Stops the job, and waits until its processes are gone."""
     print(f"\nstopping {job}; the same command resumes it from its last checkpoint", file=sys.stderr, flush=True)
     try:
         client.stop_job(job)
@@ -166,12 +177,12 @@ def stop(client: Any, job: str) -> JobStatus:
 
 
 def interrupt(*_: object) -> None:
-    """SIGTERM as Ctrl-C: what a scheduler sends before it takes the node away."""
+    """Handles SIGTERM like Ctrl-C: a scheduler sends it before it takes the node away."""
     raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Submits, shows and, where it is told to, stops one job."""
+    """Submits a job and shows its log; Ctrl-C stops the job. Returns the exit status."""
     options = parse(arguments)
     client = connect(options.address)
     recipe = next((item.partition("=")[2] for item in options.overrides if item.startswith("recipe=")), "verl")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prints an IPv4 address by which the other nodes reach this one:
+# Prints an IPv4 address at which the other nodes reach this node:
 #   srun ... bash launch/slurm/head_ip.sh "$SLURMD_NODENAME"
-# A name may resolve to IPv6 first, or on its own node to 127.0.1.1 (Debian's /etc/hosts): neither serves Ray here.
+# A name may resolve to IPv6 first, or on its own node to 127.0.1.1 (Debian's /etc/hosts): Ray can use neither.
 set -euo pipefail
 
 for address in $(getent ahostsv4 "$1" | cut -d' ' -f1) $(hostname -I); do

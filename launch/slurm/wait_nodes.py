@@ -1,4 +1,4 @@
-"""Waits until every node of the allocation is in the Ray cluster; launch/slurm/opd.sbatch runs it on the first node.
+"""Waits until every node of the allocation has joined Ray; launch/slurm/opd.sbatch runs it on the first node.
 
 python -m launch.slurm.wait_nodes --address http://10.0.0.1:8265 --seconds 300 node1 node2
 """
@@ -7,22 +7,21 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ray.util.state import list_nodes
 
 
 def joined(address: str) -> set[str]:
-    """Names of the nodes that Ray counts as alive; none while its dashboard does not answer."""
+    """Returns the names of the nodes that Ray counts as alive; none while the dashboard does not answer."""
     try:
-        nodes: list[Any] = list_nodes(address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=10)
-    except Exception:  # the dashboard comes up last, and fails in as many ways until then
+        nodes = list_nodes(address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=10)
+    except Exception:  # the dashboard starts last, and until then a request fails in many ways
         return set()
     return {str(node.node_name) for node in nodes}
 
 
 def wait_for(names: Sequence[str], present: Callable[[], set[str]], seconds: float) -> list[str]:
-    """The nodes that are still missing when all have joined or the time is up."""
+    """Waits until all nodes have joined or the time is up. Returns the missing nodes."""
     deadline = time.monotonic() + seconds
     while True:
         there = present()
@@ -33,9 +32,9 @@ def wait_for(names: Sequence[str], present: Callable[[], set[str]], seconds: flo
 
 
 def main() -> None:
-    """Exits with 0 once all are there, with 1 and the names of the missing ones when the time is up."""
+    """Exits with 0 when all nodes have joined, or with 1 and the missing names when the time is up."""
     parser = argparse.ArgumentParser(description="waits until every node has joined the Ray cluster")
-    parser.add_argument("--address", required=True, help="of the dashboard: http://HEAD:8265")
+    parser.add_argument("--address", required=True, help="address of the dashboard: http://HEAD:8265")
     parser.add_argument("--seconds", type=float, required=True, help="time limit")
     parser.add_argument("names", nargs="+", help="Slurm's names of the nodes")
     options = parser.parse_args()

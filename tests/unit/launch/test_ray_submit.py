@@ -115,6 +115,6 @@ def test_a_stopped_job_is_waited_for() -> None:
 
 def test_a_head_without_an_agent_yet_is_asked_again_and_other_refusals_end_it() -> None:
     young = Cluster([], [RuntimeError("Request failed with status code 500: No available agent to submit job")])
-    assert submit(young, submission_id="x") == "x"
+    assert submit(young, entrypoint="true", submission_id="x") == "x"
     with pytest.raises(SystemExit, match="already exists"):
-        submit(Cluster([], [RuntimeError("Job x already exists")]), submission_id="x")
+        submit(Cluster([], [RuntimeError("Job x already exists")]), entrypoint="true", submission_id="x")
