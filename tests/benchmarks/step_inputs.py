@@ -1,4 +1,4 @@
-"""The student step's inputs, and the float64 answer that every variant is compared with.
+"""Makes the inputs of the student step, and the float64 result that every variant is compared with.
 
 Shapes: T tokens, H hidden size of student and teacher, V ids, K support ids. Nats.
 """
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 LOGIT_STD = 2.5
+"""Standard deviation of the random models' logits, nats."""
 ROWS = 64
+"""Rows of teacher logits that exist at one time while the inputs are made."""
 
 
 class Shape(NamedTuple):
@@ -32,9 +34,9 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """One step: student tensors that require grad, the teacher's own hidden states and head, its top-k.
+    """Inputs of a step: student tensors that require grad, hidden states and head of the teacher, its top k.
 
-    ids_TK int64 and log_q_TK float32 are the teacher's K most likely ids, descending; tokens_T are random.
+    ids_TK (int64) and log_q_TK (float32) are the teacher's K likeliest ids, likeliest first; tokens_T are random.
     """
 
     hidden_TH: Tensor
@@ -46,7 +48,7 @@ class Inputs:
     tokens_T: Tensor
 
     def first(self, tokens: int) -> "Inputs":
-        """The same models on the first tokens only."""
+        """Returns the inputs with the first `tokens` tokens alone."""
         return replace(
             self,
             hidden_TH=self.hidden_TH[:tokens].detach().requires_grad_(),
@@ -58,7 +60,7 @@ class Inputs:
 
 
 def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
-    """Random models whose logits have a standard deviation of LOGIT_STD; student and teacher are independent."""
+    """Makes independent random models whose logits have a standard deviation of LOGIT_STD."""
     random = torch.Generator(device).manual_seed(seed)
 
     def normal(rows: int, std: float) -> Tensor:
@@ -82,7 +84,7 @@ def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: in
 
 
 def reference(inputs: Inputs, group: str) -> Outcome:
-    """The definition in float64, on the rounded inputs.
+    """Computes the loss by its definition in float64, on the rounded inputs.
 
     Group A: `mean_t sum_{v in S} q(v) log(q(v) / p(v))`, S the teacher's top-k.
     Group B: `mean_t sum_v p(v) log(p(v) / q(v))`.
@@ -98,9 +100,9 @@ def reference(inputs: Inputs, group: str) -> Outcome:
     return Outcome(loss.detach(), *torch.autograd.grad(loss, (hidden_TH, weight_VH)))
 
 
-def errors(found: Outcome, exact: Outcome) -> tuple[float, float, float]:
-    """Relative errors `|x - x64| / |x64|` (2-norms) of loss, hidden gradient and weight gradient."""
+def errors(computed: Outcome, exact: Outcome) -> tuple[float, float, float]:
+    """Returns the relative errors `|x - x64| / |x64|` (2-norms) of loss, hidden gradient and weight gradient."""
     loss, hidden, weight = (
-        ((x.double() - x64).norm() / x64.norm()).item() for x, x64 in zip(found, exact, strict=True)
+        ((x.double() - x64).norm() / x64.norm()).item() for x, x64 in zip(computed, exact, strict=True)
     )
     return loss, hidden, weight

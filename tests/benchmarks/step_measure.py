@@ -1,4 +1,4 @@
-"""Seconds of interleaved variants in this process; peak memory of one variant in a process of its own."""
+"""Measures seconds of interleaved variants in this process, and peak memory of a variant in its own process."""
 
 import gc
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from step_inputs import Shape, make_inputs
 from step_ours import Step
-from step_variants import Variant
+from step_variants import StepVariant
 
 MIB = 2**20
 WARM_TOKENS = 8
@@ -23,63 +23,63 @@ OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|MemoryError|bad_
 
 
 def timed(step: Step, device: torch.device) -> float:
-    """Seconds of one step, its results thrown away after the clock has stopped."""
+    """Returns the seconds of one step; its results are freed after the clock has stopped."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    found = step()
+    outcome = step()
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    del found
+    del outcome
     return seconds
 
 
 def interleaved(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of `repeats` rounds, each of one step per variant in turn, after a round that is dropped."""
+    """Returns the seconds of `repeats` rounds, each with one step per variant in turn; a first round is dropped."""
     rounds = [{name: timed(step, device) for name, step in steps.items()} for _ in range(repeats + 1)]
     return {name: [seconds[name] for seconds in rounds[1:]] for name in steps}
 
 
 def spread(seconds: list[float]) -> float:
-    """(max - min) / median."""
+    """Returns (max - min) / median."""
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 
 def status_bytes(key: str) -> int:
-    """VmHWM, VmRSS, VmSize of this process, or MemAvailable of the machine."""
+    """Reads VmHWM, VmRSS or VmSize of this process, or MemAvailable of the machine, bytes."""
     path = "/proc/meminfo" if key.startswith("Mem") else "/proc/self/status"
     (kilobytes,) = re.findall(rf"^{key}:\s+(\d+) kB", Path(path).read_text(), re.MULTILINE)
     return int(kilobytes) * 1024
 
 
 def host_peak(step: Step) -> int:
-    """Bytes that one step adds to this process at its highest.
+    """Returns the largest number of bytes that one step adds to this process.
 
-    Address space is limited first: a step that does not fit raises instead of taking the machine down.
+    The address space is limited first: a step that does not fit raises instead of taking the machine down.
     """
     room = int(SHARE_OF_FREE_MEMORY * status_bytes("MemAvailable"))
     resource.setrlimit(resource.RLIMIT_AS, (status_bytes("VmSize") + room, resource.RLIM_INFINITY))
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present size
     start = status_bytes("VmRSS")
-    found = step()
+    outcome = step()
     peak = status_bytes("VmHWM") - start
-    del found
+    del outcome
     return peak
 
 
 def device_peak(step: Step) -> int:
-    """Bytes that one step adds to the GPU's allocations at its highest."""
+    """Returns the largest number of bytes that one step adds to the GPU's allocations."""
     torch.cuda.reset_peak_memory_stats()
     start = torch.cuda.memory_allocated()
-    found = step()
+    outcome = step()
     peak = torch.cuda.max_memory_allocated() - start
-    del found
+    del outcome
     return peak
 
 
-def peak_of(variant: Variant, shape: Shape, dtype: torch.dtype, device: torch.device) -> int:
-    """Inputs, a warm-up that loads libraries (compiled code is made for the shape itself), then one measured step."""
+def peak_of(variant: StepVariant, shape: Shape, dtype: torch.dtype, device: torch.device) -> int:
+    """Makes inputs, warms up (libraries are loaded; compiled code is made for the shape), and measures one step."""
     inputs = make_inputs(shape, dtype, device)
     warm = inputs if variant.compiled else inputs.first(WARM_TOKENS)
     variant.prepare(warm)()
@@ -91,10 +91,10 @@ def peak_of(variant: Variant, shape: Shape, dtype: torch.dtype, device: torch.de
 
 
 def peak_in_child(arguments: list[str], threads: int) -> int | str:
-    """Peak bytes as the script's `--memory-child` prints them, or why there is no number.
+    """Runs the script with `--memory-child`. Returns peak bytes, or the reason why there is no number.
 
-    Blocks of 1 MiB and more go back to the system when freed (glibc's threshold, fixed here), so that memory kept from
-    the warm-up hides nothing. Raises RuntimeError where the child fails for another reason than memory.
+    glibc's threshold is fixed, so that freed blocks of 1 MiB and more go back to the system: memory kept from the
+    warm-up would hide a part of the peak. Raises RuntimeError where the child fails for another reason than memory.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MALLOC_MMAP_THRESHOLD_": str(MIB)}
     child = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""Our variants of the student step, their plain reference path, and the matrix products that bound them from below."""
+"""Our variants of the student step, the plain path, and the bare matrix products, which no variant can beat."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ from opd_verl.objectives.divergence import support_divergence
 from opd_verl.objectives.names import Divergence, Tail
 
 Step = Callable[[], Outcome | None]
-"""One forward and backward pass; None: it computes nothing that can be checked."""
+"""One forward and backward pass; it returns None where there is no loss to check."""
 
 
 def differentiated(inputs: Inputs, loss: Tensor) -> Outcome:
-    """Backward from a scalar loss to hidden states and weight."""
+    """Differentiates a scalar loss by hidden states and weight."""
     return Outcome(loss.detach(), *torch.autograd.grad(loss, (inputs.hidden_TH, inputs.weight_VH)))
 
 
 def overlap(ids_TK: Tensor, student_ids_TK: Tensor, log_q_TK: Tensor, log_p_TK: Tensor) -> tuple[Tensor, Tensor]:
-    """verl's diagnostics: how many ids both top-k share [T], and the mean of `-q log(q / p)` over these ids [T]."""
+    """Computes verl's diagnostics: number of ids in both top k, mean of `-q log(q / p)` over them, both [T]."""
     shared_TK = (ids_TK[:, :, None] == student_ids_TK[:, None, :]).any(-1)
     count_T = shared_TK.sum(-1)
     advantage_TK = log_q_TK.exp() * (log_p_TK - log_q_TK)
@@ -31,22 +31,22 @@ def overlap(ids_TK: Tensor, student_ids_TK: Tensor, log_q_TK: Tensor, log_p_TK: 
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The loss per token of group A."""
+    """Returns the loss per token of group A."""
     return support_divergence(log_p, log_q, Divergence.forward, Tail.none)
 
 
 def head_of(inputs: Inputs) -> HeadWeights:
-    """The student's whole LM head."""
+    """Returns the student's whole LM head."""
     return HeadWeights(inputs.weight_VH, None, len(inputs.weight_VH))
 
 
 def support_fused(inputs: Inputs) -> Step:
-    """Group A, gradients within the forward pass."""
+    """Group A, with gradients computed within the forward pass."""
     tokens, k = inputs.ids_TK.shape
     weights_T = torch.full((tokens,), 1.0 / tokens, device=inputs.hidden_TH.device)
 
     def step() -> Outcome:
-        found = fused_support_loss(
+        fused = fused_support_loss(
             inputs.hidden_TH,
             head_of(inputs),
             inputs.ids_TK,
@@ -54,14 +54,14 @@ def support_fused(inputs: Inputs) -> Step:
             weights_T,
             topk=k,
         )
-        overlap(inputs.ids_TK, found.topk_ids, inputs.log_q_TK, found.log_p)
-        return differentiated(inputs, found.loss)
+        overlap(inputs.ids_TK, fused.topk_ids, inputs.log_q_TK, fused.log_p)
+        return differentiated(inputs, fused.loss)
 
     return step
 
 
 def support_recomputing(inputs: Inputs) -> Step:
-    """Group A through log-probs that any loss may read: four products, no top-k of the student, so no diagnostics."""
+    """Group A from log-probs that any loss may read: four products; without the student's top k, so no diagnostics."""
 
     def step() -> Outcome:
         log_p_TK, _ = fused_log_probs(inputs.hidden_TH, head_of(inputs), inputs.ids_TK)
@@ -84,13 +84,13 @@ def support_plain(inputs: Inputs) -> Step:
 
 
 def full_fused(inputs: Inputs) -> Step:
-    """Group B, gradients within the forward pass."""
+    """Group B, with gradients computed within the forward pass."""
     tokens = len(inputs.hidden_TH)
     weights_T = torch.full((tokens,), 1.0 / tokens, device=inputs.hidden_TH.device)
     teacher = LMHead(inputs.teacher_weight_VH, None, 1.0, None, 1.0)
 
     def step() -> Outcome:
-        found = fused_full_divergence(
+        fused = fused_full_divergence(
             inputs.hidden_TH,
             head_of(inputs),
             inputs.teacher_hidden_TH,
@@ -99,7 +99,7 @@ def full_fused(inputs: Inputs) -> Step:
             weights_T,
             inputs.tokens_T,
         )
-        return differentiated(inputs, found.loss)
+        return differentiated(inputs, fused.loss)
 
     return step
 
@@ -116,7 +116,7 @@ def full_plain(inputs: Inputs) -> Step:
 
 
 def products(inputs: Inputs, with_teacher: bool) -> Step:
-    """The floor: logits, dH and dW (and the teacher's logits) in our chunks of rows, into buffers made beforehand."""
+    """The floor: logits, dH and dW (and the teacher's logits) in our chunks of rows, into buffers made before."""
     hidden_TH, weight_VH = inputs.hidden_TH.detach(), inputs.weight_VH.detach()
     rows = min(ChunkSizes.of(weight_VH).rows, len(hidden_TH))
     logits_CV, teacher_CV = (hidden_TH.new_zeros(rows, len(weight_VH)) for _ in range(2))

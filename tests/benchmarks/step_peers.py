@@ -1,24 +1,28 @@
-"""The student step as verl 0.9.1, TRL 1.16.0 and Liger 0.8.5 compute it; each is imported when first used."""
+"""The student step of verl 0.9.1, TRL 1.16.0 and Liger 0.8.5; each package is imported when first used."""
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from step_inputs import Inputs, Outcome
 from step_ours import Step, differentiated
+from torch import Tensor
 
 
 def verl_topk(inputs: Inputs, chunked: bool) -> Step:
-    """Group A: `compute_forward_kl_topk` on all logits, in their dtype as verl has it, then the mean over tokens."""
+    """Group A: verl's `compute_forward_kl_topk` on all logits in their own dtype, then the mean over tokens."""
     from verl.trainer.distillation.fsdp.losses import compute_forward_kl_topk
+    from verl.workers.config import DistillationConfig
 
-    config = SimpleNamespace(distillation_loss=SimpleNamespace(use_chunked_topk=chunked, log_prob_min_clamp=None))
+    loss = SimpleNamespace(use_chunked_topk=chunked, log_prob_min_clamp=None)  # the two fields that verl reads here
+    config = cast(DistillationConfig, SimpleNamespace(distillation_loss=loss))
     log_q, ids = (torch.nested.nested_tensor([x_TK], layout=torch.jagged) for x_TK in (inputs.log_q_TK, inputs.ids_TK))
 
     def step() -> Outcome:
         logits_TV = inputs.hidden_TH @ inputs.weight_VH.t()
-        found: Any = compute_forward_kl_topk(logits_TV[None], log_q, ids, cast(Any, config), "thd")
-        return differentiated(inputs, found["distillation_losses"].mean())
+        # verl annotates a tuple and returns a dict.
+        outputs = cast(dict[str, Tensor], compute_forward_kl_topk(logits_TV[None], log_q, ids, config, "thd"))
+        return differentiated(inputs, outputs["distillation_losses"].mean())
 
     return step
 

@@ -25,7 +25,7 @@ NONE = "-"
 
 
 class Key(NamedTuple):
-    """One cell of the measurement plan."""
+    """One measurement: a variant in a dtype at a number of tokens."""
 
     name: str
     dtype: str
@@ -34,7 +34,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured: seconds of every round, peak bytes (or why none), relative errors (loss, dH, dW)."""
+    """Measurements: seconds of every round, peak bytes (or the reason for none), relative errors (loss, dH, dW)."""
 
     seconds: dict[Key, list[float]] = field(default_factory=dict)
     peaks: dict[Key, int | str] = field(default_factory=dict)
@@ -42,21 +42,21 @@ class Results:
     missing: set[str] = field(default_factory=set)
 
     def median(self, key: Key) -> float | None:
-        """Median seconds."""
+        """Returns the median seconds; None: not measured."""
         return statistics.median(self.seconds[key]) if key in self.seconds else None
 
     def has(self, key: Key) -> bool:
-        """Whether there is something to say in this key's row."""
+        """Says whether the row of this key has any content."""
         return key in self.seconds or key in self.peaks or key.name in self.missing
 
     def peak(self, key: Key) -> float | None:
-        """Peak bytes, where there is a number."""
+        """Returns the peak bytes; None: there is no number."""
         peak = self.peaks.get(key)
         return peak if isinstance(peak, int) else None
 
 
-class Budget(NamedTuple):
-    """`ours` over `peer` must not exceed the limit of its dtype."""
+class RatioBudget(NamedTuple):
+    """The largest allowed ratio of `ours` to `peer`, by dtype."""
 
     quantity: str
     ours: str
@@ -65,23 +65,23 @@ class Budget(NamedTuple):
 
 
 def both(limit: float) -> dict[str, float]:
-    """One limit for both dtypes."""
+    """Returns one limit for both dtypes."""
     return {"float32": limit, "bfloat16": limit}
 
 
 BUDGETS = {
     "cpu": (
-        Budget("time", "ours", "verl", {"float32": 0.85, "bfloat16": 0.75}),
-        Budget("time", "ours", "floor", {"float32": 1.05, "bfloat16": 1.30}),
-        Budget("time", "ours_full", "trl", {"float32": 0.60, "bfloat16": 0.42}),
-        Budget("time", "ours_full", "liger_compiled", both(0.80)),
-        Budget("peak", "ours", "verl", both(0.40)),
-        Budget("peak", "ours_full", "trl", both(0.15)),
+        RatioBudget("time", "ours", "verl", {"float32": 0.85, "bfloat16": 0.75}),
+        RatioBudget("time", "ours", "floor", {"float32": 1.05, "bfloat16": 1.30}),
+        RatioBudget("time", "ours_full", "trl", {"float32": 0.60, "bfloat16": 0.42}),
+        RatioBudget("time", "ours_full", "liger_compiled", both(0.80)),
+        RatioBudget("peak", "ours", "verl", both(0.40)),
+        RatioBudget("peak", "ours_full", "trl", both(0.15)),
     ),
     "cuda": (
-        Budget("time", "ours", "floor", both(1.4)),
-        Budget("time", "ours_full", "floor_full", both(1.4)),
-        Budget("peak", "ours", "verl", both(0.25)),
+        RatioBudget("time", "ours", "floor", both(1.4)),
+        RatioBudget("time", "ours_full", "floor_full", both(1.4)),
+        RatioBudget("peak", "ours", "verl", both(0.25)),
     ),
 }
 GROWTH_LIMIT = 1.05
@@ -89,27 +89,27 @@ FLOAT32_ERROR_LIMIT = 1e-5
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
-    """above / below, None where one of them was not measured."""
+    """Returns above / below; None where either was not measured."""
     return None if above is None or not below else above / below
 
 
 def shown(value: float | None, form: str) -> str:
-    """A number as text, or the sign for no number."""
+    """Formats a number, or the sign for no number."""
     return NONE if value is None else format(value, form)
 
 
 def row(cells: tuple[str, ...] | list[str]) -> str:
-    """One line of a markdown table."""
+    """Returns one line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def cells_of(results: Results, key: Key) -> list[str]:
-    """One variant, dtype and T."""
+    """Returns the row of one variant, dtype and T."""
     variant = VARIANTS[key.name]
     ours = results.median(key._replace(name=OURS[variant.group]))
     mine = results.median(key)
     peak = results.peaks.get(key)
-    found = results.errors.get(key[:2])
+    relative = results.errors.get(key[:2])
     return [
         variant.text,
         key.dtype,
@@ -119,12 +119,12 @@ def cells_of(results: Results, key: Key) -> list[str]:
         shown(ratio(mine, ours), ".2f"),
         shown(ratio(ours, mine), ".2f"),
         peak if isinstance(peak, str) else shown(None if peak is None else peak / MIB, ".0f"),
-        *([NONE] * 3 if found is None else [f"{error:.1e}" for error in found]),
+        *([NONE] * 3 if relative is None else [f"{error:.1e}" for error in relative]),
     ]
 
 
 def budget_rows(results: Results, plan: list[Key], device: str) -> Iterator[list[str]]:
-    """The time and memory budgets of the device, for each dtype and T that was measured."""
+    """Yields the time and memory budgets of the device, for each measured dtype and T."""
     for budget in BUDGETS[device]:
         for key in plan:
             read = results.median if budget.quantity == "time" else results.peak
@@ -135,7 +135,7 @@ def budget_rows(results: Results, plan: list[Key], device: str) -> Iterator[list
 
 
 def growth_rows(results: Results, plan: list[Key]) -> Iterator[list[str]]:
-    """Peak of ours at the most tokens over that at the fewest."""
+    """Yields the growth of our peak from the fewest tokens to the most."""
     for name, dtype in dict.fromkeys(key[:2] for key in plan if key.name in OURS.values()):
         peaks = {key.tokens: results.peak(key) for key in plan if key[:2] == (name, dtype) and key in results.peaks}
         if len(peaks) > 1:
@@ -145,30 +145,30 @@ def growth_rows(results: Results, plan: list[Key]) -> Iterator[list[str]]:
 
 
 def error_rows(results: Results) -> Iterator[list[str]]:
-    """The larger relative error of the two gradients: float32 against a number, bfloat16 against the plain path."""
-    for (name, dtype), found in results.errors.items():
+    """Yields the gradients' relative errors: in float32 against a number, in bfloat16 against the plain path."""
+    for (name, dtype), relative in results.errors.items():
         group = VARIANTS[name].group
         plain = results.errors.get((PLAIN[group], dtype))
         if name != OURS[group]:
             continue
         if dtype == "float32":
-            yield [f"gradient error: {name}", dtype, NONE, *verdict(max(found[1:]), FLOAT32_ERROR_LIMIT, ".1e")]
+            yield [f"gradient error: {name}", dtype, NONE, *verdict(max(relative[1:]), FLOAT32_ERROR_LIMIT, ".1e")]
         elif plain is not None:
             for place, gradient in ((1, "dH"), (2, "dW")):
                 what = f"{gradient} error: {name}, limit = plain path"
-                yield [what, dtype, NONE, *verdict(found[place], plain[place], ".2e")]
+                yield [what, dtype, NONE, *verdict(relative[place], plain[place], ".2e")]
 
 
 def verdict(measured: float | None, limit: float, form: str) -> tuple[str, str, str]:
-    """Target, measured value, and whether it holds, as far as the digits shown say."""
+    """Returns target, measured value, and whether the target is met, judged by the digits that are shown."""
     if measured is None:
         return f"<= {limit:{form}}", NONE, "not measured"
-    target, found = format(limit, form), format(measured, form)
-    return f"<= {target}", found, "met" if float(found) <= float(target) else "missed"
+    target, value = format(limit, form), format(measured, form)
+    return f"<= {target}", value, "met" if float(value) <= float(target) else "missed"
 
 
 def markdown(results: Results, plan: list[Key], device: str, heading: str) -> str:
-    """The whole report; `plan` lists what was to be measured, in the order of the tables."""
+    """Returns the whole report; `plan` lists all measurements in the order of the tables."""
     lines = [heading]
     for group, title in TITLES.items():
         keys = [key for key in plan if VARIANTS[key.name].group == group and results.has(key)]

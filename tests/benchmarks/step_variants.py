@@ -1,4 +1,4 @@
-"""All variants of the two groups by name."""
+"""Names all variants of both groups."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,22 +27,23 @@ PLAIN = {"A": "plain", "B": "plain_full"}
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A way to compute a group's loss and gradients.
-
-    prepare makes a step from inputs; needs: packages that must be there; compiled: by torch.compile, for each shape.
-    """
+class StepVariant:
+    """A way to compute a group's loss and gradients."""
 
     name: str
     group: str
     text: str
+    """Name in the tables."""
     prepare: Callable[[Inputs], Step]
+    """Makes a step from inputs."""
     needs: tuple[str, ...] = ()
+    """Packages that must be installed."""
     compiled: bool = False
+    """Whether torch.compile compiles it, for each shape anew."""
 
     @property
     def installed(self) -> bool:
-        """Whether the packages it needs can be found."""
+        """Whether all its packages are installed."""
         return all(find_spec(package) for package in self.needs)
 
 
@@ -51,17 +52,17 @@ LIGER = ("liger_kernel", "triton", "transformers")
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("ours", "A", "ours: fused_support_loss", support_fused),
-        Variant("verl", "A", "verl, default", partial(verl_topk, chunked=False), ("verl",)),
-        Variant("verl_chunked", "A", "verl, use_chunked_topk", partial(verl_topk, chunked=True), ("verl",)),
-        Variant("floor", "A", "floor: 3 matrix products", partial(products, with_teacher=False)),
-        Variant("plain", "A", "plain path, autograd", support_plain),
-        Variant("ours_recompute", "A", "ours: fused_log_probs, no diagnostics", support_recomputing),
-        Variant("ours_full", "B", "ours: fused_full_divergence", full_fused),
-        Variant("trl", "B", "TRL generalized_jsd_loss", trl_jsd, TRL),
-        Variant("liger_compiled", "B", "Liger, compiled", partial(liger_jsd, compiled=True), LIGER, compiled=True),
-        Variant("liger", "B", "Liger, not compiled", partial(liger_jsd, compiled=False), LIGER),
-        Variant("floor_full", "B", "floor: 4 matrix products", partial(products, with_teacher=True)),
-        Variant("plain_full", "B", "plain path, autograd", full_plain),
+        StepVariant("ours", "A", "ours: fused_support_loss", support_fused),
+        StepVariant("verl", "A", "verl, default", partial(verl_topk, chunked=False), ("verl",)),
+        StepVariant("verl_chunked", "A", "verl, use_chunked_topk", partial(verl_topk, chunked=True), ("verl",)),
+        StepVariant("floor", "A", "floor: 3 matrix products", partial(products, with_teacher=False)),
+        StepVariant("plain", "A", "plain path, autograd", support_plain),
+        StepVariant("ours_recompute", "A", "ours: fused_log_probs, no diagnostics", support_recomputing),
+        StepVariant("ours_full", "B", "ours: fused_full_divergence", full_fused),
+        StepVariant("trl", "B", "TRL generalized_jsd_loss", trl_jsd, TRL),
+        StepVariant("liger_compiled", "B", "Liger, compiled", partial(liger_jsd, compiled=True), LIGER, compiled=True),
+        StepVariant("liger", "B", "Liger, not compiled", partial(liger_jsd, compiled=False), LIGER),
+        StepVariant("floor_full", "B", "floor: 4 matrix products", partial(products, with_teacher=True)),
+        StepVariant("plain_full", "B", "plain path, autograd", full_plain),
     )
 }

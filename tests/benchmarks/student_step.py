@@ -18,14 +18,14 @@ from step_table import Key, Results, markdown
 from step_variants import FLOOR, VARIANTS
 
 CHECK_TOKENS, CHECK_HIDDEN = 320, 128
-"""Size of the comparison with float64: two chunks of rows on a CPU, and the run's own vocabulary, since the error of a
-float32 softmax grows with its length."""
+"""Sizes of the comparison with float64: two chunks of rows on a CPU. The vocabulary is the run's own, since the error
+of a float32 softmax grows with its length."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
-"""A larger relative error is no rounding: the variant computes something else."""
+"""Largest relative error that rounding explains; beyond it the variant computes another loss."""
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048], help="T of the timed steps")
     parser.add_argument("--memory-tokens", type=int, nargs="*", default=[1024, 4096], help="T of the peaks; none: skip")
@@ -33,36 +33,36 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=896)
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--dtype", nargs="+", choices=TOLERANCE, default=list(TOLERANCE))
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that count; one more comes first")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after a first one that is dropped")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="file for the table; it is printed in any case")
+    parser.add_argument("--out", type=Path, help="file for the table, which is also printed")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--memory-child", choices=VARIANTS, metavar="NAME", help="print one variant's peak bytes")
     return parser.parse_args()
 
 
 def shape_of(args: argparse.Namespace, tokens: int) -> Shape:
-    """The sizes of a step of `tokens`."""
+    """Returns the sizes of a step of `tokens` tokens."""
     return Shape(tokens, args.vocabulary, args.hidden, args.k)
 
 
 def check(name: str, dtype: str, args: argparse.Namespace) -> tuple[float, float, float] | None:
-    """Relative errors against float64, None for a floor. Raises ValueError where they are no rounding."""
+    """Returns the relative errors against float64; None for a floor. Raises ValueError for another loss."""
     variant = VARIANTS[name]
     shape = Shape(CHECK_TOKENS, args.vocabulary, min(CHECK_HIDDEN, args.hidden), args.k)
     inputs = make_inputs(shape, getattr(torch, dtype), torch.device(args.device))
-    found = variant.prepare(inputs)()
-    if found is None:
+    outcome = variant.prepare(inputs)()
+    if outcome is None:
         return None
-    result = errors(found, reference(inputs, variant.group))
+    result = errors(outcome, reference(inputs, variant.group))
     if not max(result) <= TOLERANCE[dtype]:
         raise ValueError(f"{name} in {dtype}: relative errors of loss, dH, dW are {result}; not the same loss")
     return result
 
 
 def time_all(results: Results, names: list[str], dtype: str, tokens: int, args: argparse.Namespace) -> None:
-    """Seconds of all variants on the same inputs, one group after the other."""
+    """Times all variants on the same inputs, one group after another."""
     device = torch.device(args.device)
     inputs = make_inputs(shape_of(args, tokens), getattr(torch, dtype), device)
     for group in FLOOR:
@@ -72,7 +72,7 @@ def time_all(results: Results, names: list[str], dtype: str, tokens: int, args: 
 
 
 def child_arguments(key: Key, args: argparse.Namespace) -> list[str]:
-    """This script again, for one peak."""
+    """Returns the arguments of this script for one peak."""
     options = {
         "--memory-child": key.name,
         "--dtype": key.dtype,
@@ -87,7 +87,7 @@ def child_arguments(key: Key, args: argparse.Namespace) -> list[str]:
 
 
 def heading(args: argparse.Namespace) -> str:
-    """What ran where."""
+    """Describes machine, versions and sizes."""
     cpu = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[0]
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu}, {args.threads} threads"
     packages = {package for name in args.only if VARIANTS[name].installed for package in VARIANTS[name].needs[:1]}
@@ -97,13 +97,13 @@ def heading(args: argparse.Namespace) -> str:
 
 
 def measure(args: argparse.Namespace) -> str:
-    """Errors first, then seconds, then peaks; returns the report."""
+    """Measures errors, then seconds, then peaks. Returns the report."""
     results, title = Results(), heading(args)
     results.missing.update(name for name in args.only if not VARIANTS[name].installed)
     names = [name for name in args.only if name not in results.missing]
     for name, dtype in product(names, args.dtype):
-        if (found := check(name, dtype, args)) is not None:
-            results.errors[name, dtype] = found
+        if (relative := check(name, dtype, args)) is not None:
+            results.errors[name, dtype] = relative
     for dtype, tokens in product(args.dtype, args.tokens):
         time_all(results, names, dtype, tokens, args)
     for dtype, tokens, name in product(args.dtype, args.memory_tokens, names):
@@ -115,7 +115,7 @@ def measure(args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Prints the report, or with `--memory-child` one peak."""
+    """Prints the report, or one peak with `--memory-child`."""
     args = arguments()
     torch.set_num_threads(args.threads)
     if args.memory_child:

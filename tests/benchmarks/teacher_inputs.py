@@ -1,4 +1,4 @@
-"""What the teacher's benchmarks score: random Qwen3 teachers saved on the spot, rollouts of random tokens.
+"""Makes the inputs of the teacher's benchmarks: random Qwen3 teachers, and rollouts of random tokens.
 
 Shapes: H hidden size, V ids, P prompt tokens, R response tokens.
 """
@@ -28,13 +28,13 @@ class TeacherSize(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSize":
-        """From "hidden,layers,vocabulary". Raises ValueError for anything else."""
+        """Parses "hidden,layers,vocabulary". Raises ValueError for another form."""
         hidden, layers, vocabulary = (int(part) for part in text.split(","))
         return cls(hidden, layers, vocabulary)
 
 
 def make_teacher(size: TeacherSize, dtype: torch.dtype, max_positions: int) -> Qwen3ForCausalLM:
-    """A random teacher with heads of HEAD_DIM, two to a key-value head, an own LM head, and logits of LOGIT_STD."""
+    """Makes a random teacher: heads of HEAD_DIM, two per key-value head, untied LM head, logits of LOGIT_STD."""
     torch.manual_seed(0)
     heads = max(2, size.hidden // HEAD_DIM)
     config = Qwen3Config(
@@ -56,7 +56,7 @@ def make_teacher(size: TeacherSize, dtype: torch.dtype, max_positions: int) -> Q
 
 
 def save_teacher(size: TeacherSize, dtype: torch.dtype, max_positions: int, folder: Path) -> str:
-    """`make_teacher` on disk, without a tokenizer."""
+    """Saves a random teacher without tokenizer. Returns its folder."""
     make_teacher(size, dtype, max_positions).save_pretrained(folder)
     return str(folder)
 
@@ -64,17 +64,17 @@ def save_teacher(size: TeacherSize, dtype: torch.dtype, max_positions: int, fold
 def rollouts(
     vocabulary: int, prompts: list[int], responses: list[int], siblings: int = 1, seed: int = 0
 ) -> list[ScoreRequest]:
-    """Requests with these prompt lengths, `siblings` to each prompt, and in turn these response lengths."""
+    """Makes requests with these prompt lengths, `siblings` per prompt; the response lengths are taken in turn."""
     rng = np.random.default_rng(seed)
-    found = []
+    requests: list[ScoreRequest] = []
     for prompt, length in enumerate(prompts):
         prompt_ids = rng.integers(0, vocabulary, length)
         for sibling in range(siblings):
-            response = responses[len(found) % len(responses)]
-            found.append(ScoreRequest(f"{prompt}_{sibling}_0", prompt_ids, rng.integers(0, vocabulary, response)))
-    return found
+            response = responses[len(requests) % len(responses)]
+            requests.append(ScoreRequest(f"{prompt}_{sibling}_0", prompt_ids, rng.integers(0, vocabulary, response)))
+    return requests
 
 
 def response_tokens(requests: list[ScoreRequest]) -> int:
-    """Sum of R."""
+    """Returns the sum of all response lengths."""
     return sum(len(request.response_ids) for request in requests)

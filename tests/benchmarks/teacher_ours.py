@@ -1,4 +1,4 @@
-"""Our scorer's steps: rollouts in, bytes for the wire out, and the parts that this consists of."""
+"""The steps of our scorer, from rollouts to bytes for the wire, and their parts."""
 
 import torch
 from step_ours import Step
@@ -12,7 +12,7 @@ from opd_verl.teacher.wire import encode
 
 
 def to_bytes(state: RolloutState, request: ScoreRequest) -> bytes:
-    """log q and entropy, and top-k where the state has it, its log-probs in float16 as the actor sends them."""
+    """Encodes log q, entropy and, where present, top k; its log-probs in float16, as the actor sends them."""
     score = TeacherScore(
         log_q=state.log_q,
         valid=torch.ones(len(state.log_q), dtype=torch.bool),
@@ -24,9 +24,9 @@ def to_bytes(state: RolloutState, request: ScoreRequest) -> bytes:
 
 
 class OurTeacher:
-    """Our side of the comparison on fixed requests with different prompts; every step keeps what it made.
+    """Our side of the comparison, on fixed requests with different prompts. A step keeps its results for the next step.
 
-    shipped: bytes of all scores by step.
+    shipped: step -> bytes of all its scores.
     """
 
     def __init__(self, scorer: Scorer, requests: list[ScoreRequest], k: int) -> None:
@@ -39,12 +39,12 @@ class OurTeacher:
         ]
 
     def topk(self) -> None:
-        """Scores with top-k, and encodes."""
+        """Scores with top k, and encodes."""
         self.states = self.scorer.score(self.requests, self.k)
         self.encode()
 
     def encode(self) -> None:
-        """Encodes the top-k scores made last."""
+        """Encodes the last top-k scores."""
         self.shipped["ours"] = self._bytes(self.states)
 
     def sampled(self) -> None:
@@ -53,18 +53,18 @@ class OurTeacher:
 
     @torch.inference_mode()
     def body(self) -> None:
-        """The forward pass alone, up to the last hidden states."""
+        """Runs the forward pass alone, up to the last hidden states."""
         device = self.scorer.head.weight.device
         for batch in self.scorer.plan(self.requests):
             read_padded(self.scorer.body, [self.requests[index] for index in batch], device)
 
     def gather(self) -> None:
-        """log q at k random ids per token, from the states made last."""
+        """Computes log q at k random ids per token, from the last states."""
         for state, ids in zip(self.states, self.at_ids, strict=True):
             self.scorer.log_q_at(state, ids)
 
     def steps(self) -> dict[str, Step]:
-        """By name; `ours` before those that read its states."""
+        """Returns the steps by name; `ours` comes before the steps that read its states."""
         return {
             "ours": self.topk,
             "ours_encode": self.encode,
@@ -74,7 +74,7 @@ class OurTeacher:
         }
 
     def log_q(self) -> Tensor:
-        """Of all sampled tokens, f32 [sum R]."""
+        """Returns log q of all sampled tokens, float32 [sum R]."""
         return torch.cat([state.log_q for state in self.states])
 
     def _bytes(self, states: list[RolloutState]) -> int:

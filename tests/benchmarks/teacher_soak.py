@@ -1,7 +1,7 @@
-"""Soak of the teacher's actor: does its memory stay flat over thousands of rollouts?
+"""Soaks the teacher's actor: does its memory stay flat over thousands of rollouts?
 
-`python tests/benchmarks/teacher_soak.py --sequences 10000 --out soak.md`. A tiny teacher, no Ray; every step submits
-rollouts of mixed lengths, leaves every eighth uncollected for a later step to close, and asks at ids for the others.
+`python tests/benchmarks/teacher_soak.py --sequences 10000 --out soak.md` runs a tiny teacher without Ray. Every step
+submits rollouts of mixed lengths, collects seven of eight with log q at ids, and leaves the eighth to a later step.
 """
 
 import argparse
@@ -29,14 +29,14 @@ K = 16
 ABANDONED = 8
 """Every eighth rollout is never collected."""
 FIFTH = 0.2
-"""Share of the sequences after which nothing may grow any more, and over which memory is taken."""
+"""Memory is compared between the second fifth of the sequences and the last: in the first fifth it still grows."""
 GROWTH_LIMIT = 1.05
 SAMPLES = 20
 COLUMNS = ("sequences", "steps", "RSS MiB", "against median", "states MiB", "queue", "response tokens/s")
 
 
-class Sample(NamedTuple):
-    """After so many sequences and steps: memory of the process and of the kept states (bytes), queue, tokens, time."""
+class MemorySample(NamedTuple):
+    """The state after some steps: memory of the process and of the kept states (bytes), queue, tokens, seconds."""
 
     sequences: int
     steps: int
@@ -48,17 +48,17 @@ class Sample(NamedTuple):
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=10000)
-    parser.add_argument("--per-step", type=int, default=64, help="rollouts of one step")
+    parser.add_argument("--per-step", type=int, default=64, help="rollouts per step")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="file for the table; it is printed in any case")
+    parser.add_argument("--out", type=Path, help="file for the table, which is also printed")
     return parser.parse_args()
 
 
 def step_rollouts(step: int, count: int, random: np.random.Generator) -> list[CollectItem]:
-    """Rollouts of one step: prompts of 1 token and more, responses of 0 and more, and ids asked for afterwards."""
+    """Makes the rollouts of one step: prompts of 1 token or more, responses of 0 or more, ids that are asked later."""
 
     def ids(*shape: int) -> np.ndarray:
         return random.integers(0, TINY.vocabulary, shape, dtype=np.int32)
@@ -69,22 +69,24 @@ def step_rollouts(step: int, count: int, random: np.random.Generator) -> list[Co
     return [(f"{step:06d}.{i:05d}_0_0", ids(prompt), ids(length), ids(length, K)) for i, (prompt, length) in lengths]
 
 
-def sample(actor: TeacherActor, sequences: int, steps: int, start: float) -> Sample:
-    """Now; garbage of Python's is collected first."""
+def sample(actor: TeacherActor, sequences: int, steps: int, start: float) -> MemorySample:
+    """Takes a sample, after Python's garbage collection."""
     gc.collect()
     stats = actor.stats()
     state_bytes, queue, tokens = (int(stats[name]) for name in ("state_bytes", "queue_length", "tokens_scored"))
-    return Sample(sequences, steps, status_bytes("VmRSS"), state_bytes, queue, tokens, time.perf_counter() - start)
+    return MemorySample(
+        sequences, steps, status_bytes("VmRSS"), state_bytes, queue, tokens, time.perf_counter() - start
+    )
 
 
-def soak(actor: TeacherActor, sequences: int, per_step: int) -> Iterator[Sample]:
-    """A sample after each 1 / SAMPLES of the sequences. Raises RuntimeError for a rollout without a score."""
+def soak(actor: TeacherActor, sequences: int, per_step: int) -> Iterator[MemorySample]:
+    """Yields a sample after each 1 / SAMPLES of the sequences. Raises RuntimeError for a rollout without score."""
     random, start = np.random.default_rng(0), time.perf_counter()
     done, step, taken = 0, 0, 0
     while done < sequences:
         step += 1
         asked = step_rollouts(step, min(per_step, sequences - done), random)
-        for item in asked:  # one by one, as the agent loops submit
+        for item in asked:  # each alone, as the agent loops submit them
             actor.submit([item[:3]], step)
         wanted = [item for index, item in enumerate(asked) if index % ABANDONED != ABANDONED - 1]
         answers = actor.collect(wanted, step, topk=K)
@@ -96,36 +98,37 @@ def soak(actor: TeacherActor, sequences: int, per_step: int) -> Iterator[Sample]
             yield sample(actor, done, step, start)
 
 
-def growth(samples: list[Sample], sequences: int) -> float:
-    """Median RSS of the last fifth over that of the fifth after the first: single samples see a forward pass's memory.
+def growth(samples: list[MemorySample], sequences: int) -> float:
+    """Returns the median memory of the last fifth over that of the second fifth.
 
-    Raises ValueError where a fifth holds no sample.
+    Medians, since a single sample may fall into a forward pass. Raises ValueError where a fifth has no sample.
     """
     early, late = (
-        [one.rss for one in samples if low <= one.sequences / sequences <= low + FIFTH] for low in (FIFTH, 1 - FIFTH)
+        [sample.rss for sample in samples if low <= sample.sequences / sequences <= low + FIFTH]
+        for low in (FIFTH, 1 - FIFTH)
     )
     if not early or not late:
         raise ValueError(f"{len(samples)} samples of {sequences} sequences are too few; score more, or fewer a step")
     return median(late) / median(early)
 
 
-def markdown(samples: list[Sample], sequences: int, heading: str) -> str:
-    """The samples, and whether memory grew after it had settled."""
-    base = median(one.rss for one in samples)
+def markdown(samples: list[MemorySample], sequences: int, heading: str) -> str:
+    """Returns the samples as a table, and whether memory grew."""
+    base = median(sample.rss for sample in samples)
     rows = [
         [
-            str(one.sequences),
-            str(one.steps),
-            f"{one.rss / MIB:.1f}",
-            f"{one.rss / base - 1:+.1%}",
-            f"{one.state_bytes / MIB:.2f}",
-            str(one.queue),
-            f"{one.tokens / one.seconds:.0f}",
+            str(sample.sequences),
+            str(sample.steps),
+            f"{sample.rss / MIB:.1f}",
+            f"{sample.rss / base - 1:+.1%}",
+            f"{sample.state_bytes / MIB:.2f}",
+            str(sample.queue),
+            f"{sample.tokens / sample.seconds:.0f}",
         ]
-        for one in samples
+        for sample in samples
     ]
-    target, found, met = verdict(growth(samples, sequences), GROWTH_LIMIT, ".3f")
-    last = f"Median RSS from 80% to 100% over that from 20% to 40%: {found}, target {target}: {met}."
+    target, measured, met = verdict(growth(samples, sequences), GROWTH_LIMIT, ".3f")
+    last = f"Median RSS from 80% to 100% over that from 20% to 40%: {measured}, target {target}: {met}."
     return "\n".join([heading, "", *map(row, [COLUMNS, ["---"] * len(COLUMNS), *rows]), "", last]) + "\n"
 
 

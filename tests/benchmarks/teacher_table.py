@@ -1,4 +1,4 @@
-"""Teacher scoring as markdown: per teacher the speeds, what they are made of, whether both agree; then the budgets."""
+"""Teacher scoring as Markdown: speeds, their parts and the agreement of both sides per teacher; then the budgets."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ GATHER_LIMIT = 0.05
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One teacher in one dtype: seconds of every round and bytes by step, response tokens, largest |log q| differences.
+class TeacherTiming:
+    """Timing of one teacher in one dtype: seconds by step and round, bytes by step, response tokens.
 
-    differences: by what is compared, nats.
+    differences: largest |difference of log q| by the compared pair, nats.
     """
 
     size: TeacherSize
@@ -38,50 +38,50 @@ class Measured:
     differences: dict[str, float] = field(default_factory=dict)
 
     def median(self, name: str) -> float | None:
-        """Median seconds of a step."""
+        """Returns the median seconds of a step; None: not measured."""
         return statistics.median(self.seconds[name]) if name in self.seconds else None
 
     def bytes_per_token(self, name: str) -> float | None:
-        """Of one step's answers."""
+        """Returns the bytes per response token of a step's answers; None: not measured."""
         return self.shipped[name] / self.tokens if name in self.shipped else None
 
 
-def speed_rows(found: Measured) -> list[list[str]]:
-    """One line per side and kind of answer."""
+def speed_rows(timing: TeacherTiming) -> list[list[str]]:
+    """Returns one line per side and kind of answer."""
     rows = []
     for name, title in TITLES.items():
-        if (seconds := found.median(name)) is not None:
-            faster = ratio(found.median(PEER[name]), seconds) if name in PEER else None
+        if (seconds := timing.median(name)) is not None:
+            faster = ratio(timing.median(PEER[name]), seconds) if name in PEER else None
             rows.append(
                 [
-                    title.format(k=found.k),
-                    found.dtype,
+                    title.format(k=timing.k),
+                    timing.dtype,
                     f"{seconds:.3f}",
-                    f"{spread(found.seconds[name]):.0%}",
-                    f"{found.tokens / seconds:.0f}",
+                    f"{spread(timing.seconds[name]):.0%}",
+                    f"{timing.tokens / seconds:.0f}",
                     NONE if faster is None else f"{faster:.2f} x",
-                    shown(found.bytes_per_token(name), ".1f"),
+                    shown(timing.bytes_per_token(name), ".1f"),
                 ]
             )
     return rows
 
 
-def parts_rows(found: Measured) -> list[list[str]]:
-    """What the top-k step of each side consists of: three parts, the middle one being what the other two leave."""
+def parts_rows(timing: TeacherTiming) -> list[list[str]]:
+    """Returns the three parts of each side's top-k step; the middle part is the rest of the other two."""
     rows = []
     for side, shipping in (("ours", "ours_encode"), ("vllm", "vllm_ship")):
-        whole, body, ship = (found.median(name) for name in (side, f"{side}_body", shipping))
+        whole, body, ship = (timing.median(name) for name in (side, f"{side}_body", shipping))
         if whole is not None and body is not None and ship is not None:
             parts = [f"{part:.3f} ({part / whole:.0%})" for part in (body, whole - body - ship, ship)]
-            rows.append([found.dtype, side, f"{whole:.3f}", *parts])
+            rows.append([timing.dtype, side, f"{whole:.3f}", *parts])
     return rows
 
 
-def agreement_lines(found: Measured) -> list[str]:
-    """Largest differences of log q of the sampled tokens."""
+def agreement_lines(timing: TeacherTiming) -> list[str]:
+    """Returns the largest differences of log q of the sampled tokens."""
     return [
-        f"{found.dtype}: largest |log q difference| of the sampled tokens, {what}: {nats:.1e} nats."
-        for what, nats in found.differences.items()
+        f"{timing.dtype}: largest |log q difference| of the sampled tokens, {what}: {nats:.1e} nats."
+        for what, nats in timing.differences.items()
     ]
 
 
@@ -93,39 +93,39 @@ def target(size: TeacherSize) -> float | None:
 
 
 def at_least(measured: float | None, limit: float) -> tuple[str, str, str]:
-    """Target, measured value, and whether it holds, as far as the digits shown say."""
+    """Returns target, measured value, and whether the target is met, judged by the digits that are shown."""
     if measured is None:
         return f">= {limit:.2f} x", NONE, "not measured"
     return f">= {limit:.2f} x", f"{measured:.2f} x", "met" if round(measured, 2) >= limit else "missed"
 
 
-def budget_rows(found: Measured) -> list[list[str]]:
-    """Speed against vLLM, bytes, and the late question's price."""
+def budget_rows(timing: TeacherTiming) -> list[list[str]]:
+    """Returns the budgets: speed against vLLM, bytes, and the price of log q at ids asked later."""
     rows = []
-    where = [str(found.size), found.dtype]
-    if (limit := target(found.size)) is not None:
-        speed = ratio(found.median("vllm"), found.median("ours"))
-        rows.append([f"speed: ours against vLLM, top-{found.k}", *where, *at_least(speed, limit)])
+    where = [str(timing.size), timing.dtype]
+    if (limit := target(timing.size)) is not None:
+        speed = ratio(timing.median("vllm"), timing.median("ours"))
+        rows.append([f"speed: ours against vLLM, top-{timing.k}", *where, *at_least(speed, limit)])
     for name, most in BYTES_LIMITS.items():
-        what = f"bytes per response token, {TITLES[name].format(k=found.k)}"
-        rows.append([what, *where, *verdict(found.bytes_per_token(name), most, ".1f")])
-    gather = ratio(found.median("ours_gather"), found.median("ours"))
-    rows.append([f"log q at {found.k} ids afterwards / scoring", *where, *verdict(gather, GATHER_LIMIT, ".3f")])
+        what = f"bytes per response token, {TITLES[name].format(k=timing.k)}"
+        rows.append([what, *where, *verdict(timing.bytes_per_token(name), most, ".1f")])
+    gather = ratio(timing.median("ours_gather"), timing.median("ours"))
+    rows.append([f"log q at {timing.k} ids afterwards / scoring", *where, *verdict(gather, GATHER_LIMIT, ".3f")])
     return rows
 
 
-def teacher_section(title: str, results: list[Measured]) -> list[str]:
-    """One teacher in all dtypes."""
+def teacher_section(title: str, results: list[TeacherTiming]) -> list[str]:
+    """Returns the section of one teacher in all dtypes."""
     lines = ["", f"## {title}", ""]
-    lines += map(row, [COLUMNS, ["---"] * len(COLUMNS), *(cells for found in results for cells in speed_rows(found))])
+    lines += map(row, [COLUMNS, ["---"] * len(COLUMNS), *(cells for timing in results for cells in speed_rows(timing))])
     lines += ["", "What the top-k seconds are made of:", ""]
-    lines += map(row, [PARTS, ["---"] * len(PARTS), *(cells for found in results for cells in parts_rows(found))])
-    for found in results:
-        lines += ["", *agreement_lines(found)] if found.differences else []
+    lines += map(row, [PARTS, ["---"] * len(PARTS), *(cells for timing in results for cells in parts_rows(timing))])
+    for timing in results:
+        lines += ["", *agreement_lines(timing)] if timing.differences else []
     return lines
 
 
-def budget_section(results: list[Measured]) -> list[str]:
-    """All budgets that these teachers can be held against."""
-    rows = [cells for found in results for cells in budget_rows(found)]
+def budget_section(results: list[TeacherTiming]) -> list[str]:
+    """Returns the budgets of all these teachers."""
+    rows = [cells for timing in results for cells in budget_rows(timing)]
     return ["", "## Budgets (tests/benchmarks/README.md 3)", "", *map(row, [BUDGETS, ["---"] * len(BUDGETS), *rows])]

@@ -6,7 +6,7 @@ vLLM gets all requests at once and its own CPU layers (VLLM_PLUGINS names none o
 import os
 import pickle
 import time
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Self
 
 import torch
 from step_ours import Step
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from opd_verl.teacher.score import ScoreRequest
 
+if TYPE_CHECKING:  # vLLM is imported once its variables are set
+    from vllm import RequestOutput
+
 SPIN_SECONDS = 1.5
-"""vLLM's worker looks for work without rest for 1 s after its last; what runs beside it would be slower."""
+"""Pause after vLLM's steps: its worker spins for 1 s after its last work, and would slow down our side."""
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What vLLM's processes read: the CPU platform, and OpenMP threads on the first cores that this process may use."""
+    """Returns the variables of vLLM's processes: CPU platform, OpenMP threads on this process's first cores."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     return {
         "VLLM_TARGET_DEVICE": "cpu",
@@ -33,9 +36,9 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class VllmTeacher:
-    """verl's side of the comparison on fixed requests; every step keeps what it made.
+    """verl's side of the comparison, on fixed requests. A step keeps its results for the next step.
 
-    shipped: bytes of all pickled answers by step. `with` ends vLLM's processes.
+    shipped: step -> bytes of all its pickled answers. `with` ends vLLM's processes.
     """
 
     def __init__(self, path: str, dtype: str, requests: list[ScoreRequest], k: int, threads: int) -> None:
@@ -46,10 +49,10 @@ class VllmTeacher:
         self.requests, self.k = requests, k
         ids = [[*request.prompt_ids.tolist(), *request.response_ids.tolist()] for request in requests]
         self.prompts = [TokensPrompt(prompt_token_ids=row) for row in ids]
-        # the engine of verl/trainer/config/distillation/distillation.yaml
-        self.engine: Any = LLM(
+        # The engine settings of verl/trainer/config/distillation/distillation.yaml.
+        self.engine = LLM(
             model=path,
-            dtype=cast(Any, dtype),
+            dtype=dtype,
             skip_tokenizer_init=True,
             enforce_eager=True,
             max_model_len=max(map(len, ids)) + 1,
@@ -61,7 +64,7 @@ class VllmTeacher:
             enable_prefix_caching=True,
             distributed_executor_backend="mp",
         )
-        self.outputs: list[Any] = []
+        self.outputs: list[RequestOutput] = []
         self.shipped: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -70,8 +73,8 @@ class VllmTeacher:
     def __exit__(self, *raised: object) -> None:
         self.engine.llm_engine.engine_core.shutdown()
 
-    def generate(self, prompt_logprobs: int | None) -> list[Any]:
-        """`AsyncTeacherLLMServerManager`'s sampling parameters; None: the prefill alone, not from the prefix cache."""
+    def generate(self, prompt_logprobs: int | None) -> list["RequestOutput"]:
+        """Runs vLLM with the sampling parameters of verl's `AsyncTeacherLLMServerManager`; None: the prefill alone."""
         from vllm import SamplingParams
 
         settings = SamplingParams(
@@ -84,12 +87,12 @@ class VllmTeacher:
         return self.engine.generate(self.prompts, settings, use_tqdm=False)
 
     def topk(self) -> None:
-        """Scores with top-k, and ships."""
+        """Scores with top k, and ships."""
         self.outputs = self.generate(self.k)
         self.ship()
 
     def ship(self) -> None:
-        """Ships the top-k answers made last."""
+        """Ships the last top-k answers."""
         self.shipped["vllm"] = self._bytes(self.outputs, self.k)
 
     def sampled(self) -> None:
@@ -97,11 +100,11 @@ class VllmTeacher:
         self.shipped["vllm_sampled"] = self._bytes(self.generate(0), 0)
 
     def prefill(self) -> None:
-        """The forward pass alone, up to one new token."""
+        """Runs the forward pass alone, up to one new token."""
         self.generate(None)
 
     def steps(self) -> dict[str, Step]:
-        """By name; at last a pause, after which vLLM's processes sleep."""
+        """Returns the steps by name; after the final pause vLLM's processes sleep."""
         return {
             "vllm": self.topk,
             "vllm_ship": self.ship,
@@ -111,22 +114,22 @@ class VllmTeacher:
         }
 
     def log_q(self) -> Tensor:
-        """Of all sampled tokens, f32 [sum R]."""
-        found = []
+        """Returns log q of all sampled tokens, float32 [sum R]."""
+        log_q: list[float] = []
         for request, output in zip(self.requests, self.outputs, strict=True):
             answers = output.prompt_logprobs[len(request.prompt_ids) :]
             tokens = request.response_ids.tolist()
-            found += [answer[token].logprob for token, answer in zip(tokens, answers, strict=True)]
-        return torch.tensor(found)
+            log_q += [answer[token].logprob for token, answer in zip(tokens, answers, strict=True)]
+        return torch.tensor(log_q)
 
     @staticmethod
-    def _bytes(outputs: list[Any], k: int) -> int:
-        """verl's extraction, then the pickle by which Ray would send it."""
+    def _bytes(outputs: list["RequestOutput"], k: int) -> int:
+        """Counts the bytes of verl's extraction, pickled as Ray would send it."""
         from verl.workers.rollout.vllm_rollout.utils import extract_prompt_logprobs
 
         total = 0
         for output in outputs:
-            fields: dict[str, list[Any]] = {}
+            fields: dict[str, list[object]] = {}
             extract_prompt_logprobs(output, k, fields)
             total += len(pickle.dumps(fields, protocol=5))
         return total

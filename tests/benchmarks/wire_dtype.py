@@ -1,10 +1,10 @@
-"""What the teacher's log-probs may lose on the wire: the student's gradient with rounded ones against exact ones.
+"""Measures what rounding the teacher's log-probs on the wire does to the student's gradient.
 
     python tests/benchmarks/wire_dtype.py
 
-Teacher logits are student logits plus noise of a given size, from far (1 nat) to close (0.003): what is left of
-log q - log p when training has brought the two together is what rounding must not drown. Random logits of standard
-deviation 3 over 4096 ids, 2048 tokens, float64 besides the rounding, seed 0.
+Teacher logits are student logits plus noise, from 1 nat (far) to 0.003 (close). When training has brought both
+together, log q - log p is small, and rounding must not drown it. Random logits of standard deviation 3 over 4096 ids,
+2048 tokens, float64 apart from the rounding, seed 0.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def sampled_gradient(log_p: Tensor, log_q: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """d/dz of -(log q(y) - log p(y)) log p(y), the advantage detached: -(A)(onehot(y) - p) per token [T, V]."""
+    """Returns d/dz of -A log p(y), with A = log q(y) - log p(y) detached: -A (onehot(y) - p) per token, [T, V]."""
     at = tokens[:, None]
     advantage = log_q.gather(1, at).to(dtype).double() - log_p.gather(1, at)
     gradient = log_p.exp() * advantage
@@ -26,7 +26,7 @@ def sampled_gradient(log_p: Tensor, log_q: Tensor, tokens: Tensor, dtype: torch.
 
 
 def topk_gradient(log_p: Tensor, log_q: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """d/dz of the reverse KL on the student's top K, both sides renormalised [T, K]: p (log p/q - KL) there."""
+    """Returns d/dz of the reverse KL on the student's top K, renormalised: p (log p/q - KL), [T, K]."""
     log_p_K, ids = log_p.topk(K)
     log_p_K, log_q_K = (x.log_softmax(-1) for x in (log_p_K, log_q.gather(1, ids).to(dtype).double()))
     ratio = log_p_K - log_q_K
@@ -34,7 +34,7 @@ def topk_gradient(log_p: Tensor, log_q: Tensor, tokens: Tensor, dtype: torch.dty
 
 
 def models(noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """log p, log q [T, V], and a token sampled from p at each position."""
+    """Returns log p and log q, [T, V], and a token sampled from p at each position."""
     torch.manual_seed(0)
     student = SPREAD * torch.randn(TOKENS, VOCAB, dtype=torch.float64)
     log_p = student.log_softmax(-1)
@@ -43,14 +43,14 @@ def models(noise: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def relative_error(gradient: Callable[..., Tensor], noise: float, dtype: torch.dtype) -> float:
-    """|g_rounded - g| / |g| over all tokens."""
+    """Returns |g_rounded - g| / |g| over all tokens."""
     log_p, log_q, tokens = models(noise)
     exact = gradient(log_p, log_q, tokens, torch.float64)
     return float((gradient(log_p, log_q, tokens, dtype) - exact).norm() / exact.norm())
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints the table."""
     print("| gradient | KL(p, q), nats | " + " | ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES) + " |")
     print("|---|---|" + "---|" * len(DTYPES))
     for name, gradient in (("sampled token", sampled_gradient), (f"top-{K} reverse KL", topk_gradient)):

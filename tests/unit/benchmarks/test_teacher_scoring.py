@@ -124,7 +124,7 @@ def measured(scripts: SimpleNamespace, **changes: Any) -> Any:
         "shipped": {"ours": 9000, "ours_sampled": 1210, "vllm": 29200},
         "differences": {"OurTeacher against VllmTeacher": 2.5e-5},
     }
-    return scripts.table.Measured(**(fields | changes))
+    return scripts.table.TeacherTiming(**(fields | changes))
 
 
 def test_the_table_shows_ratios_parts_and_verdicts(scripts: SimpleNamespace) -> None:
@@ -198,7 +198,7 @@ def test_a_short_soak(tmp_path: Path) -> None:
 
 def test_the_soaks_verdict(scripts: SimpleNamespace) -> None:
     sizes = {5: 50, 20: 90, 30: 100, 40: 130, 60: 110, 85: 106, 90: 300, 100: 104}
-    samples = [scripts.soak.Sample(n, n, rss * 2**20, 0, 0, n, 2.0) for n, rss in sizes.items()]
+    samples = [scripts.soak.MemorySample(n, n, rss * 2**20, 0, 0, n, 2.0) for n, rss in sizes.items()]
     text = scripts.soak.markdown(samples, 100, "# title")
     assert "| 5 | 5 | 50.0 | -52.4% | 0.00 | 0 | 2 |" in text and "| 100 | 100 | 104.0 | -1.0% |" in text
     assert "Median RSS from 80% to 100% over that from 20% to 40%: 1.060, target <= 1.050: missed." in text
