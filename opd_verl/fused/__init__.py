@@ -1,1 +1,1 @@
-"""The LM head in chunks of rows: statistics, losses and gradients without a [T, V] tensor. Knows torch only."""
+"""The LM head in chunks of rows: statistics, losses and gradients without a tensor of all logits. Torch only."""

@@ -1,6 +1,6 @@
 """The gradient of a divergence over the whole vocabulary, formed from one chunk's logits of both sides.
 
-Shapes: N rows in all, C rows of the chunk, B of a block, V ids, G the teacher's hidden size. Nats.
+Shapes: N rows in all, C rows of the chunk, B rows of a block, V ids, M columns, G the teacher's hidden size. Nats.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,22 @@ from opd_verl.objectives.names import Divergence
 
 @dataclass(frozen=True, eq=False)
 class FullChunk:
-    """dz = w d D / dz / temperature, closed form (`slope_in_place`)."""
+    """Gradient `w_t dD_t / dz` of the student's logits z in closed form (`slope_in_place`); a `ChunkLoss`."""
 
     ids_NM: Tensor
+    """Ids whose log-probs are returned beside."""
     teacher_hidden_NG: Tensor
     teacher_head: LMHead
     teacher_space: Workspace
+    """Buffers for the teacher's logits: both sides' logits of a chunk exist at the same time."""
     divergence: Divergence
     beta: float
     weights_N: Tensor
     temperature_N: Tensor | None
+    """Divides the student's logits of each row; None: 1. The teacher's is in its head."""
 
     def __call__(self, space: Workspace, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """See `ChunkLoss`."""
         ids_CM = self.ids_NM[chunk]
         log_p_CM = torch.empty(ids_CM.shape, dtype=torch.float32, device=logits_CV.device)
         losses_C = torch.empty(len(ids_CM), dtype=torch.float32, device=logits_CV.device)
@@ -42,16 +46,18 @@ class FullChunk:
             log_q_BV = teacher_BV.sub_(teacher_lse_B[:, None])
             losses_C[block] = slope_in_place(p_BV, log_p_BV, q_BV, log_q_BV, self.divergence, self.beta)
             weight_B = self.weights_N[chunk][block]
+            # d(z / temperature) / dz = 1 / temperature; the store rounds the gradient to the head's dtype.
             logits_CV[block] = p_BV.mul_((weight_B if heat_B is None else weight_B / heat_B)[:, None])
         return losses_C, log_p_CM, ids_CM.new_empty(len(ids_CM), 0)
 
 
 def slope_in_place(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor, divergence: Divergence, beta: float) -> Tensor:
-    """`opd_verl.objectives.divergence.full_slope`: D [B], its gradient left in `p`; the other three are overwritten.
+    """`opd_verl.objectives.divergence.full_slope` without new tensors: returns D [B], leaves dD / dz in `p`.
 
-    Sums are torch's pairwise ones (a dot product's error is 1e-4 over 150,000 ids), and KLs are divided by sum p, which
-    rounding leaves 1e-6 away from 1: without, each id's gradient would be off by that times the KL.
+    `log_p`, `q` and `log_q` are overwritten. All [B, V] float32, nats.
     """
+    # Sums by `sum`, which adds in pairs: a dot product's error is 1e-4 over 150,000 ids. Rounding leaves sum p about
+    # 1e-6 away from 1; each KL is divided by it, or each id's gradient would be off by 1e-6 times the KL.
     if divergence is Divergence.forward:
         p.sub_(q)
         return log_q.sub_(log_p).mul_(q).sum(-1)

@@ -4,17 +4,17 @@ Shapes: N rows (positions that predict a response token), H hidden size, V = voc
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 REFUSED_KEYS = ("lm_head_multiplier", "output_logit_soft_cap", "logits_soft_cap", "dim_model_base")
-"""Config keys of published models that change the logits after the head, and that nothing here computes."""
+"""Config keys of published models that change the logits after the head and are not computed here."""
 LOGIT_KEYS = (*REFUSED_KEYS, "logit_scale", "logits_scaling", "final_logit_softcapping")
 """All config keys that put something between head and logits."""
 
@@ -34,31 +34,37 @@ class LMHead:
 
     @classmethod
     def of(cls, model: "PreTrainedModel", vocab_limit: int, temperature: float) -> Self:
-        """The first `vocab_limit` rows of `model`'s head. Raises ValueError for a head it cannot reproduce."""
-        layer: Any = model.get_output_embeddings()
+        """The first `vocab_limit` rows of `model`'s head.
+
+        Raises:
+            ValueError: no head, a limit beyond its rows, or a model that changes logits in a way unknown here.
+        """
+        layer = model.get_output_embeddings()
         if layer is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings; the teacher must be a causal LM")
-        if not 0 < vocab_limit <= len(layer.weight):
-            raise ValueError(f"vocab_limit={vocab_limit} must lie in 1..{len(layer.weight)}, the rows of the LM head")
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        assert isinstance(weight, Tensor)
+        if not 0 < vocab_limit <= len(weight):
+            raise ValueError(f"vocab_limit={vocab_limit} must lie in 1..{len(weight)}, the rows of the LM head")
         if not temperature > 0:
             raise ValueError(f"temperature={temperature} must be positive")
-        bias = getattr(layer, "bias", None)
         bias = None if bias is None else bias[:vocab_limit]
         config = model.config.get_text_config()
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(layer.weight[:vocab_limit], bias, _logit_scale(config), softcap, temperature)
+        return cls(weight[:vocab_limit], bias, _logit_scale(config), softcap, temperature)
 
     def to(self, device: torch.device | str | int) -> "LMHead":
-        """The same head with its tensors on `device`."""
+        """A copy with its tensors on `device`."""
         bias = None if self.bias is None else self.bias.to(device)
         return replace(self, weight=self.weight.to(device), bias=bias)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """f32 [N, V]; a fresh tensor that the caller may overwrite."""
+        """Logits float32 [N, V], a new tensor that the caller may overwrite."""
         return self.finish(F.linear(hidden_NH, self.weight, self.bias))
 
     def logits_at(self, hidden_NH: Tensor, ids_NK: Tensor) -> Tensor:
-        """f32 [N, K]: K dot products per row, rounded to the model dtype as the whole head's are."""
+        """Logits float32 [N, K] at chosen ids: K dot products per row instead of V."""
+        # `bmm` in the head's dtype rounds each product as `logits` does: both give the same log-probs.
         raw_NK = torch.bmm(self.weight[ids_NK], hidden_NH[:, :, None])[:, :, 0]
         return self.finish(raw_NK if self.bias is None else raw_NK + self.bias[ids_NK])
 
@@ -72,7 +78,7 @@ class LMHead:
         return logits if self.temperature == 1.0 else logits.div_(self.temperature)
 
 
-def _logit_scale(config: Any) -> float:
+def _logit_scale(config: "PreTrainedConfig") -> float:
     """The factor between head and logits: `logit_scale` (Cohere), 1 / `logits_scaling` (Granite), else 1.0."""
     for key in REFUSED_KEYS:
         if getattr(config, key, None) not in (None, 1, 1.0):

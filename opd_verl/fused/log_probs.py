@@ -1,10 +1,10 @@
 """Log-probs at chosen ids and entropies, from hidden states, differentiable by any loss; logits [N, V] never exist.
 
-The backward pass forms the logits once more, in chunks: four products with the LM head instead of three. Where the
-loss is known beforehand, `opd_verl.fused.loss` needs three.
+The backward pass forms the logits once more, in chunks: four products with the LM head instead of three. For a loss
+that is known in the forward pass, `opd_verl.fused.loss` needs three.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def fused_log_probs(
         head: the LM head, cut to `limit` ids.
         ids_NM: integers; -1 gives the log-prob of id 0, for the caller to mask.
         temperature_N: divides each row's logits; None: 1.
-        with_entropy: whether H_t is wanted.
+        with_entropy: whether H_t is returned.
         rows: rows of logits that exist at one time; None: what suits the device.
 
     Returns:
@@ -36,18 +36,34 @@ def fused_log_probs(
     """
     sizes = ChunkSizes.of(head.weight, rows)
     ids_NM = ids_NM.long().clamp(min=0)
-    log_p, found = _LogProbs.apply(
+    log_p_NM, entropy_N = _LogProbs.apply(
         hidden_NH, head.weight, head.bias, ids_NM, temperature_N, head.limit, with_entropy, sizes
-    )  # type: ignore[misc]  # torch types `apply` as returning Any
-    return log_p, found if with_entropy else None
+    )
+    return log_p_NM, entropy_N if with_entropy else None
+
+
+class _Context(Protocol):
+    """The part of autograd's context that `_LogProbs` uses, with its own attributes."""
+
+    limit: int
+    with_entropy: bool
+    sizes: ChunkSizes
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]: ...
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 class _LogProbs(torch.autograd.Function):
-    """d log p_i / dz_v = 1[v = i] - p_v and dH / dz_v = -p_v (log p_v + H), over the temperature."""
+    """Gradients by hand: d log p_i / dz_v = 1[v = i] - p_v, dH / dz_v = -p_v (log p_v + H), over the temperature."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         hidden_NH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
@@ -70,12 +86,13 @@ class _LogProbs(torch.autograd.Function):
                 log_p_NM[rows] = scaled_BV.gather(-1, ids_NM[rows]) - lse_B[:, None]
                 if with_entropy:
                     entropy_N[rows] = entropy(scaled_BV, probs_BV, lse_B)
+        # Inputs and entropies are kept, not logits: those of all rows would be the largest tensor of the step.
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_NM, temperature_N, entropy_N)
         ctx.limit, ctx.with_entropy, ctx.sizes = limit, with_entropy, sizes
         return log_p_NM, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, ids_NM, temperature_N, entropy_N = ctx.saved_tensors
         slope_NM, slope_N = grads
         space = Workspace.cut(weight_VH, bias_V, ctx.limit, ctx.sizes, len(hidden_NH))
@@ -86,6 +103,7 @@ class _LogProbs(torch.autograd.Function):
                 rows = within(chunk, block)
                 heat_B = None if temperature_N is None else temperature_N[rows]
                 scaled_BV, probs_BV, lse_B = space.softmax(logits_CV[block], heat_B)
+                # dz = scatter(slope) - p (sum of slopes + entropy slope (log p + H)), formed in the softmax's buffer.
                 factor_BV = slope_NM[rows].sum(-1, keepdim=True)
                 if ctx.with_entropy:
                     log_p_BV = scaled_BV.sub_((lse_B - entropy_N[rows])[:, None])

@@ -1,7 +1,8 @@
 """Chunks of rows: the buffers that every pass over the LM head reuses, and the softmax within them.
 
-Shapes: N rows in all, C rows of one chunk (one matrix product), B rows of one block (elementwise work in float32),
-V ids, M columns. Nats.
+Logits of all rows [N, V] would be the largest tensor of a step. A pass goes chunk by chunk: one matrix product gives C
+rows of logits in the head's dtype, and elementwise work turns them to float32 block by block, B rows at a time.
+Shapes: N rows in all, C rows of a chunk, B rows of a block, V ids, M columns. Nats.
 """
 
 from collections.abc import Iterator
@@ -11,33 +12,41 @@ import torch
 from torch import Tensor
 
 CPU_ROWS = {8: 256, 4: 512, 2: 1024}
-"""By bytes per element: a 16-bit weight gradient is rounded after every chunk, hence fewer and larger ones."""
+"""Rows of a chunk on CPU, by bytes per element of the head. A 16-bit weight gradient is rounded after every chunk, so
+its chunks are larger and fewer."""
 DEVICE_ROWS = 2048
+"""Rows of a chunk on a GPU: a matrix product that fills it, and 0.6 GB of 16-bit logits at 150,000 ids."""
 CPU_BLOCK, DEVICE_BLOCK = 16, 512
+"""Rows of a block. Its two float32 tensors [B, V] take 20 MB on CPU and 0.6 GB on a GPU, at 150,000 ids."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadWeights:
     """The student's LM head: logits(h) = weight h + bias over the ids 0..limit-1.
 
-    weight [>= limit, H] and bias [>= limit] or None are the parameters themselves, so that gradients reach them.
+    weight and bias are the parameters themselves, so that gradients reach them.
     """
 
     weight: Tensor
+    """[>= limit, H]; the rows from `limit` on are padding, which no token has."""
     bias: Tensor | None
+    """[>= limit] or None."""
     limit: int
+    """Number of the tokenizer's ids: the softmax is over these alone."""
 
 
 @dataclass(frozen=True)
 class ChunkSizes:
-    """Rows of one matrix product, and of one block of float32 work within it."""
+    """Sizes of a pass."""
 
     rows: int
+    """Rows of a chunk: one matrix product."""
     block: int
+    """Rows of a block: float32 work within a chunk."""
 
     @classmethod
     def of(cls, weight: Tensor, rows: int | None = None) -> "ChunkSizes":
-        """`rows` per chunk, or what suits the head's device and dtype."""
+        """`rows` rows in a chunk; None: a number that suits the head's device and dtype."""
         on_cpu, size = weight.device.type == "cpu", weight.element_size()
         if rows is None:
             rows = CPU_ROWS[size] if on_cpu else DEVICE_ROWS
@@ -45,13 +54,13 @@ class ChunkSizes:
 
 
 def parts(total: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover 0..total; one empty slice where there is nothing to cover."""
+    """Slices of at most `size` that cover 0..total; for total 0 one empty slice, so that every pass has a chunk."""
     for first in range(0, max(total, 1), size):
         yield slice(first, min(first + size, total))
 
 
 def within(chunk: slice, block: slice) -> slice:
-    """The rows of a chunk's block, counted from the first row of all."""
+    """The rows of a block of a chunk, counted from the first row of all."""
     return slice(chunk.start + block.start, chunk.start + block.stop)
 
 
@@ -70,7 +79,7 @@ class Workspace:
     def cut(
         cls, weight_VH: Tensor, bias_V: Tensor | None, limit: int, sizes: ChunkSizes, total_rows: int
     ) -> "Workspace":
-        """For the first `limit` ids of a head."""
+        """Buffers for the first `limit` ids of a head."""
         return cls(weight_VH[:limit], None if bias_V is None else bias_V[:limit], sizes, total_rows)
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
@@ -80,7 +89,10 @@ class Workspace:
         return out_CV if self.bias_V is None else out_CV.add_(self.bias_V)
 
     def softmax(self, logits_BV: Tensor, temperature_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of one block: scaled logits [B, V] and probabilities [B, V], both float32 and ours, and logsumexp [B]."""
+        """Scaled logits [B, V], probabilities [B, V] and logsumexp [B] of a block, float32.
+
+        The first two are buffers of this workspace: they may be overwritten, and are valid until the next call.
+        """
         scaled_BV = self.load(logits_BV)
         if temperature_B is not None:
             scaled_BV.div_(temperature_B[:, None])
@@ -91,10 +103,10 @@ class Workspace:
         return self.scaled_BV[: len(logits_BV)].copy_(logits_BV)
 
     def normalise(self, scaled_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """softmax [B, V] and logsumexp [B] = max - log max p + log sum p.
-
-        The largest probability never underflows; the last term is torch's rounding over a long row, 1e-6 at 150,000.
-        """
+        """softmax [B, V] and logsumexp [B] of scaled logits [B, V]."""
+        # torch.logsumexp would read and exponentiate the block once more. The softmax holds the answer already:
+        # logsumexp = max z - log max p, and the largest p never underflows. sum p differs from 1 by rounding, 1e-6 over
+        # 150,000 ids, which `rounding_B` puts right.
         probs_BV = self.probs_BV[: len(scaled_BV)]
         torch.softmax(scaled_BV, dim=-1, out=probs_BV)
         rounding_B = probs_BV.sum(-1).log()
@@ -102,8 +114,6 @@ class Workspace:
 
 
 def entropy(scaled_BV: Tensor, probs_BV: Tensor, logsumexp_B: Tensor) -> Tensor:
-    """H = -sum p log p [B] in nats, from a block's softmax; `scaled_BV` is overwritten.
-
-    An id whose probability underflows to 0 adds 0 (its log-prob is finite).
-    """
+    """H = -sum p log p [B] in nats, from a block's softmax; `scaled_BV` is overwritten."""
+    # An id whose probability underflows to 0 adds 0, not NaN: its log-prob z - logsumexp is finite.
     return -scaled_BV.sub_(logsumexp_B[:, None]).mul_(probs_BV).sum(-1)

@@ -1,4 +1,4 @@
-"""Next-token statistics from last hidden states, without gradient: the teacher's scoring and the log-prob pass.
+"""Next-token statistics from last hidden states, without gradient: for the teacher and for the log-prob pass.
 
 Shapes: N rows (positions that predict a response token), H hidden size, V ids, M chosen ids, K top-k. Nats, float32.
 """
@@ -15,14 +15,18 @@ from opd_verl.fused.topk import block_topk
 
 @dataclass(frozen=True, eq=False)
 class RowStatistics:
-    """Of N rows: logsumexp, entropy f32 [N]; log_p f32 [N, M] at the ids asked for; topk_ids i32 and topk_log_p f32
-    [N, K], descending (K may be 0)."""
+    """Statistics of N next-token distributions, nats."""
 
     logsumexp: Tensor
+    """log sum_v exp(z_v), float32 [N]: with it log-probs at more ids need no pass over the vocabulary."""
     log_p: Tensor
+    """Log-probs at the ids asked for, float32 [N, M]."""
     entropy: Tensor
+    """Entropy over all V ids, float32 [N]."""
     topk_ids: Tensor
+    """The K most likely ids, int32 [N, K], descending; K may be 0."""
     topk_log_p: Tensor
+    """Their log-probs, float32 [N, K]."""
 
 
 @torch.no_grad()
@@ -39,17 +43,21 @@ def row_statistics(
     Args:
         head: the LM head, its own temperature included.
         hidden_NH: last hidden states in the head's dtype.
-        ids_NM: ids whose log-probs are wanted.
+        ids_NM: ids whose log-probs are returned.
         topk: how many of the most likely ids to return.
         temperature_N: divides each row's logits, on top of the head's; None: 1.
-        rows: rows of logits that exist at one time; None: what suits the device.
+        rows: rows of logits that exist at one time; None: a number that suits the device.
     """
     total, device = len(hidden_NH), hidden_NH.device
     ids_NM = ids_NM.long()
     space = Workspace(head.weight, head.bias, ChunkSizes.of(head.weight, rows), total)
-    floats = {"logsumexp": (), "log_p": (ids_NM.shape[1],), "entropy": (), "topk_log_p": (topk,)}
-    found = {name: torch.empty(total, *shape, device=device) for name, shape in floats.items()}
-    topk_ids_NK = torch.empty(total, topk, dtype=torch.int32, device=device)
+    results = RowStatistics(
+        logsumexp=torch.empty(total, device=device),
+        log_p=torch.empty(total, ids_NM.shape[1], device=device),
+        entropy=torch.empty(total, device=device),
+        topk_ids=torch.empty(total, topk, dtype=torch.int32, device=device),
+        topk_log_p=torch.empty(total, topk, device=device),
+    )
     for chunk in parts(total, space.rows):
         logits_CV = space.logits(hidden_NH[chunk])
         for block in parts(len(logits_CV), space.block):
@@ -59,8 +67,8 @@ def row_statistics(
                 scaled_BV.div_(temperature_N[at, None])
             probs_BV, lse_B = space.normalise(scaled_BV)
             top_BK, top_ids_BK = block_topk(scaled_BV, topk)
-            found["logsumexp"][at], topk_ids_NK[at] = lse_B, top_ids_BK.int()
-            found["log_p"][at] = scaled_BV.gather(-1, ids_NM[at]) - lse_B[:, None]
-            found["topk_log_p"][at] = top_BK - lse_B[:, None]
-            found["entropy"][at] = entropy(scaled_BV, probs_BV, lse_B)
-    return RowStatistics(topk_ids=topk_ids_NK, **found)
+            results.logsumexp[at], results.topk_ids[at] = lse_B, top_ids_BK.int()
+            results.log_p[at] = scaled_BV.gather(-1, ids_NM[at]) - lse_B[:, None]
+            results.topk_log_p[at] = top_BK - lse_B[:, None]
+            results.entropy[at] = entropy(scaled_BV, probs_BV, lse_B)  # last: it overwrites scaled_BV
+    return results

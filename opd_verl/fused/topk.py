@@ -8,12 +8,12 @@ BLOCK = 128
 
 
 def block_topk(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As `values.topk(k)` along the last dimension: (values [N, k] descending, ids int64 [N, k]).
+    """`values.topk(k)` along the last dimension: values [N, k] descending and ids int64 [N, k].
 
-    The k largest lie within the k blocks whose maxima are largest: were one of them in another block, then k blocks
-    would each hold something larger. What does not fill a block is searched beside them. Equal values may come in
-    another order than torch's.
+    Ties may come in another order than torch's.
     """
+    # The k largest lie within the k blocks of largest maxima: were one of them elsewhere, k blocks would each hold a
+    # larger value. The ids behind the last whole block are searched beside these blocks.
     rows, width = values_NV.shape
     blocks = width // BLOCK
     if k >= blocks:
