@@ -1,1 +1,1 @@
-"""What is measured, as pure functions of tensors; this package knows torch only."""
+"""Measurements of student and teacher, as pure functions of tensors. Torch only; README.md defines each."""

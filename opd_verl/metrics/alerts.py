@@ -1,6 +1,6 @@
-"""The known signs of a run that goes wrong, read from the last steps' metrics. Pure.
+"""Signs of a run that goes wrong, read from the metrics of past steps.
 
-A sign compares the mean of the last WINDOW values of a metric with the mean of its first ones, or with a threshold.
+A sign compares the mean of a metric's last WINDOW values with the mean of its first WINDOW values, or with a threshold.
 """
 
 from collections import deque
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from statistics import fmean
 
 WINDOW = 5
-"""Steps (of those that have the metric) behind each mean: one odd step is no sign."""
+"""Values behind each mean, so that one odd step is no sign. Steps without the metric do not count."""
 
 
 @dataclass(frozen=True)
 class Sign:
-    """Of one metric: when it speaks, and what it says."""
+    """A rule on one metric, and the warning while the rule holds."""
 
     metric: str
     speaks: Callable[[float, float], bool]
-    """Of the mean of the first and of the last values."""
+    """Takes the mean of the first values and the mean of the last values."""
     text: str
-    """With {first} and {last}."""
+    """The warning; `{first}` and `{last}` stand for the two means."""
 
 
 SIGNS: dict[str, Sign] = {
@@ -63,10 +63,10 @@ SIGNS: dict[str, Sign] = {
 
 
 class Watch:
-    """Keeps the first and last values of every sign's metric."""
+    """Follows a run: keeps the first and last values of every sign's metric."""
 
     def __init__(self, earlier: Iterable[Mapping[str, float]] = ()) -> None:
-        """earlier: metrics of the steps before a resume."""
+        """Begins with the metrics of `earlier` steps, those before a resume."""
         self.first: dict[str, list[float]] = {}
         self.last: dict[str, deque[float]] = {}
         self.active: set[str] = set()
@@ -75,7 +75,7 @@ class Watch:
             self.update(metrics)
 
     def update(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        """Takes a step's metrics. Returns the signs that speak now and did not in the step before: name, message."""
+        """Takes a step's metrics; returns name and warning of each sign that speaks now and did not the step before."""
         for metric in {sign.metric for sign in SIGNS.values()} & metrics.keys():
             self._add(metric, metrics[metric])
         speaking = {name: text for name, sign in SIGNS.items() if (text := self._said(sign)) is not None}
@@ -85,7 +85,7 @@ class Watch:
         return new
 
     def metrics(self) -> dict[str, float]:
-        """`opd/alerts`, how many signs speak, and 1.0 or 0.0 for each that ever did."""
+        """`opd/alerts`, the number of signs that speak, and 1.0 or 0.0 for each sign that ever spoke."""
         each = {f"opd/alert/{name}": float(name in self.active) for name in sorted(self.spoken)}
         return {"opd/alerts": float(len(self.active))} | each
 

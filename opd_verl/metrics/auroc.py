@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float:
-    """P(score of a positive > score of a negative) + P(equal) / 2, over all pairs; 0.5 tells nothing.
+    """P(a positive's score is above a negative's) + P(equal) / 2, over all pairs; 0.5 tells nothing.
 
     Args:
         scores: [B], such as the summed r_t of each rollout.
@@ -17,8 +17,8 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
 
 def weighted_auroc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """The same with each rollout counted `weights` times [S, B], float64 [S]: the replicates of a bootstrap."""
-    above, below = scores[positive.bool()].double(), scores[~positive.bool()].double()
-    wins = torch.sign(above[:, None] - below[None]) / 2 + 0.5
-    heavy, light = weights[:, positive.bool()], weights[:, ~positive.bool()]
-    return ((heavy @ wins) * light).sum(-1) / (heavy.sum(-1) * light.sum(-1))
+    """`auroc` with each rollout counted `weights` times [S, B], float64 [S]: the replicates of a bootstrap."""
+    positives, negatives = scores[positive.bool()].double(), scores[~positive.bool()].double()
+    wins = torch.sign(positives[:, None] - negatives[None]) / 2 + 0.5  # 1, 0.5 or 0 for each pair
+    of_positives, of_negatives = weights[:, positive.bool()], weights[:, ~positive.bool()]
+    return ((of_positives @ wins) * of_negatives).sum(-1) / (of_positives.sum(-1) * of_negatives.sum(-1))

@@ -1,7 +1,7 @@
-"""Where along a rollout student and teacher are uncertain: entropy shape and entropy gap (Capacity 5.2, Rethinking).
+"""Entropy shape and entropy gap: where along a rollout student and teacher are uncertain (Capacity 5.2, Rethinking).
 
-Shapes: B rollouts, R response tokens. Full-vocabulary entropies in nats, detached. Results float64 [B], one for each
-rollout; NaN where undefined.
+Shapes: B rollouts, R response tokens. Full-vocabulary entropies in nats, detached. Results are float64 [B], a value for
+each rollout; NaN where undefined.
 """
 
 import torch
@@ -17,11 +17,12 @@ FORK_SHARE = 0.2
 def entropy_correlation(student_entropy: Tensor, teacher_entropy: Tensor, mask: Tensor) -> Tensor:
     """rho: Pearson correlation of the two entropy sequences of a rollout (Capacity eq. 4).
 
-    Undefined for fewer than two tokens and where one of the sequences is constant.
+    Undefined for fewer than two tokens and where a sequence is constant.
     """
     sides = [centred(values, mask) for values in (student_entropy, teacher_entropy)]
     first, second = (side.square().sum(-1).sqrt() for side in sides)
     rho = (sides[0] * sides[1]).sum(-1) / (first * second)
+    # By comparison, not by a norm of 0: the mean of equal values may round, and then the norm is tiny but not 0.
     flat = is_constant(student_entropy, mask) | is_constant(teacher_entropy, mask)
     return rho.masked_fill(flat, float("nan"))
 
@@ -29,7 +30,7 @@ def entropy_correlation(student_entropy: Tensor, teacher_entropy: Tensor, mask: 
 def fork_overlap(student_entropy: Tensor, teacher_entropy: Tensor, mask: Tensor) -> Tensor:
     """`|F^p ∩ F^q| / floor(0.2 T)`, F the positions with the floor(0.2 T) largest entropies (Capacity eq. 5).
 
-    Undefined for fewer than five tokens. Equal entropies: the earlier position.
+    Undefined for fewer than five tokens. Of equal entropies the earlier position counts as larger.
     """
     forks = [top_share(values, mask, FORK_SHARE) for values in (student_entropy, teacher_entropy)]
     shared = (forks[0] & forks[1]).sum(-1).double()
@@ -47,12 +48,12 @@ def mean_gap(student_entropy: Tensor, teacher_entropy: Tensor, mask: Tensor) -> 
 
 
 def centred(values: Tensor, mask: Tensor) -> Tensor:
-    """Values [B, R] less their rollout's mean; 0 where masked. float64."""
+    """Values [B, R] less the mean of their rollout, float64; 0 where masked."""
     return torch.where(mask.bool(), values.double() - token_means(values, mask)[:, None], 0.0)
 
 
 def is_constant(values: Tensor, mask: Tensor) -> Tensor:
-    """Rollouts whose unmasked values are all the same, bool [B]; those without two tokens too."""
+    """Rollouts whose unmasked values are all equal, bool [B]; also rollouts without two tokens."""
     present = mask.bool()
     highest = values.masked_fill(~present, -torch.inf).amax(-1)
     return highest <= values.masked_fill(~present, torch.inf).amin(-1)

@@ -1,10 +1,10 @@
-"""A value and its 95% confidence interval; without torch, for commands that only draw."""
+"""Values with a 95% confidence interval. Without torch, for commands that only draw."""
 
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-"""Quantiles of the replicates that the interval lies between."""
+"""Quantiles of the replicates at the two ends of an interval."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""What each measurement is: in words, its unit, and the paper that defines it."""
+"""Measurements in words, with unit and paper: for the tables of probe and report."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """Of one measurement of `opd_verl.metrics.measurements`."""
+    """The words for a measurement of `opd_verl.metrics.measurements`."""
 
     text: str
     paper: str
+    """Paper and place that define it; empty: ours."""
     percent: bool = False
-    """Shown in percent; else nats, tokens or a number."""
+    """Whether it is shown in percent; otherwise as nats, tokens or a plain number."""
 
 
 MEANINGS: dict[str, Meaning] = {
@@ -23,7 +24,7 @@ MEANINGS: dict[str, Meaning] = {
     "fork_overlap": Meaning("overlap of both top-20% entropy positions of a rollout", "Capacity eq. 5", True),
     "entropy_gap": Meaning("mean distance of H^p and H^q along a rollout, nats", "Rethinking eq. 8"),
     "mean_entropy_gap": Meaning("distance of a rollout's mean H^p and mean H^q, nats", "Capacity eq. 6"),
-    "overlap_ratio": Meaning("share of the top-k ids that both have", "Rethinking eq. 6", True),
+    "overlap_ratio": Meaning("share of the student's top-k ids that the teacher's top-k has", "Rethinking eq. 6", True),
     "overlap_student_mass": Meaning("student probability on ids in both top-k", "Rethinking", True),
     "overlap_teacher_mass": Meaning("teacher probability on ids in both top-k", "Rethinking", True),
     "overlap_advantage": Meaning("mean advantage of ids in both top-k, nats; rises to 0", "Rethinking eq. 7"),
@@ -45,9 +46,9 @@ MEANINGS: dict[str, Meaning] = {
         for number in range(1, 5)
     },
     "destructive_mass": Meaning("share of tokens: Q3 of correct rollouts", "Capacity table 4", True),
-    "destructive_reward": Meaning("mean abs r of these, nats", "Capacity table 4"),
+    "destructive_reward": Meaning("mean abs r of the destructive tokens, nats", "Capacity table 4"),
     "corrective_mass": Meaning("share of tokens: Q3 of incorrect rollouts", "Capacity table 4", True),
-    "corrective_reward": Meaning("mean abs r of these, nats", "Capacity table 4"),
+    "corrective_reward": Meaning("mean abs r of the corrective tokens, nats", "Capacity table 4"),
     "dest_corr": Meaning("destructive over corrective force; above 1 predicts regression", "Capacity table 4"),
     "reward_auroc": Meaning("how well a rollout's summed r_t tells correct from incorrect", "Rethinking"),
     "end_reward": Meaning("mean r_t of the token that ends a finished rollout, nats", ""),
@@ -55,4 +56,4 @@ MEANINGS: dict[str, Meaning] = {
     "teacher_accuracy": Meaning("the teacher's accuracy on the same prompts, all responses", "", True),
     "headroom": Meaning("teacher's accuracy minus student's, on the same prompts", "Rethinking", True),
 }
-"""In the order of a table."""
+"""By name, in the order of a table."""

@@ -17,20 +17,24 @@ from opd_verl.metrics.thresholds import LOW_ENTROPY
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """Rollouts as student and teacher see them; [B, R] where not said otherwise, defined where `mask` is 1."""
+    """Rollouts as student and teacher see them; [B, R] unless a field says otherwise, defined where `mask` is 1."""
 
     log_p: Tensor
-    """log p(y_t): the student that sampled."""
+    """log p(y_t) of the student that sampled."""
     log_q: Tensor
-    """log q(y_t): the teacher."""
+    """log q(y_t) of the teacher."""
     student_entropy: Tensor
+    """Full-vocabulary entropy of p."""
     mask: Tensor
+    """1 on response tokens whose values are valid."""
     teacher_entropy: Tensor | None = None
+    """Full-vocabulary entropy of q; None where the teacher does not give it."""
     correct: Tensor | None = None
-    """bool [B]."""
+    """Whether the rollout is correct, bool [B]; None where no reward tells."""
     truncated: Tensor | None = None
-    """bool [B]."""
+    """Whether the rollout hit the length limit, bool [B]; None where not known."""
     overlap: Overlap | None = None
+    """Agreement of the two top-k; None where they were not read."""
 
     @property
     def reward(self) -> Tensor:
@@ -41,38 +45,44 @@ class Observed:
 def measurements(
     seen: Observed, low_entropy: float = LOW_ENTROPY, taus: Sequence[float] = uncertainty.TAUS
 ) -> dict[str, Ratio]:
-    """Name: measurement, as far as what was seen allows. `opd_verl.metrics.meanings` says what each name means."""
+    """All measurements that the fields of `seen` allow, by name; `opd_verl.metrics.meanings` explains the names.
+
+    Args:
+        seen: the rollouts.
+        low_entropy: student entropy below which a token counts as committed, nats.
+        taus: thresholds of the gate's shares, nats.
+    """
     sums = quadrant_sums(seen.reward, seen.student_entropy, seen.mask, low_entropy)
-    found = lengths_and_rewards(seen) | quadrant_shares(*sums)
+    measured = lengths_and_rewards(seen) | quadrant_shares(*sums)
     if seen.correct is not None:
-        found["accuracy"] = of_rollouts(seen.correct.double())
-        found |= q3_split(*sums, seen.correct)
+        measured["accuracy"] = of_rollouts(seen.correct.double())
+        measured |= q3_split(*sums, seen.correct)
     if seen.teacher_entropy is not None:
-        found |= entropies(seen.student_entropy, seen.teacher_entropy, seen.mask, taus)
+        measured |= entropies(seen.student_entropy, seen.teacher_entropy, seen.mask, taus)
     if seen.overlap is not None:
-        found |= overlaps(seen.overlap, seen.mask)
+        measured |= overlaps(seen.overlap, seen.mask)
         if seen.teacher_entropy is not None:
             fkl = uncertainty.forward_kl_at_forks(seen.overlap.forward_kl, seen.teacher_entropy, seen.mask)
-            found["forward_kl_at_forks"] = fkl
-    return found
+            measured["forward_kl_at_forks"] = fkl
+    return measured
 
 
 def lengths_and_rewards(seen: Observed) -> dict[str, Ratio]:
-    """What the sampled tokens alone tell."""
-    found = {
+    """Measurements of the sampled tokens alone."""
+    measured = {
         "response_length": of_rollouts(seen.mask.sum(-1).double()),
         "reverse_kl": of_tokens(-seen.reward, seen.mask),
         "student_entropy": of_tokens(seen.student_entropy, seen.mask),
         "student_high_entropy_share": uncertainty.high_share(seen.student_entropy, seen.mask),
     }
     if seen.truncated is not None:
-        found["truncated_share"] = of_rollouts(seen.truncated.double())
-    return found
+        measured["truncated_share"] = of_rollouts(seen.truncated.double())
+    return measured
 
 
 def entropies(student: Tensor, teacher: Tensor, mask: Tensor, taus: Sequence[float]) -> dict[str, Ratio]:
-    """What the two entropies tell; taus: of the gate's shares."""
-    found = {
+    """Measurements of both entropies [B, R]; `taus` are the thresholds of the gate's shares, nats."""
+    measured = {
         "rho": of_rollouts(entropy_shape.entropy_correlation(student, teacher, mask)),
         "fork_overlap": of_rollouts(entropy_shape.fork_overlap(student, teacher, mask)),
         "entropy_gap": of_rollouts(entropy_shape.position_gap(student, teacher, mask)),
@@ -81,11 +91,11 @@ def entropies(student: Tensor, teacher: Tensor, mask: Tensor, taus: Sequence[flo
         "teacher_high_entropy_share": uncertainty.high_share(teacher, mask),
     }
     gated = uncertainty.gated_shares(teacher, mask, taus)
-    return found | {f"gated_share_{tau:g}": share for tau, share in gated.items()}
+    return measured | {f"gated_share_{tau:g}": share for tau, share in gated.items()}
 
 
 def overlaps(overlap: Overlap, mask: Tensor) -> dict[str, Ratio]:
-    """What the two top-k tell; each is a mean within the rollout, then over rollouts."""
+    """Measurements of both top-k: a mean within each rollout, then over rollouts."""
     parts = {
         "overlap_ratio": overlap.ratio,
         "overlap_student_mass": overlap.student_mass,

@@ -1,7 +1,7 @@
-"""How far the two top-k agree (Rethinking eq. 6 and 7), position by position.
+"""Agreement of the student's top-k and the teacher's (Rethinking eq. 6 and 7), position by position.
 
-Shapes: ... positions, k ids. Blocks as `SupportTensors`: the student's top-k and the teacher's, each with the log-probs
-of both sides at its ids. Nats, detached.
+Shapes: k ids, any leading dimensions. Each top-k is a `SupportTensors` with the log-probs of both sides at its ids.
+Nats, detached.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from opd_verl.objectives.support import SupportTensors, members_of
 
 @dataclass(frozen=True, eq=False)
 class Overlap:
-    """Of every position, [...]; the ratio float32, the others in the blocks' dtype."""
+    """Values of every position [...]; `ratio` is float32, the others have the blocks' dtype."""
 
     ratio: Tensor
     """`|S_p ∩ S_q| / k`."""
@@ -25,14 +25,14 @@ class Overlap:
     teacher_mass: Tensor
     """Teacher probability on the intersection."""
     advantage: Tensor
-    """Mean over the intersection of `pbar (log qbar - log pbar)`, both renormalised on the student's top-k, nats; rises
-    to 0. NaN where the intersection is empty."""
+    """Mean over the intersection of `pbar (log qbar - log pbar)`, both sides renormalised on the student's top-k, nats.
+    It rises to 0 in healthy runs, and is NaN where the intersection is empty."""
     forward_kl: Tensor
-    """EOPD's FKL on the teacher's top-k: `sum qbar (log qbar - log p)`, nats."""
+    """EOPD's forward KL on the teacher's top-k: `sum qbar (log qbar - log p)`, nats."""
 
 
 def measure_overlap(student: SupportTensors, teacher: SupportTensors) -> Overlap:
-    """From the two top-k blocks [..., k]."""
+    """Compares two top-k blocks [..., k] of equal k."""
     shared, shared_teacher = members_of(student.ids, teacher.ids), members_of(teacher.ids, student.ids)
     log_p, log_q = (side.log_softmax(-1) for side in (student.log_p_old, student.log_q))
     advantage = (log_p.exp() * (log_q - log_p) * shared).sum(-1) / shared.sum(-1)

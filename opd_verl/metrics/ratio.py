@@ -1,6 +1,6 @@
-"""A measurement over rollouts as a ratio of two sums: means, shares of pooled tokens and forces alike.
+"""Ratios of two sums over rollouts: means, shares of pooled tokens and forces, all bootstrapped in one way.
 
-Shapes: B rollouts, R response tokens. float64; a rollout that has no part in a measurement has 0 in both sums.
+Shapes: B rollouts, R response tokens. float64; a rollout without a part in a measurement has 0 in both sums.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Ratio:
-    """`sum_b numerator_b / sum_b denominator_b`, both [B]."""
+    """`sum_b numerator_b / sum_b denominator_b`."""
 
     numerator: Tensor
+    """float64 [B]."""
     denominator: Tensor
+    """float64 [B]."""
 
     @property
     def value(self) -> float:
@@ -24,11 +26,11 @@ class Ratio:
 
     @property
     def rollouts(self) -> int:
-        """Rollouts that have a part in it."""
+        """Number of rollouts with a part in the ratio."""
         return int((self.denominator > 0).sum())
 
     def grouped(self, groups: Tensor) -> "Ratio":
-        """The same ratio with the rollouts of a group (a prompt, int64 [B]) as one; for a bootstrap over prompts."""
+        """A ratio of equal value over groups of rollouts: `groups` int64 [B] numbers each rollout's prompt."""
         count = int(groups.max()) + 1 if len(groups) else 0
         sums = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
         parts = (self.numerator, self.denominator)
@@ -42,18 +44,18 @@ def of_rollouts(values: Tensor) -> Ratio:
 
 
 def of_tokens(values: Tensor, mask: Tensor) -> Ratio:
-    """Mean of values [B, R] over the pooled tokens with mask 1; NaN there (undefined at this token) is left out."""
+    """Mean of values [B, R] over the pooled tokens with mask 1; NaN, undefined at a token, is left out."""
     counted = mask.bool() & ~values.isnan()
     return Ratio(torch.where(counted, values.double(), 0.0).sum(-1), counted.double().sum(-1))
 
 
 def token_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of each rollout, float64 [B]; NaN where it has none."""
+    """Mean over the tokens of each rollout, float64 [B]; NaN for a rollout without tokens."""
     sums = of_tokens(values, mask)
     return sums.numerator / sums.denominator
 
 
 def undefined(like: Tensor) -> Ratio:
-    """A ratio that is undefined, for the rollouts of `like` [B, ...]."""
+    """An undefined ratio for the rollouts of `like` [B, ...]."""
     nothing = torch.zeros(len(like), dtype=torch.float64)
     return Ratio(nothing, nothing)

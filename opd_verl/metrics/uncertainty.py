@@ -1,4 +1,4 @@
-"""How many tokens a model is uncertain at (EOPD 3.1, 5.4 and appendix E), and how much top-k keeps (appendix F).
+"""Shares of uncertain tokens (EOPD 3.1, 5.4 and appendix E), and the mass that a top-k keeps (appendix F).
 
 Shapes: B rollouts, R response tokens, K ids. Full-vocabulary entropies in nats, detached.
 """
@@ -17,7 +17,7 @@ def high_share(entropy: Tensor, mask: Tensor, threshold: float = HIGH_ENTROPY) -
 
 
 def gated_shares(teacher_entropy: Tensor, mask: Tensor, taus: Sequence[float] = TAUS) -> dict[float, Ratio]:
-    """tau: share of pooled tokens that EOPD's gate opens, `H_t^q > tau`."""
+    """Share of pooled tokens at which EOPD's gate is open, `H_t^q > tau`, by tau in nats."""
     return {tau: of_tokens((teacher_entropy > tau).double(), mask) for tau in taus}
 
 
@@ -27,5 +27,5 @@ def forward_kl_at_forks(forward_kl: Tensor, teacher_entropy: Tensor, mask: Tenso
 
 
 def cumulative_mass(log_q_topk: Tensor, mask: Tensor, ks: Sequence[int]) -> dict[int, Ratio]:
-    """k: mean probability of the k most likely ids [B, R, K], descending (EOPD appendix F). k is at most K."""
+    """Mean probability of the k most likely ids, by k <= K; `log_q_topk` [B, R, K] descends (EOPD appendix F)."""
     return {k: of_tokens(log_q_topk[..., :k].double().exp().sum(-1), mask) for k in ks}

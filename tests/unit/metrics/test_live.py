@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from opd_verl.config.opd import OpdConfig
 from opd_verl.metrics.alerts import SIGNS, WINDOW, Watch
 from opd_verl.metrics.depth import depth_buckets
-from opd_verl.metrics.live import chosen, live_metrics, own_rollouts
+from opd_verl.metrics.live import live_metrics, own_rollouts, select_rollouts
 from opd_verl.metrics.measurements import Observed, measurements
 from opd_verl.metrics.names import CONDITIONAL, METRICS
 from opd_verl.metrics.overlap import Overlap
@@ -60,7 +60,7 @@ def test_every_name_is_in_the_documents() -> None:
 
 
 def test_what_is_undefined_is_not_logged() -> None:
-    one = replace(chosen(seen(), torch.tensor([False, False, True, False])), overlap=None)
+    one = replace(select_rollouts(seen(), torch.tensor([False, False, True, False])), overlap=None)
     found = live_metrics(one, depth_buckets(R, 2), 0.3)
     assert not {"opd/dest_corr", "opd/reward_auroc", "opd/fork_overlap", "opd/depth/4-7/reward"} & set(found)
     assert all(math.isfinite(value) for value in found.values())
