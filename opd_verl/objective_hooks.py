@@ -1,7 +1,7 @@
 """Objective hooks: a loss per token of your own on a top-k support, named by `opd.objective.name`.
 
 A hook is a pure function `ObjectiveInputs -> Tensor [N]`, the loss of each token; opd_verl masks, weights and averages.
-What carries a gradient is the student's log-probs, `log_p` and `log_p_support`; everything else is fixed.
+Only the student's log-probs, `log_p` and `log_p_support`, carry a gradient.
 
     from opd_verl.objective_hooks import ObjectiveInputs, register_objective
 
@@ -11,7 +11,7 @@ What carries a gradient is the student's log-probs, `log_p` and `log_p_support`;
         return 0.5 * gap.square().sum(dim=-1)
 
 `opd.plugins=[my_package.my_objectives] opd.objective.name=squared_log_ratio opd.objective.support=student_topk
-opd.objective.k=16` imports the module that holds it and trains on it.
+opd.objective.k=16` imports the module and trains on the hook's loss.
 """
 
 from collections.abc import Callable
@@ -24,33 +24,34 @@ from opd_verl.config.registry import Registry
 
 @dataclass(frozen=True)
 class ObjectiveInputs:
-    """What an objective may read of N response tokens and their K support ids. float32, nats."""
+    """N response tokens and their K support ids, as an objective may read them. float32, nats."""
 
     log_p: Tensor
-    """log p(y_t) [N] of the policy in training; carries the gradient."""
+    """log p(y_t) [N] of the student in training; carries a gradient."""
     log_p_old: Tensor
-    """log p_old(y_t) [N]: the student that sampled the rollout."""
+    """log p_old(y_t) [N] of the student that sampled the rollout."""
     log_q: Tensor
-    """log q(y_t) [N]: the teacher at the same prefix."""
+    """log q(y_t) [N] of the teacher behind the same tokens."""
     advantage: Tensor
     """A_t [N], fixed when the rollout was scored."""
     log_p_support: Tensor
-    """log p at the support's ids [N, K]; carries the gradient."""
+    """log p at the support's ids [N, K]; carries a gradient."""
     log_p_old_support: Tensor | None
-    """log p_old at the same ids [N, K]; None where the run does not keep it."""
+    """log p_old at the support's ids [N, K]; None where the run does not keep it."""
     log_q_support: Tensor
-    """log q at the same ids [N, K]."""
+    """log q at the support's ids [N, K]."""
     member: Tensor
-    """False where a support has fewer than K ids, bool [N, K]; what the other fields hold there must not count."""
+    """bool [N, K]: False where a support has fewer than K ids. The fields `*_support` must not count there."""
     teacher_entropy: Tensor | None
     """Full-vocabulary entropy of q [N]; None where several teachers are averaged."""
     eps_low: float
-    """The policy loss's clip range is [1 - eps_low, 1 + eps_high]."""
+    """The policy loss clips its ratio to [1 - eps_low, 1 + eps_high]."""
     eps_high: float
-    """See `eps_low`."""
+    """Upper part of that range."""
 
 
 ObjectiveHook = Callable[[ObjectiveInputs], Tensor]
+"""A registered objective, or one of ours."""
 OBJECTIVE_HOOKS: Registry[ObjectiveHook] = Registry("objective")
 
 
