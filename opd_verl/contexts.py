@@ -134,7 +134,7 @@ def teacher_prompt(
         ValueError: the conversation without context gives other ids than `prompt_ids` (tools, several turns, a cut
             prompt), or the context is too long.
     """
-    # Only then are both prompts equal but for the context, and the scores those of the student's own response.
+    # Equal prompts but for the context: else the teacher would score the response behind another conversation.
     if list(render(messages)) != list(prompt_ids):
         raise ValueError(
             "opd.context needs prompts that are the chat template of `raw_prompt` and nothing else: no tools, no "

@@ -29,7 +29,7 @@ def fused_log_probs(
         ids_NM: integers; -1 gives the log-prob of id 0, for the caller to mask.
         temperature_N: divides each row's logits; None: 1.
         with_entropy: whether H_t is returned.
-        rows: rows of logits that exist at one time; None: what suits the device.
+        rows: rows of logits that exist at one time; None: a number that suits the device.
 
     Returns:
         log-probs float32 [N, M] and entropies float32 [N] (or None), nats.

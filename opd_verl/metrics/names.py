@@ -12,7 +12,7 @@ METRICS: dict[str, str] = {
     "opd/teacher_retried": "rollouts that the teacher was asked for a second time in this step: lost, failed or NaN",
     "opd/teacher_restarts": "teacher replicas that were restarted in this step because they hung or gave nonsense",
     "opd/truncated_share": "share of rollouts that hit the length limit without an end-of-sequence token",
-    "opd/alerts": "how many signs of a run that goes wrong speak (`opd/alert/<sign>`)",
+    "opd/alerts": "number of signs of a failing run that speak (`opd/alert/<sign>`)",
     "opd/response_length": "mean response length; tokens",
     "opd/student_high_entropy_share": "share of response tokens with a student entropy of at least 1 nat (EOPD 3.1)",
     "opd/q1_mass": "share of response tokens in Q1: r_t > 0 and the student is committed, below "
@@ -23,11 +23,11 @@ METRICS: dict[str, str] = {
     **{f"opd/q{n}_force": f"Q{n}'s mass times its mean abs r_t; nats" for n in range(1, 5)},
     "opd/destructive_mass": "share of response tokens in Q3 of correct rollouts (Capacity, table 4)",
     "opd/corrective_mass": "share in Q3 of incorrect rollouts",
-    "timing_s/diagnostics": "seconds of these measurements",
+    "timing_s/diagnostics": "seconds that the measurements of the step took",
     "timing_s/teacher": "seconds that the trainer waited for teacher scores",
     "timing_s/teacher_busy": "seconds of the teacher's forward passes, summed over replicas, wherever they were hidden",
 }
-"""Logged by every OPD run; those from `opd/alerts` to `timing_s/diagnostics` with `opd.diagnostics.enabled`."""
+"""Logged by every OPD run, but from `opd/alerts` to `timing_s/diagnostics` only with `opd.diagnostics.enabled`."""
 
 CONDITIONAL: dict[str, str] = {
     "actor/opd/divergence": "the exact objective as trained on, mean over eligible tokens: the divergence of the "
@@ -35,13 +35,13 @@ CONDITIONAL: dict[str, str] = {
     "actor/opd/forward_kl": "the extra forward KL as trained on: gated, mean over all eligible tokens; nats",
     "actor/opd/cross_entropy": "-log p(y) at the tokens of the data set's responses as trained on, mean over all "
     "eligible tokens; nats",
-    "opd/off_policy_share": "share of rollouts whose response is the data set's; reward and reverse KL leave them out, "
-    "and are not logged where there are no others",
+    "opd/off_policy_share": "share of rollouts whose response is the data set's; `opd/reward_mean`, `opd/reward_min` "
+    "and `opd/reverse_kl` leave them out, and are absent in a step without other rollouts",
     "opd/gated_share": "share of response tokens where the extra forward KL applies",
     "opd/student_topk_mass": "student probability on its own top-k",
     "opd/teacher_mass_at_student_topk": "teacher probability on the student's top-k",
-    "opd/overlap_ratio": "share of the student's top-k that is in the teacher's (Rethinking eq. 6): every "
-    "`opd.diagnostics.every` steps, or in all where both top-k are read, as the next four",
+    "opd/overlap_ratio": "share of the student's top-k that is in the teacher's (Rethinking eq. 6); this and the next "
+    "four every `opd.diagnostics.every` steps, or in each step where training reads both top-k",
     "opd/overlap_student_mass": "student probability on the ids in both top-k; 97-99% in healthy runs",
     "opd/overlap_teacher_mass": "teacher probability on the ids in both top-k",
     "opd/overlap_advantage": "mean advantage of the ids in both top-k (Rethinking eq. 7); nats, rises to 0",
