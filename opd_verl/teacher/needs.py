@@ -1,4 +1,4 @@
-"""What the `opd:` section makes us ask of the teacher: how many of its most likely ids, and hidden states."""
+"""The values that the `opd:` section makes the run ask of the teacher: how many likely ids, hidden states, entropy."""
 
 from opd_verl.config.opd import OpdConfig, every_teacher
 from opd_verl.config.sections import Combine, Engine
@@ -7,16 +7,16 @@ from opd_verl.teacher.settings import due
 
 
 def teacher_topk(opd: OpdConfig) -> int:
-    """The largest teacher top-k that the objective or the extra forward KL reads; 0: none."""
+    """The largest teacher top-k that the objective or the extra forward KL reads; 0: no top-k."""
     objective = opd.objective.k if opd.objective.support in TEACHER_SUPPORTS else 0
     forward_kl = opd.forward_kl.k if opd.forward_kl.placement is not Placement.none else 0
     return max(objective, forward_kl)
 
 
 def student_topk(opd: OpdConfig) -> int:
-    """The student top-k at whose ids the teacher is asked late, for the objective or for reward hooks; 0: none.
+    """The student top-k at whose ids the teacher is asked after the rollouts, for objective or reward hooks; 0: none.
 
-    The teacher's own top-k needs no second question: what reads the student's is then not there.
+    With the teacher's own top-k as support nothing reads the student's, and there is no second question.
     """
     return 0 if opd.objective.support is Support.teacher_topk else opd.objective.k
 
@@ -32,16 +32,16 @@ def keeps_hidden(opd: OpdConfig) -> bool:
 
 
 def looks_at_all(opd: OpdConfig) -> bool:
-    """Whether the run's diagnostics look at both top-k now and then; our scorer alone can answer that."""
+    """Whether the diagnostics look at both top-k in some steps. Only our scorer can answer them."""
     return opd.diagnostics.enabled and opd.diagnostics.every > 0 and opd.off_policy.share < 1 and gives_entropy(opd)
 
 
 def looks(opd: OpdConfig, step: int) -> bool:
-    """Whether they do in this step."""
+    """Whether the diagnostics look at both top-k in this step."""
     return looks_at_all(opd) and due(step, opd.diagnostics.every)
 
 
 def gives_entropy(opd: OpdConfig) -> bool:
-    """Whether every score holds the teacher's entropy: a mixture has none to give, nor has an inference server."""
+    """Whether every score holds the teacher's entropy. Scores of a mixture or of an inference server do not."""
     averaged = bool(opd.teachers) and opd.combine is Combine.average
     return not averaged and all(teacher.engine is Engine.scorer for teacher in every_teacher(opd).values())

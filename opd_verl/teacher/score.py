@@ -1,4 +1,4 @@
-"""What is asked of the teacher and what it answers: plain records, no transport.
+"""The records that travel between trainer and teacher: a rollout to score, the values wanted of it, and its score.
 
 Shapes: R response tokens, K teacher top-k, K' ids asked for (the student's top-k), H the teacher's hidden size. All
 log-probs and entropies in nats.
@@ -14,24 +14,40 @@ import torch
 from torch import Tensor
 
 LOG_PROB_DTYPES = (torch.float32, torch.float16)
-"""Of top-k log-probs. bf16 is refused: recipes/LOG.md has what each does to the gradient."""
+"""Dtypes of top-k log-probs. bf16 is refused; recipes/LOG.md shows what each dtype does to the gradient."""
 HIDDEN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""A teacher's own dtypes: hidden states travel as the model made them, so that nothing is lost."""
+"""Dtypes of hidden states: the teacher's own, so that nothing is rounded."""
+IdRows = np.ndarray | Tensor
+"""Integer ids [R, K'] of one rollout, as an array or a CPU tensor."""
 
 
-def _token_ids(ids: np.ndarray, what: str) -> np.ndarray:
+def _token_ids(ids: np.ndarray, name: str) -> np.ndarray:
     array = np.ascontiguousarray(ids, dtype=np.int32)
     if array.ndim != 1:
-        raise ValueError(f"{what} must be one row of token ids without padding, got shape {array.shape}")
+        raise ValueError(f"{name} must be one row of token ids without padding, got shape {array.shape}")
     return array
+
+
+@dataclass(frozen=True)
+class CollectSpec:
+    """The values that one `collect` asks for at every response token, beside log q of the sampled token."""
+
+    step: int
+    """The training step. A replica forgets the rollouts of earlier steps when it answers."""
+    topk: int = 0
+    """How many of the teacher's most likely ids to send, with their log-probs; 0: none."""
+    entropy: bool = True
+    """Whether to send the entropy over the whole vocabulary."""
+    hidden: bool = False
+    """Whether to send last hidden states."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreRequest:
     """One rollout to score: `response_ids` [R] given `prompt_ids` [P], both int32 and unpadded.
 
-    `key` names the rollout in the whole run; its part before the first "_" names the prompt. `route` picks the teacher
-    where a data field does (`opd.route_field`); it is no part of the question.
+    `key` names the rollout in the whole run; its part before the first "_" names the prompt. `route` is the value of
+    the data field `opd.route_field`, which picks the teacher; it is no part of the question.
     Raises ValueError if an array is not one-dimensional or the prompt is empty (the first token needs a predecessor).
     """
 
@@ -49,6 +65,7 @@ class ScoreRequest:
     @property
     def checksum(self) -> int:
         """crc32 of both lengths and all tokens: same key and same checksum means the same question."""
+        # The lengths separate prompt from response: [1, 2] + [3] and [1] + [2, 3] have the same tokens.
         lengths = struct.pack("<II", len(self.prompt_ids), len(self.response_ids))
         return zlib.crc32(self.response_ids.tobytes(), zlib.crc32(self.prompt_ids.tobytes(), zlib.crc32(lengths)))
 
@@ -85,7 +102,7 @@ class TeacherScore:
 
     @property
     def length(self) -> int:
-        """R."""
+        """Number of response tokens, R."""
         return self.log_q.shape[0]
 
     def _assert_layout(self) -> None:
@@ -112,11 +129,12 @@ class TeacherScore:
         hidden: int = 0,
         hidden_dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """A score nobody could compute: every token invalid, every value NaN, ids 0; a width of 0 leaves a field out.
+        """The score of a rollout that nobody could score: every token invalid, every value NaN, ids 0.
 
-        `hidden` is H, and `hidden_dtype` that of the other scores: joined, they keep it.
+        A width of 0 leaves a field out. `hidden` is H. `hidden_dtype` is the dtype of the other scores' hidden states,
+        so that `torch.cat` of all scores keeps it.
         """
-        nan = torch.full((length,), torch.nan)
+        nan = torch.full((length,), torch.nan)  # NaN, not 0: log q = 0 would be a probability of 1
         return cls(
             log_q=nan,
             valid=torch.zeros(length, dtype=torch.bool),

@@ -3,13 +3,14 @@
     <trainer.default_local_dir>/opd_teacher/global_step_<n>/model.safetensors
     <trainer.default_local_dir>/opd_teacher/current      the snapshot's path; what a restarted replica loads
 
-A checkpoint of step c is resumed with the snapshot of step c - c mod n, so each is kept as long as such a checkpoint.
+A checkpoint of step c is resumed with the snapshot of step c - c mod n, so a snapshot is kept as long as a checkpoint
+needs it.
 """
 
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,25 +21,27 @@ STEP = re.compile(r"global_step_(\d+)")
 
 
 def snapshot_folder(root: str, step: int) -> Path:
-    """Where the snapshot of a step lies; `root` is trainer.default_local_dir."""
+    """The folder of a step's snapshot; `root` is trainer.default_local_dir."""
     return Path(root).absolute() / FOLDER / f"global_step_{step}"
 
 
 def is_snapshot(path: str | None) -> bool:
-    """Whether verl's worker was asked to save into a snapshot's folder and not a checkpoint's."""
+    """Whether verl's worker was asked to save into a snapshot's folder and not into a checkpoint's."""
     return path is not None and Path(path).parent.name == FOLDER
 
 
 def write_snapshot(module: torch.nn.Module, folder: str) -> None:
     """All weights of a sharded model in one file, by Hugging Face names. Every rank calls it; rank 0 writes."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state: dict[str, Any] = get_model_state_dict(module, options=options)
+    # Collective: every rank must gather, although only rank 0 gets the whole weights, in host memory.
+    state = get_model_state_dict(module, options=options)
     if torch.distributed.get_rank() == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder) / f"{FILE}.part"
-        save_file({name: value.clone() for name, value in state.items()}, part)  # tied weights share their memory
-        part.replace(Path(folder) / FILE)
-    torch.distributed.barrier()
+        # Tied weights share memory, which safetensors refuses; a clone of each does not.
+        save_file({name: value.clone() for name, value in state.items()}, part)
+        part.replace(Path(folder) / FILE)  # atomic: a reader never sees half a file
+    torch.distributed.barrier()  # no rank may report the snapshot before the file is there
 
 
 def load_snapshot(model: torch.nn.Module, folder: str) -> None:
@@ -67,31 +70,47 @@ def point_to(root: str, step: int | None) -> None:
 
 
 def steps_in(folder: Path) -> set[int]:
-    """The n of all `global_step_n` in a folder."""
-    found = (STEP.fullmatch(path.name) for path in folder.glob("global_step_*"))
-    return {int(match[1]) for match in found if match}
+    """The numbers n of all `global_step_n` in a folder."""
+    matches = (STEP.fullmatch(path.name) for path in folder.glob("global_step_*"))
+    return {int(match[1]) for match in matches if match}
 
 
 def prune(root: str, every: int) -> None:
-    """Removes snapshots that neither the teacher nor a checkpoint needs any more (verl removes old ones' `actor`)."""
+    """Removes snapshots that neither the teacher nor a checkpoint needs any more."""
     folder = Path(root).absolute() / FOLDER
-    there = steps_in(folder)
+    snapshots = steps_in(folder)
+    # verl's max_actor_ckpt_to_keep removes an old checkpoint's `actor` folder and leaves `global_step_n` behind.
     checkpoints = {
         step for step in steps_in(folder.parent) if (folder.parent / f"global_step_{step}" / "actor").exists()
     }
-    needed = {step - step % every for step in checkpoints} | {max(there, default=0)}
-    for step in there - needed:
+    needed = {step - step % every for step in checkpoints} | {max(snapshots, default=0)}
+    for step in snapshots - needed:
         shutil.rmtree(folder / f"global_step_{step}")
 
 
-class TeacherSync:
-    """The trainer's side: after every n-th step the teacher takes the student's weights; a resumed run has the same."""
+class SavingActor(Protocol):
+    """verl's group of actor workers. `save_checkpoint` writes a snapshot when its folder is one (`is_snapshot`)."""
 
-    def __init__(self, every: int, root: str, actor: Any) -> None:
+    def save_checkpoint(self, folder: str, remote: None, step: int, keep: None, /) -> object:
+        """verl's signature: local folder, remote folder, step, checkpoints to keep."""
+        ...
+
+
+class ReloadableTeacher(Protocol):
+    """A teacher that can take a snapshot's weights: `TeacherPool`."""
+
+    def reload(self, snapshot: str) -> None:
+        """`TeacherPool.reload`."""
+
+
+class TeacherSync:
+    """Gives the teacher the student's weights after every `every`-th step, and the same weights to a resumed run."""
+
+    def __init__(self, every: int, root: str, actor: SavingActor) -> None:
         self.every, self.root, self.actor = every, root, actor
 
     def resume(self, step: int) -> None:
-        """Before the teacher loads: what it must hold at `step`.
+        """Points the pointer file to the weights that the teacher must hold at `step`. Call it before the teacher loads.
 
         Raises FileNotFoundError where the snapshot that the checkpoint was trained with is gone.
         """
@@ -109,8 +128,8 @@ class TeacherSync:
             )
         point_to(self.root, last)
 
-    def after(self, step: int, teacher: Any) -> None:
-        """After the student's update of `step`, and before its checkpoint is written."""
+    def after(self, step: int, teacher: ReloadableTeacher) -> None:
+        """Hands the weights over, if `step` is one for it. Call it after the update, before the step's checkpoint."""
         if step % self.every == 0:
             folder = str(snapshot_folder(self.root, step))
             self.actor.save_checkpoint(folder, None, step, None)

@@ -32,9 +32,9 @@ MAX_ID = (1 << 24) - 1
 
 
 def _crc(head: bytes, *rest: bytes) -> int:
-    """crc32 of the whole message except the crc field itself, so that a flipped header byte is found too.
+    """crc32 of the whole message except the crc field itself, so that a flipped header byte is noticed too.
 
-    The message may come in parts: the first holds the whole header. Nothing is copied.
+    The message may come in parts, of which the first holds the whole header. Nothing is copied.
     """
     crc = zlib.crc32(memoryview(head)[CRC_OFFSET + CRC_BYTES :], zlib.crc32(head[:CRC_OFFSET]))
     for part in rest:
@@ -67,6 +67,7 @@ def _id_bytes(ids: Tensor | None) -> bytes:
         return b""
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= MAX_ID:
         raise ValueError(f"top-k ids must lie in 0..{MAX_ID}, got {int(ids.min())}..{int(ids.max())}")
+    # Viewed as bytes, little-endian: the fourth byte of each id is 0 and stays here.
     octets = ids.contiguous().numpy().astype("<u4")[..., None].view(np.uint8)
     return np.ascontiguousarray(octets[..., :3]).tobytes()
 
@@ -93,7 +94,7 @@ def encode(score: TeacherScore, key: str, checksum: int) -> bytes:
     return b"".join([head[:CRC_OFFSET], crc, head[CRC_OFFSET + CRC_BYTES :], *body])
 
 
-class _Reader:
+class _Cursor:
     """Takes arrays off the front of a message, in order."""
 
     def __init__(self, data: bytes, offset: int) -> None:
@@ -121,7 +122,7 @@ class _Reader:
 
 
 def _check(data: bytes) -> tuple[int, int, int, int, int, int, int]:
-    """(flags, checksum, R, K, K', H, key bytes) of an intact message; ValueError says what is wrong with any other."""
+    """(flags, checksum, R, K, K', H, key bytes) of an intact message. Raises ValueError that says what is wrong."""
     if data[:4] != MAGIC[: len(data)]:
         raise ValueError(f"not a teacher score: starts with {data[:4]!r}, expected {MAGIC!r}")
     version = int.from_bytes(data[VERSION_AT], "little")  # before the size: other versions have shorter headers
@@ -152,14 +153,14 @@ def decode(data: bytes) -> tuple[str, int, TeacherScore]:
     Raises ValueError for foreign bytes, another version, truncated data and any corrupted byte.
     """
     flags, checksum, length, width, at_width, hidden_size, name = _check(data)
-    reader = _Reader(data, HEADER.size)
-    key = reader.take("u1", name).tobytes().decode()
-    log_q = torch.from_numpy(reader.take("<f4", length))
-    entropy = reader.floats(flags & ENTROPY, 0, length)
-    topk_ids = reader.ids(flags & TOPK, length, width)
-    topk_log_q = reader.floats(flags & TOPK, flags & TOPK_F16, length, width)
-    at_ids_log_q = reader.floats(flags & AT_IDS, flags & AT_IDS_F16, length, at_width)
-    hidden = reader.hidden(flags, length, hidden_size)
-    bits = np.unpackbits(reader.take("u1", (length + 7) // 8), count=length)
+    cursor = _Cursor(data, HEADER.size)
+    key = cursor.take("u1", name).tobytes().decode()
+    log_q = torch.from_numpy(cursor.take("<f4", length))
+    entropy = cursor.floats(flags & ENTROPY, 0, length)
+    topk_ids = cursor.ids(flags & TOPK, length, width)
+    topk_log_q = cursor.floats(flags & TOPK, flags & TOPK_F16, length, width)
+    at_ids_log_q = cursor.floats(flags & AT_IDS, flags & AT_IDS_F16, length, at_width)
+    hidden = cursor.hidden(flags, length, hidden_size)
+    bits = np.unpackbits(cursor.take("u1", (length + 7) // 8), count=length)
     valid = torch.from_numpy(bits.astype(bool))
     return key, checksum, TeacherScore(log_q, valid, entropy, topk_ids, topk_log_q, at_ids_log_q, hidden)

@@ -25,7 +25,7 @@ from opd_verl.schema import (
     TEACHER_VALID,
 )
 from opd_verl.teacher.client.several import Teacher, routes
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.training.token_positions import jagged, row_lengths
 from opd_verl.training.transfer import read_fields
 
@@ -60,7 +60,7 @@ def collect_scores(
     route = routes(data, route_field) if route_field is not None else [""] * len(prompts)
     requests = [ScoreRequest(batch.keys[row], prompts[row].numpy(), responses[row].numpy(), route[row]) for row in rows]
     at_ids = [topk_ids[row].numpy().astype(np.int32) for row in rows] if topk_ids else None
-    scores = teacher.collect(requests, at_ids, step=step, topk=topk, entropy=entropy, hidden=hidden)
+    scores = teacher.collect(requests, at_ids, CollectSpec(step, topk, entropy, hidden))
     by_row = dict(zip(rows, scores, strict=True))
     like = next(iter(by_row.values()))
     return [by_row.get(row) or missing_like(like, len(response)) for row, response in enumerate(responses)]

@@ -55,7 +55,7 @@ class OurTeacher:
     def body(self) -> None:
         """Runs the forward pass alone, up to the last hidden states."""
         device = self.scorer.head.weight.device
-        for batch in self.scorer.plan(self.requests):
+        for batch in self.scorer.batches(self.requests):
             read_padded(self.scorer.body, [self.requests[index] for index in batch], device)
 
     def gather(self) -> None:

@@ -361,16 +361,10 @@ class Teacher:
     """Scores row i as log q = -(10 i + t), H = i + 1, and remembers what it was asked."""
 
     def collect(
-        self,
-        requests: list[ScoreRequest],
-        at_ids: list[np.ndarray] | None,
-        step: int,
-        topk: int,
-        entropy: bool,
-        hidden: bool,
+        self, requests: list[ScoreRequest], at_ids: list[np.ndarray] | None, spec: CollectSpec
     ) -> list[TeacherScore]:
-        assert topk == 0 and entropy and not hidden
-        self.requests, self.at_ids, self.step = requests, at_ids, step
+        assert spec == CollectSpec(spec.step, topk=0, entropy=True, hidden=False)
+        self.requests, self.at_ids, self.step = requests, at_ids, spec.step
         scores = []
         for index, request in enumerate(requests):
             length = len(request.response_ids)

@@ -1,13 +1,12 @@
-"""Asks replicas for scores in slices of bounded size, and notices those that are gone, silent or answer nonsense.
+"""Asks replicas for scores in slices of bounded size, and notices replicas that die, fall silent or answer nonsense.
 
-No model code and no policy: what to do about a lost replica or a failed rollout is `TeacherPool`'s decision.
+No model code and no policy: `TeacherPool` decides what to do about a lost replica or a failed rollout.
 """
 
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import ray
@@ -16,41 +15,37 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from opd_verl.teacher.replica.actor import CollectItem
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.teacher.wire import decode
 
 LOST = (RayActorError, GetTimeoutError, ObjectLostError)
-"""The replica is gone or silent. Anything else that it raises is a bug or a bad setting, and propagates."""
+"""Errors of a replica that is gone or silent. Any other error of a replica is a bug or a bad setting, and propagates."""
 REPLY_BYTES = 64 << 20
-"""Largest answer to one call, roughly: a step of a thousand long rollouts with hidden states would be gigabytes."""
+"""Approximate limit of one answer: with hidden states, a thousand long rollouts are gigabytes, which Ray would hold in
+its object store at one time."""
 OUTSTANDING = 2
-"""Slices asked of a replica at one time, so that one is made while another travels."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked about every response token beside log q; `step` closes all earlier ones."""
-
-    step: int
-    topk: int = 0
-    entropy: bool = True
-    hidden: bool = False
+"""Slices that a replica is asked for at one time: it computes one while the other travels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One rollout and the ids int32 [R, K'] whose log q is asked; None: none."""
+    """One rollout, and the ids int32 [R, K'] whose log q is asked; None: no ids."""
 
     request: ScoreRequest
     at_ids: np.ndarray | None = None
 
     @property
     def item(self) -> CollectItem:
-        """As a replica takes it."""
+        """The question in the form that `TeacherActor.collect` takes."""
         return self.request.key, self.request.prompt_ids, self.request.response_ids, self.at_ids
 
+    @property
+    def id_width(self) -> int:
+        """Number of ids asked for at each token, K'."""
+        return 0 if self.at_ids is None else self.at_ids.shape[1]
+
     def open(self, answer: bytes | str) -> TeacherScore:
-        """The decoded answer. Raises ValueError where scoring failed, or it answers something else than this."""
+        """The decoded answer. Raises ValueError where scoring failed, or where the answer is to another question."""
         if isinstance(answer, str):
             raise ValueError(answer)
         key, checksum, score = decode(answer)
@@ -62,41 +57,40 @@ class Question:
             )
         return score
 
-    def missing(self, wanted: Wanted, hidden_size: int, hidden_dtype: torch.dtype) -> TeacherScore:
-        """A score without a single value, of the fields that were asked for."""
-        at_ids = 0 if self.at_ids is None else self.at_ids.shape[1]
+    def missing(self, spec: CollectSpec, hidden_size: int, hidden_dtype: torch.dtype) -> TeacherScore:
+        """A score with the fields that were asked for and no valid value."""
         length = len(self.request.response_ids)
-        return TeacherScore.missing(length, wanted.topk, at_ids, wanted.entropy, hidden_size, hidden_dtype)
+        return TeacherScore.missing(length, spec.topk, self.id_width, spec.entropy, hidden_size, hidden_dtype)
 
-    def reply_bytes(self, wanted: Wanted, hidden_bytes: int) -> int:
-        """About what its answer weighs; `hidden_bytes` per token where they are asked for."""
-        at_ids = 0 if self.at_ids is None else self.at_ids.shape[1]
-        per_token = 9 + 7 * wanted.topk + 4 * at_ids + hidden_bytes * wanted.hidden
+    def reply_bytes(self, spec: CollectSpec, hidden_bytes: int) -> int:
+        """Approximate size of the answer; `hidden_bytes`: bytes of one token's hidden state."""
+        # log q and entropy in f32 and a validity bit; 3 bytes of id and 4 of log-prob per top-k id, as if none were f16.
+        per_token = 9 + 7 * spec.topk + 4 * self.id_width + hidden_bytes * spec.hidden
         return per_token * len(self.request.response_ids)
 
 
 def slices(sizes: Mapping[int, int], limit: int) -> list[list[int]]:
-    """Keys of `sizes` in order, cut where the sum would pass `limit`; a larger one goes alone."""
-    found: list[list[int]] = []
+    """Keys of `sizes` in order, cut where the sum would pass `limit`; a larger item goes alone."""
+    cut: list[list[int]] = []
     total = 0
     for key, size in sizes.items():
-        if not found or total + size > limit:
-            found.append([])
+        if not cut or total + size > limit:
+            cut.append([])
             total = 0
-        found[-1].append(key)
+        cut[-1].append(key)
         total += size
-    return found
+    return cut
 
 
 @dataclass(eq=False)
 class Gather:
     """One round of questions to several replicas at once.
 
-    `scores` by question index; `failed`: why a rollout's answer cannot be used; `lost`: why a replica gave none.
+    `scores` by question index; `failed`: why a rollout's answer cannot be used; `lost`: why a replica gave no answer.
     """
 
     replicas: Sequence[ActorHandle]
-    wanted: Wanted
+    spec: CollectSpec
     timeout_s: float
     scores: dict[int, TeacherScore] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
@@ -105,15 +99,16 @@ class Gather:
     def run(self, groups: Mapping[int, Sequence[int]], questions: Sequence[Question], hidden_bytes: int) -> None:
         """Asks `groups[replica]` of each replica, and returns when all have answered or are lost.
 
-        A replica that says nothing for `timeout_s` seconds is lost. Raises what a replica raises, if it lives.
+        A replica that says nothing for `timeout_s` seconds is lost. Raises the error of a replica that lives and fails.
         """
         self.questions = questions
         self.left = {
-            replica: deque(slices({i: questions[i].reply_bytes(self.wanted, hidden_bytes) for i in group}, REPLY_BYTES))
+            replica: deque(slices({i: questions[i].reply_bytes(self.spec, hidden_bytes) for i in group}, REPLY_BYTES))
             for replica, group in groups.items()
         }
-        self.waiting: dict[Any, tuple[int, list[int]]] = {}
+        self.waiting: dict[ray.ObjectRef, tuple[int, list[int]]] = {}
         self.heard = dict.fromkeys(groups, time.monotonic())
+        # All replicas get their first slice before any gets its second, so that they all start at the same time.
         for replica in list(groups) * OUTSTANDING:
             self._send(replica)
         while self.waiting:
@@ -127,16 +122,14 @@ class Gather:
     def _send(self, replica: int) -> None:
         if self.left[replica]:
             indexes = self.left[replica].popleft()
-            wanted, items = self.wanted, [self.questions[index].item for index in indexes]
-            ref: Any = self.replicas[replica].collect.remote(
-                items, wanted.step, wanted.topk, wanted.entropy, wanted.hidden
-            )
+            items = [self.questions[index].item for index in indexes]
+            ref = self.replicas[replica].collect.remote(items, self.spec)
             self.waiting[ref] = (replica, indexes)
 
-    def _take(self, ref: Any, replica: int, indexes: list[int]) -> None:
+    def _take(self, ref: ray.ObjectRef, replica: int, indexes: list[int]) -> None:
         """Opens a slice's answers, and asks for the next slice."""
         try:
-            answers: Any = ray.get(ref)
+            answers: Sequence[bytes | str] = ray.get(ref)
         except LOST as error:
             return self._lose(replica, error)
         for index, answer in zip(indexes, answers, strict=True):

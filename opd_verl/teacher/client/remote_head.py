@@ -8,5 +8,5 @@ from opd_verl.teacher.client.start import TEACHER_NAME
 
 
 def teacher_head(device: torch.device | str | int) -> LMHead:
-    """The first replica's LM head on `device`; every replica holds the same."""
+    """The first replica's LM head on `device`; every replica holds the same head."""
     return TeacherPool.connect(TEACHER_NAME, 1).lm_head().to(device)

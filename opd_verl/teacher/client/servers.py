@@ -1,13 +1,14 @@
 """A teacher behind verl's own inference servers (`teacher=vllm`), started by verl's teacher manager.
 
-The servers are set up by verl's section `distillation.teacher_models.teacher_model.inference`; what follows from the
-teacher's section and from the objective is set here.
+The servers are set up by verl's section `distillation.teacher_models.teacher_model.inference`. This module overrides
+the keys that follow from the teacher's section and from the objective.
 """
 
-from typing import Any
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from verl.experimental.teacher_loop.teacher_model import TeacherModelManager
+from verl.single_controller.ray import RayResourcePool
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import DistillationConfig, DistillationTeacherModelConfig
 
@@ -26,9 +27,9 @@ def server_config(inference: DictConfig, teacher: TeacherConfig, prompt: int, re
         "max_model_len": prompt + response + 1,
         "engine_kwargs": {"vllm": {"max_logprobs": topk} if topk else {}},
     }
-    free: Any = OmegaConf.create(OmegaConf.to_container(inference, resolve=True))  # it takes keys of engine_kwargs
-    merged: Any = OmegaConf.merge(free, follows)
-    return merged
+    # Through a plain container: verl's section is in struct mode, which refuses new keys under engine_kwargs.
+    free = OmegaConf.create(OmegaConf.to_container(inference, resolve=True))
+    return cast(DictConfig, OmegaConf.merge(free, follows))
 
 
 def start_servers(
@@ -36,7 +37,7 @@ def start_servers(
     name: str,
     teacher: TeacherConfig,
     replicas: int,
-    resource_pool: Any,
+    resource_pool: RayResourcePool,
     longest: tuple[int, int],
     topk: int,
 ) -> TeacherModelManager:

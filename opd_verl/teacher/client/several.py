@@ -1,36 +1,31 @@
-"""Several teachers in one run: a data field picks the one that scores a rollout, or all of them are averaged.
+"""Several teachers in one run: a data field picks the teacher of each rollout, or the teachers are averaged.
 
-Both classes stand where a single `TeacherPool` does, and hold one pool for each teacher.
+Both classes offer the methods of a single `TeacherPool`, and hold one pool for each teacher.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, IdRows, ScoreRequest, TeacherScore
 
 T = TypeVar("T")
 
 
 class Teacher(Protocol):
-    """What the trainer and the agent loop need of a teacher: a `TeacherPool`, or several of them."""
+    """The methods of a teacher that the trainer and the agent loop call: a `TeacherPool`, or several of them."""
 
     def submit(self, request: ScoreRequest, step: int) -> None:
         """`TeacherPool.submit`."""
 
     def collect(
-        self,
-        requests: Sequence[ScoreRequest],
-        at_ids: Sequence[Any] | None,
-        step: int,
-        topk: int = 0,
-        entropy: bool = True,
-        hidden: bool = False,
+        self, requests: Sequence[ScoreRequest], at_ids: Sequence[IdRows] | None, spec: CollectSpec
     ) -> list[TeacherScore]:
         """`TeacherPool.collect`."""
         ...
@@ -41,14 +36,14 @@ class Teacher(Protocol):
 
 
 def at_once(calls: Mapping[str, Callable[[], T]]) -> dict[str, T]:
-    """What the calls return, by name, each made in a thread of its own. Raises what a call raises, when all ended."""
+    """The calls' results by name, each call in a thread of its own. Raises a call's error when all have ended."""
     with ThreadPoolExecutor(max_workers=len(calls)) as threads:
         pending = {name: threads.submit(call) for name, call in calls.items()}
     return {name: future.result() for name, future in pending.items()}
 
 
 def summed_stats(pools: Mapping[str, Teacher]) -> dict[str, float]:
-    """The pools' totals together."""
+    """The sum of the pools' statistics."""
     total: dict[str, float] = {}
     for pool in pools.values():
         for name, value in pool.stats().items():
@@ -56,8 +51,8 @@ def summed_stats(pools: Mapping[str, Teacher]) -> dict[str, float]:
     return total
 
 
-def routes(rows: Any, field: str) -> list[str]:
-    """What picks the teacher of each row of a batch: `field` as a string.
+def routes(rows: TensorDict, field: str) -> list[str]:
+    """The value of `field` in each row of a batch, as a string: it picks the row's teacher.
 
     Raises:
         ValueError: the data have no such field.
@@ -69,7 +64,7 @@ def routes(rows: Any, field: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class RoutedTeachers:
-    """A rollout is scored by the one teacher that its request's `route` names.
+    """Teachers of which one scores each rollout: the one that the request's `route` names.
 
     pools: by the teacher's name; names: value of the data field -> teacher's name; field: `opd.route_field`.
     """
@@ -79,28 +74,22 @@ class RoutedTeachers:
     field: str
 
     def name_of(self, route: str) -> str:
-        """The teacher for this value of the field. Raises ValueError where it is nobody's."""
+        """The name of the teacher for this value of the field. Raises ValueError where no teacher has the value."""
         if route not in self.names:
             known = ", ".join(f"{value}: {name}" for value, name in self.names.items())
             raise ValueError(f"{self.field}={route!r} is in the `values` of none of opd.teachers ({known})")
         return self.names[route]
 
     def submit(self, request: ScoreRequest, step: int) -> None:
-        """To the request's own teacher; returns without waiting. Raises ValueError where it has none."""
+        """Sends the request to its own teacher, without waiting. Raises ValueError where it has none."""
         self.pools[self.name_of(request.route)].submit(request, step)
 
     def collect(
-        self,
-        requests: Sequence[ScoreRequest],
-        at_ids: Sequence[Any] | None,
-        step: int,
-        topk: int = 0,
-        entropy: bool = True,
-        hidden: bool = False,
+        self, requests: Sequence[ScoreRequest], at_ids: Sequence[IdRows] | None, spec: CollectSpec
     ) -> list[TeacherScore]:
         """Each teacher's scores of its own rollouts, in the order of `requests`. Arguments: `TeacherPool.collect`.
 
-        Raises ValueError for a request without a teacher, or one that its teacher cannot answer.
+        Raises ValueError for a request without a teacher, or a request that its teacher cannot answer.
         """
         rows: dict[str, list[int]] = {name: [] for name in self.pools}
         for row, request in enumerate(requests):
@@ -108,56 +97,53 @@ class RoutedTeachers:
 
         def ask(name: str) -> list[TeacherScore]:
             ids = None if at_ids is None else [at_ids[row] for row in rows[name]]
-            return self.pools[name].collect([requests[row] for row in rows[name]], ids, step, topk, entropy, hidden)
+            return self.pools[name].collect([requests[row] for row in rows[name]], ids, spec)
 
+        # A teacher without rollouts in this step is asked too: `collect` is what closes its earlier steps.
         answers = at_once({name: partial(ask, name) for name in self.pools})
-        found = {row: one for name, own in rows.items() for row, one in zip(own, answers[name], strict=True)}
-        return [found[row] for row in range(len(requests))]
+        by_row = {row: score for name, own in rows.items() for row, score in zip(own, answers[name], strict=True)}
+        return [by_row[row] for row in range(len(requests))]
 
     def stats(self) -> dict[str, float]:
-        """Summed over the teachers."""
+        """`TeacherPool.stats`, summed over the teachers."""
         return summed_stats(self.pools)
 
 
 @dataclass(frozen=True, eq=False)
 class AveragedTeachers:
-    """Every rollout is scored by all teachers, and q is the `mixture` of theirs; pools and weights by their names."""
+    """Teachers that all score every rollout; q is the `mixture` of their scores. Pools and weights are by name."""
 
     pools: Mapping[str, Teacher]
     weights: Mapping[str, float]
 
     def submit(self, request: ScoreRequest, step: int) -> None:
-        """To all teachers; returns without waiting."""
+        """Sends the request to all teachers, without waiting."""
         for pool in self.pools.values():
             pool.submit(request, step)
 
     def collect(
-        self,
-        requests: Sequence[ScoreRequest],
-        at_ids: Sequence[Any] | None,
-        step: int,
-        topk: int = 0,
-        entropy: bool = True,
-        hidden: bool = False,
+        self, requests: Sequence[ScoreRequest], at_ids: Sequence[IdRows] | None, spec: CollectSpec
     ) -> list[TeacherScore]:
         """The mixtures in the order of `requests`, without an entropy. Arguments: `TeacherPool.collect`."""
-        assert not topk and not hidden, "checks/teachers.py refuses what a mixture cannot answer"
+        assert not spec.topk and not spec.hidden, "checks/several_teachers.py refuses what a mixture cannot answer"
+        # The parts' entropies would travel for nothing: the entropy of a mixture is not a function of them.
+        part = replace(spec, entropy=False)
         answers = at_once(
-            {name: partial(pool.collect, requests, at_ids, step, entropy=False) for name, pool in self.pools.items()}
+            {name: partial(pool.collect, requests, at_ids, part) for name, pool in self.pools.items()}
         )
         weights = [self.weights[name] for name in answers]
         return [mixture(parts, weights) for parts in zip(*answers.values(), strict=True)]
 
     def stats(self) -> dict[str, float]:
-        """Summed over the teachers."""
+        """`TeacherPool.stats`, summed over the teachers."""
         return summed_stats(self.pools)
 
 
 def mixture(scores: Sequence[TeacherScore], weights: Sequence[float]) -> TeacherScore:
-    """`q = sum_i w_i q_i` of several teachers' scores of one rollout, at its R tokens and the ids asked for.
+    """`q = sum_i w_i q_i` of several teachers' scores of one rollout, at its R tokens and at the ids asked for.
 
-    A token is valid where all teachers are. The entropy of q is not a function of the parts' and is None, as is their
-    top-k. Weights are positive and need not sum to 1.
+    A token is valid where all teachers are. Entropy and top-k are None: they are not functions of the teachers' own.
+    Weights are positive and need not sum to 1.
     """
     at_ids = [score.at_ids_log_q for score in scores if score.at_ids_log_q is not None]
     assert len(at_ids) in (0, len(scores)), "the teachers were asked for the same"
@@ -173,5 +159,5 @@ def log_mean(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     log_q = torch.stack([part.double() for part in parts])
     weight = torch.tensor(weights, dtype=torch.float64).view(-1, *[1] * (log_q.dim() - 1))
     mixed = torch.logsumexp(log_q + (weight / weight.sum()).log(), dim=0)
-    # A mean lies between its parts: rounding must not lift a probability above them, and above 1.
+    # A mean lies between its parts: rounding must not lift a probability above the largest part, and so above 1.
     return mixed.clamp(log_q.amin(0), log_q.amax(0)).float()

@@ -1,11 +1,11 @@
 """Starts the teacher actors in the resource pools that verl made for them, and finds them again by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from omegaconf import DictConfig
+from verl.single_controller.ray import RayResourcePool
 from verl.utils.device import get_device_name
 
 from opd_verl.config.opd import OpdConfig, context_tokens, every_teacher
@@ -18,16 +18,16 @@ from opd_verl.teacher.settings import TeacherSettings
 
 TEACHER_NAME = "opd_teacher"
 TEACHER_POOL, TRAINER_POOL = "opd_teacher_pool", "global_pool"
-Settings = Callable[[TeacherConfig], TeacherSettings]
+"""Names of resource pools. `global_pool` is verl's name for the trainer's pool."""
 
 
 def actor_prefix(opd: OpdConfig, name: str) -> str:
-    """How the actors of a teacher of `every_teacher` are called, less their number."""
+    """The name of a teacher's actors without their number; `name` is a key of `every_teacher`."""
     return TEACHER_NAME if len(opd.teachers) < 2 else f"{TEACHER_NAME}_{name}"
 
 
 def pool_name(name: str, colocate: bool = False) -> str:
-    """The resource pool of a teacher of `every_teacher`; a colocated one's is the trainer's."""
+    """The resource pool of a teacher of `every_teacher`: a colocated teacher uses the trainer's pool."""
     own = f"{TEACHER_POOL}_{name}" if name else TEACHER_POOL
     return TRAINER_POOL if colocate else own
 
@@ -37,65 +37,48 @@ def replica_count(teacher: TeacherConfig) -> int:
     return teacher.nnodes * teacher.n_gpus_per_node // teacher.shards
 
 
-def teacher_settings(
-    teacher: TeacherConfig,
-    vocab_limit: int,
-    keep_hidden: bool,
-    topk: int,
-    weights_pointer: str | None = None,
-    look: tuple[int, int] = (0, 0),
+def replica_settings(
+    opd: OpdConfig, teacher: TeacherConfig, vocab_limit: int, weights_pointer: str | None = None
 ) -> TeacherSettings:
-    """What one replica needs to know, from the `opd.teacher` section and what the objective asks for.
-
-    look: every how many steps the diagnostics look closer, and their k.
-    """
+    """A replica's settings: the teacher's section, and what the objective and the diagnostics read of its scores."""
+    looks = looks_at_all(opd)
     return TeacherSettings(
+        teacher=teacher,
         vocab_limit=vocab_limit,
-        temperature=teacher.temperature,
-        dtype=teacher.dtype,
         device=get_device_name(),
-        colocate=teacher.colocate,
-        shards=teacher.shards,
-        max_tokens_per_batch=teacher.max_tokens_per_batch,
-        chunk_rows=teacher.chunk_rows,
         weights_pointer=weights_pointer,
-        topk=topk,
-        look_every=look[0],
-        look_topk=look[1],
-        wire_dtype=teacher.wire_dtype,
-        keep_hidden=keep_hidden,
-        max_queued=teacher.max_queued,
-        early=teacher.early,
-        max_state_bytes=int(teacher.max_state_gib * 2**30),
-        attn_implementation=teacher.attn_implementation,
-        trust_remote_code=teacher.trust_remote_code,
+        topk=teacher_topk(opd),
+        keep_hidden=keeps_hidden(opd),
+        look_every=opd.diagnostics.every if looks else 0,
+        look_topk=opd.diagnostics.k if looks else 0,
     )
 
 
-def start_teacher(config: DictConfig, opd: OpdConfig, name: str, resource_pool: Any, settings: Settings) -> TeacherPool:
-    """The replicas of one teacher; returns when every one has loaded its model.
+def start_teacher(
+    config: DictConfig, opd: OpdConfig, name: str, resource_pool: RayResourcePool, settings: TeacherSettings
+) -> TeacherPool:
+    """The replicas of one teacher; returns when all have loaded the model.
 
-    A shard per bundle of the pool's placement groups, or on them verl's inference servers with a replica for each.
+    Each bundle of the pool's placement groups gets one shard; with `teacher=vllm`, verl's inference servers lie on the
+    bundles, and each server gets a replica that asks it.
     """
-    teacher = every_teacher(opd)[name]
-    common = {
-        "name_prefix": actor_prefix(opd, name),
-        "timeout_s": teacher.timeout_s,
-        "load_timeout_s": teacher.load_timeout_s,
-    }
+    teacher, prefix = settings.teacher, actor_prefix(opd, name)
     if teacher.engine is Engine.vllm:
         sizes = longest(config, opd), teacher_topk(opd)
         manager = start_servers(config, name, teacher, replica_count(teacher), resource_pool, *sizes)
-        whole = replace(settings(teacher), shards=1, keep_hidden=False)
-        servers = manager.server_handles
-        pool = TeacherPool.start(teacher.path, whole, len(servers), servers=servers, **common)
+        # The server is the one that is spread over `shards` devices; the replica before it is one process without model.
+        whole = replace(settings, teacher=replace(teacher, shards=1), keep_hidden=False)
+        pool = TeacherPool.start(
+            whole, len(manager.server_handles), name_prefix=prefix, servers=manager.server_handles
+        )
         pool.keeps = manager
         return pool
     groups = resource_pool.get_placement_groups(device_name=get_device_name())
     bundles = [(group, index) for group in groups for index in range(group.bundle_count)]
+    # verl gives each of its own processes on a device the same fraction; a colocated teacher is one more of them.
     share = 1 / resource_pool.max_colocate_count if teacher.colocate else 1
     return TeacherPool.start(
-        teacher.path, settings(teacher), replica_count(teacher), placement_groups=bundles, num_gpus=share, **common
+        settings, replica_count(teacher), name_prefix=prefix, placement_groups=bundles, num_gpus=share
     )
 
 
@@ -107,23 +90,27 @@ def longest(config: DictConfig, opd: OpdConfig) -> tuple[int, int]:
 def start_teachers(
     config: DictConfig,
     opd: OpdConfig,
-    resource_pools: Mapping[str, Any],
+    resource_pools: Mapping[str, RayResourcePool],
     vocab_limit: int,
     weights_pointer: str | None = None,
 ) -> Teacher:
     """All teachers, each in the resource pool of its `pool_name`; they load at the same time."""
-    wanted = {"keep_hidden": keeps_hidden(opd), "topk": teacher_topk(opd), "weights_pointer": weights_pointer}
-    wanted["look"] = (opd.diagnostics.every, opd.diagnostics.k) if looks_at_all(opd) else (0, 0)
-    settings = partial(teacher_settings, vocab_limit=vocab_limit, **wanted)
     starts = {
-        name: partial(start_teacher, config, opd, name, resource_pools[pool_name(name, teacher.colocate)], settings)
+        name: partial(
+            start_teacher,
+            config,
+            opd,
+            name,
+            resource_pools[pool_name(name, teacher.colocate)],
+            replica_settings(opd, teacher, vocab_limit, weights_pointer),
+        )
         for name, teacher in every_teacher(opd).items()
     }
     return together(opd, at_once(starts))
 
 
 def connect_teachers(opd: OpdConfig) -> Teacher:
-    """The running teachers, from any process of the job. Raises Ray's ValueError where one does not run."""
+    """The running teachers, from any process of the job. Raises Ray's ValueError where a teacher does not run."""
     pools = {
         name: TeacherPool.connect(actor_prefix(opd, name), replica_count(teacher))
         for name, teacher in every_teacher(opd).items()

@@ -1,1 +1,1 @@
-"""The teacher's side: one Ray actor per replica, its shards, its device and its host memory."""
+"""One teacher replica: the Ray actor that queues, scores and answers, and the actors that hold its other shards."""

@@ -11,17 +11,17 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
+from ray.actor import ActorHandle
 
 from opd_verl.fused.head import LMHead
 from opd_verl.teacher.replica.device import see_own_gpus_only
 from opd_verl.teacher.replica.followers import end, lead
 from opd_verl.teacher.replica.load import load_scorer, server_scorer
 from opd_verl.teacher.replica.store import Job, JobStore
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.teacher.scoring.offload import HostWeights, Visits
 from opd_verl.teacher.scoring.reader import OutOfStepError, default_device
 from opd_verl.teacher.scoring.scorer import Scorer
@@ -51,79 +51,73 @@ class TeacherActor:
 
     def __init__(
         self,
-        model_path: str,
-        settings: TeacherSettings | Mapping[str, Any],
-        followers: Sequence[Mapping[str, Any]] = (),
-        server: Any = None,
+        settings: TeacherSettings,
+        followers: Sequence[Mapping[str, object]] = (),
+        server: ActorHandle | None = None,
     ) -> None:
-        self.settings = s = settings if isinstance(settings, TeacherSettings) else TeacherSettings(**settings)
+        self.settings, teacher = settings, settings.teacher
         self.scorer: Scorer | ServerScorer
         see_own_gpus_only()
         if server is not None:
-            self.scorer = server_scorer(model_path, s, server)
+            self.scorer = server_scorer(settings, server)
         else:
-            self.scorer = load_scorer(model_path, s) if s.shards == 1 else lead(model_path, s, followers)
-        self.store = JobStore(s.max_state_bytes)
-        self.wake = threading.Condition()
+            self.scorer = load_scorer(settings) if teacher.shards == 1 else lead(settings, followers)
+        self.store = JobStore(settings.max_state_bytes)
+        self.wake = threading.Condition()  # guards the store, the visits and all counters below
         self.scoring = False
-        resting = HostWeights(self.model.model, s.device or default_device()) if s.colocate else None
-        self.visits, self.probed = Visits(self.wake, resting, lambda: self.scoring), not s.colocate
+        resting = HostWeights(self.model.model, settings.device or default_device()) if teacher.colocate else None
+        self.visits, self.probed = Visits(self.wake, resting, lambda: self.scoring), not teacher.colocate
         self.tokens_scored, self.seconds_busy, self.batches = 0, 0.0, 0
         self.rollouts_asked, self.rollouts_ready, self.collects = 0, 0, 0
         threading.Thread(target=self._loop, name="teacher-scorer", daemon=True).start()
 
     def submit(self, requests: Sequence[SubmitItem], step: int) -> int:
-        """Queues what is not known yet and returns at once with the queue's length.
+        """Queues rollouts that are not known yet, and returns at once with the queue's length.
 
-        A known key with the same tokens is left alone; with other tokens it is replaced. What finds `max_queued`
-        rollouts waiting is turned away, and everything without `early`; `collect` asks for it again. ValueError:
-        `Scorer.check`.
+        A known key with the same tokens is left alone; with other tokens it is replaced. Rollouts beyond `max_queued`
+        waiting ones, or all where `early` is false, are turned away: `collect` asks for them again.
+        Raises ValueError as `Scorer.check` does.
         """
-        asked = [self._checked(ScoreRequest(*item)) for item in requests]
+        teacher, asked = self.settings.teacher, [self._checked(ScoreRequest(*item)) for item in requests]
         with self.wake:
-            room = self.settings.max_queued - len(self.store.queued) if self.settings.early else 0
+            room = teacher.max_queued - len(self.store.queued) if teacher.early else 0
             for request in asked[: max(0, room)]:
                 self.store.add(request, step, closer=self.settings.looks(step))
             self.wake.notify_all()
             return len(self.store.queued)
 
-    def collect(
-        self,
-        requests: Sequence[CollectItem],
-        step: int,
-        topk: int = 0,
-        entropy: bool = True,
-        hidden: bool = False,
-    ) -> list[bytes | str]:
-        """Encoded scores in the order of `requests`, waiting for those not scored yet and queueing those not known.
+    def collect(self, requests: Sequence[CollectItem], spec: CollectSpec) -> list[bytes | str]:
+        """Encoded scores in the order of `requests`. Queues unknown rollouts, and waits for all that lack a score.
 
-        Closes all steps before `step`. A colocated teacher scores nothing before the first of these calls. Per
-        request: log-probs at its at_ids if given; top-k, entropy and hidden states if asked; in place of a score that
-        failed, why.
-        Raises ValueError for requests that cannot be answered, LookupError for those dropped meanwhile.
+        Forgets the rollouts of steps before `spec.step`. A colocated teacher scores only while such a call waits. Each
+        score has the values of `spec`, and log-probs at the request's at_ids if given; where scoring failed, a text
+        says why in place of the score.
+        Raises ValueError for requests that cannot be answered, LookupError for rollouts that another call dropped.
         """
-        closer = self.settings.looks(step)
-        self.settings.check_wanted(topk, any(item[3] is not None for item in requests), hidden, closer)
+        closer = self.settings.looks(spec.step)
+        self.settings.check(spec, any(item[3] is not None for item in requests))
         asked = [self._checked(ScoreRequest(*item[:3])) for item in requests]
         waiting: dict[Future[RolloutState], list[int]] = {}
         with self.wake:
             self.collects += 1
-            group = 0 if self.settings.early else self.collects
+            # Without `early`, rollouts of two calls never share a batch: batches then do not depend on timing.
+            group = 0 if self.settings.teacher.early else self.collects
             for index, request in enumerate(asked):
-                waiting.setdefault(self.store.add(request, step, group, closer).future, []).append(index)
+                waiting.setdefault(self.store.add(request, spec.step, group, closer).future, []).append(index)
             self.rollouts_asked += len(asked)
             self.rollouts_ready += sum(len(places) for future, places in waiting.items() if future.done())
-            self.store.drop_before(step)
+            self.store.drop_before(spec.step)
             self.wake.notify_all()
         answers: list[bytes | str] = [""] * len(asked)
-        with self.visits.one():
+        with self.visits.visit():
             if not self.probed:
                 self.model.probe()
                 self.probed = True
-            for future in as_completed(tuple(waiting)):  # answered as they come: evicted states are not held back here
+            # Answered in the order of scoring, and each future is let go: a state that the store evicts is then freed.
+            for future in as_completed(tuple(waiting)):
                 for index in waiting.pop(future):
                     try:
-                        score = self._score(future.result(), requests[index][3], topk, entropy, hidden)
+                        score = self._score(future.result(), requests[index][3], spec)
                     except ScoringError as error:
                         answers[index] = f"{asked[index].key}: {error}"
                     else:
@@ -131,8 +125,8 @@ class TeacherActor:
         return answers
 
     def stats(self) -> dict[str, float]:
-        """Since the start: response tokens, busy seconds, batches, rollouts asked for, how many of those were scored by
-        then. Now: rollouts queued or running, state bytes."""
+        """Counts since the start: response tokens, busy seconds, batches, rollouts asked for, and how many of these
+        were scored before they were asked for. Present values: rollouts queued or running, bytes of states."""
         with self.wake:
             return {
                 "tokens_scored": self.tokens_scored,
@@ -149,16 +143,16 @@ class TeacherActor:
         return os.getpid()
 
     def reload(self, snapshot: str) -> None:
-        """Takes the weights of a snapshot's folder, once no forward pass runs; scores of the old ones are forgotten."""
+        """Takes the weights of a snapshot's folder, once no forward pass runs; forgets scores of the old weights."""
         with self.wake:
             self.store.drop_all("the teacher takes new weights")
             self.wake.wait_for(lambda: self.visits.over)
             self.model.reader.take(snapshot)
 
     def lm_head(self) -> LMHead:
-        """The LM head on the CPU, in the model's dtype: with `hidden` it gives q_t in another process.
+        """The LM head on the CPU, in the model's dtype. Another process forms q_t from it and hidden states.
 
-        Its vocab_limit rows are copied: a view would drag the model's whole matrix along.
+        Its vocab_limit rows are copied: pickling a view would send the model's whole matrix.
         """
         head = self.model.head
         bias = None if head.bias is None else head.bias.to("cpu", copy=True)
@@ -166,7 +160,7 @@ class TeacherActor:
 
     @property
     def model(self) -> Scorer:
-        """The scorer that holds the model here. Raises ValueError where a server does."""
+        """The scorer with a model in this process. Raises ValueError where an inference server holds the model."""
         if isinstance(self.scorer, ServerScorer):
             raise ValueError(ONLY_LOG_PROBS)
         return self.scorer
@@ -175,11 +169,10 @@ class TeacherActor:
         self.scorer.check(request)
         return request
 
-    def _score(
-        self, state: RolloutState, at_ids: np.ndarray | None, topk: int, entropy: bool, hidden: bool
-    ) -> TeacherScore:
+    def _score(self, state: RolloutState, at_ids: np.ndarray | None, spec: CollectSpec) -> TeacherScore:
+        # np.array copies: Ray hands out arrays in its shared memory, which are read-only; torch needs writable ones.
         at = None if at_ids is None else self.model.log_q_at(state, torch.from_numpy(np.array(at_ids)))
-        return state.answer(at, topk, entropy, hidden, getattr(torch, self.settings.wire_dtype))
+        return state.answer(spec, at, getattr(torch, self.settings.teacher.wire_dtype))
 
     def _loop(self) -> None:
         try:
@@ -190,7 +183,7 @@ class TeacherActor:
             end(error)
 
     def _next(self) -> None:
-        """Waits for work and does one batch of it."""
+        """Waits for queued rollouts, and scores one batch of them."""
         with self.wake:
             self.wake.wait_for(lambda: self.store.queued and self.visits.may_read)
             batch = self._next_batch()
@@ -199,20 +192,20 @@ class TeacherActor:
         self._run(batch)
 
     def _next_batch(self) -> list[Job]:
-        """The longest queued requests that fit the budget; chosen anew each time, so that late arrivals join."""
+        """The longest queued requests that fit the budget. Batches are made anew each time: late arrivals join."""
         jobs = self.store.next_group()
-        return [jobs[index] for index in self.scorer.plan([job.request for job in jobs])[0]]
+        return [jobs[index] for index in self.scorer.batches([job.request for job in jobs])[0]]
 
     def _run(self, batch: list[Job]) -> None:
-        """Scores one batch; whatever goes wrong reaches everyone who waits for it, and the loop lives on."""
+        """Scores one batch. An error reaches every caller that waits for the batch, and the loop lives on."""
         begin = time.perf_counter()
-        found = self._attempt(batch)
+        states = self._attempt(batch)
         with self.wake:
             self.scoring = False
             self.wake.notify_all()
             self.seconds_busy += time.perf_counter() - begin
             self.batches += 1
-            for job, state in zip(batch, found, strict=True):
+            for job, state in zip(batch, states, strict=True):
                 if isinstance(state, ScoringError):
                     self.store.fail(job, state)
                 else:
@@ -220,7 +213,7 @@ class TeacherActor:
                     self.store.finish(job, state)
 
     def _attempt(self, batch: list[Job]) -> list["RolloutState | ScoringError"]:
-        """One forward pass. A batch that fails is halved: what is too large then fits, what is bad fails alone."""
+        """One forward pass. A batch that fails is halved: too large a batch then fits, and a bad rollout fails alone."""
         settings = self.settings
         topk = max(settings.topk, settings.look_topk * any(job.closer for job in batch))
         try:
@@ -234,10 +227,10 @@ class TeacherActor:
             failure = ScoringError(f"{type(error).__name__}: {error}")
         else:
             keep = [settings.keep_hidden or job.closer for job in batch]
-            return [state.kept(hidden, settings.colocate) for state, hidden in zip(states, keep, strict=True)]
+            return [state.kept(hidden, settings.teacher.colocate) for state, hidden in zip(states, keep, strict=True)]
         if len(batch) == 1:
             return [failure]
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # after an OutOfMemoryError, blocks of the failed batch would fragment the next one
         half = len(batch) // 2
         return self._attempt(batch[:half]) + self._attempt(batch[half:])

@@ -1,4 +1,4 @@
-"""Which devices an actor sees."""
+"""Limits an actor to the GPUs that Ray gave it."""
 
 import os
 
@@ -10,7 +10,7 @@ NOSET = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 def see_own_gpus_only() -> None:
     """Sets CUDA_VISIBLE_DEVICES to the GPUs that Ray gave this actor, where the user's NOSET keeps Ray from doing so.
 
-    Every replica would else load on GPU 0. To be called before CUDA is initialised; does nothing outside of an actor.
+    Otherwise every replica would load on GPU 0. Must run before CUDA is initialised; does nothing outside an actor.
     """
     if os.environ.get(NOSET, "0").lower() in ("", "0", "false") or not ray.is_initialized():
         return

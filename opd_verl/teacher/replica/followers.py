@@ -1,6 +1,7 @@
-"""The Ray actors that hold the other shards of a teacher replica: made by its leader, and gone with it.
+"""The Ray actors that hold the other shards of a teacher replica. The replica's leader makes them; they end with it.
 
-Ray ends actors whose owner died. The other way round the leader ends itself; Ray restarts it, and it makes new ones.
+Ray ends actors whose owner died. When a follower dies, the leader ends itself; Ray restarts the leader, which makes new
+followers. NCCL and gloo groups cannot take a new member, so a replica always restarts whole.
 """
 
 import logging
@@ -8,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -32,29 +33,30 @@ class ShardFollower:
     """One shard of a replica; a Ray actor."""
 
     def serve(self, rank: int, world: int, port: int, device: str) -> NoReturn:
-        """Joins the leader and reads what it is told to. Raises what loading or reading raises."""
+        """Joins the leader's group and obeys its messages for ever. Raises what loading or reading raises."""
         see_own_gpus_only()
         init_group(rank, world, find_store(port, world), device)
         follow()
 
 
-def lead(model_path: str, settings: TeacherSettings, follower_options: Sequence[Mapping[str, Any]]) -> Scorer:
+def lead(settings: TeacherSettings, follower_options: Sequence[Mapping[str, object]]) -> Scorer:
     """A Scorer whose model is sharded over this process and new followers, one for each set of Ray actor options.
 
-    Raises what loading raises on any of them, ValueError for a number of options that is not `settings.shards` - 1.
-    From then on a follower's end is this process's end.
+    Raises what loading raises in any of the processes, and ValueError for a number of options that is not `shards` - 1.
+    From then on this process ends when a follower ends.
     """
-    world = settings.shards
+    world = settings.teacher.shards
     if len(follower_options) != world - 1:
         raise ValueError(f"{len(follower_options)} followers; a replica of {world} shards has {world - 1}")
     device, store = settings.device or default_device(), open_store(world)
 
     def load() -> Scorer:
         init_group(0, world, store, device)
-        return load_scorer(model_path, settings, ShardedReader.load)
+        return load_scorer(settings, ShardedReader.load)
 
     followers = [_make(options) for options in follower_options]
     serving = [actor.serve.remote(rank, world, store.port, device) for rank, actor in enumerate(followers, 1)]
+    # The leader loads in a thread: the load is collective, so a rank that fails would leave the others waiting in it.
     try:
         scorer = _await_load(_in_thread(load), serving)
     except Exception:
@@ -65,13 +67,12 @@ def lead(model_path: str, settings: TeacherSettings, follower_options: Sequence[
     return scorer
 
 
-def _make(options: Mapping[str, Any]) -> Any:
-    actor_class: Any = ray.remote(ShardFollower)
-    return actor_class.options(**options).remote()
+def _make(options: Mapping[str, object]) -> ActorHandle:
+    return cast(ActorHandle, ray.remote(ShardFollower).options(**options).remote())
 
 
 def _in_thread(call: Callable[[], Result]) -> "Future[Result]":
-    """The call in a thread that nobody waits for at the end of the process."""
+    """Runs the call in a daemon thread: the process may end while it still runs."""
     future: Future[Result] = Future()
 
     def run() -> None:
@@ -85,7 +86,7 @@ def _in_thread(call: Callable[[], Result]) -> "Future[Result]":
 
 
 def _await_load(loading: "Future[Scorer]", serving: Sequence[ray.ObjectRef]) -> Scorer:
-    """The scorer, or the error of whichever rank failed: the others would wait for it for ever."""
+    """The loaded scorer. Raises the error of the rank that failed, for which the other ranks would wait for ever."""
     while not loading.done():
         ended, _ = ray.wait(list(serving), num_returns=1, timeout=POLL_SECONDS)
         if ended:
@@ -94,7 +95,7 @@ def _await_load(loading: "Future[Scorer]", serving: Sequence[ray.ObjectRef]) -> 
 
 
 def _raise_from(ended: ray.ObjectRef) -> NoReturn:
-    """A follower's own error is raised; one that was killed may live when it is made anew, so this process ends."""
+    """Raises a follower's own error. If the follower was killed, a new one may live, so this process ends instead."""
     try:
         ray.get(ended)
     except RayActorError as error:
@@ -103,7 +104,7 @@ def _raise_from(ended: ray.ObjectRef) -> NoReturn:
 
 
 def _end_with(followers: Sequence[ActorHandle], serving: Sequence[ray.ObjectRef]) -> None:
-    """Ends this process when a follower ends; holds their handles until then."""
+    """Ends this process when a follower ends. Holds the followers' handles until then, which keeps them alive."""
     ended, _ = ray.wait(list(serving), num_returns=1)
     try:
         ray.get(ended[0])
@@ -112,6 +113,6 @@ def _end_with(followers: Sequence[ActorHandle], serving: Sequence[ray.ObjectRef]
 
 
 def end(error: Exception) -> NoReturn:
-    """Ends this process: it can score no more, and Ray starts it anew."""
+    """Ends this process, which can score no more; Ray starts it anew."""
     logger.error("the replica restarts: %s", error)
-    os._exit(1)
+    os._exit(1)  # sys.exit would end only the thread that calls it

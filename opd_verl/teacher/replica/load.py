@@ -1,7 +1,8 @@
 """A replica's scorer from its settings, with the newest weights that there are."""
 
 from collections.abc import Callable
-from typing import Any
+
+from ray.actor import ActorHandle
 
 from opd_verl.teacher.scoring.limits import ModelLimits
 from opd_verl.teacher.scoring.reader import LocalReader, ModelSpec, Reader
@@ -11,36 +12,36 @@ from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.snapshot import current_snapshot
 
 
-def load_scorer(
-    model_path: str, settings: TeacherSettings, load: Callable[[ModelSpec], Reader] = LocalReader.load
-) -> Scorer:
-    """As `Scorer.from_pretrained`; where the settings name a newer snapshot of the weights, with these.
+def load_scorer(settings: TeacherSettings, load: Callable[[ModelSpec], Reader] = LocalReader.load) -> Scorer:
+    """`Scorer.from_pretrained` by the settings, with the weights of the newest snapshot where they name one.
 
-    A colocated teacher stays in host memory, and has still to be probed.
+    A colocated teacher stays in host memory, and must still be probed when its weights are first on the device.
     """
+    teacher = settings.teacher
     scorer = Scorer.from_pretrained(
-        model_path,
+        teacher.path,
         vocab_limit=settings.vocab_limit,
-        dtype=settings.dtype,
-        device="cpu" if settings.colocate else settings.device,
-        attn_implementation=settings.attn_implementation,
-        trust_remote_code=settings.trust_remote_code,
-        temperature=settings.temperature,
-        max_tokens_per_batch=settings.max_tokens_per_batch,
-        chunk_rows=settings.chunk_rows,
+        dtype=teacher.dtype,
+        device="cpu" if teacher.colocate else settings.device,
+        attn_implementation=teacher.attn_implementation,
+        trust_remote_code=teacher.trust_remote_code,
+        temperature=teacher.temperature,
+        max_tokens_per_batch=teacher.max_tokens_per_batch,
+        chunk_rows=teacher.chunk_rows,
         load=load,
-        probe=not settings.colocate,
+        probe=not teacher.colocate,
     )
     if snapshot := current_snapshot(settings.weights_pointer):
         scorer.reader.take(snapshot)
     return scorer
 
 
-def server_scorer(model_path: str, settings: TeacherSettings, server: Any) -> ServerScorer:
-    """A scorer that asks `server`, the Ray actor of one of verl's inference servers; here only the config is read."""
+def server_scorer(settings: TeacherSettings, server: ActorHandle) -> ServerScorer:
+    """A scorer that asks `server`, one of verl's inference servers. This process reads the model's config alone."""
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(model_path).get_text_config()
-    vocab_limit = settings.vocab_limit or len(AutoTokenizer.from_pretrained(model_path))
+    teacher = settings.teacher
+    config = AutoConfig.from_pretrained(teacher.path).get_text_config()
+    vocab_limit = settings.vocab_limit or len(AutoTokenizer.from_pretrained(teacher.path))
     limits = ModelLimits(vocab_limit, config.vocab_size, getattr(config, "max_position_embeddings", None))
-    return ServerScorer(server, limits, settings.max_tokens_per_batch)
+    return ServerScorer(server, limits, teacher.max_tokens_per_batch)

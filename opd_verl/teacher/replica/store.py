@@ -1,4 +1,4 @@
-"""Which rollouts are waiting for a forward pass and which states are kept: bookkeeping without threads or torch.
+"""Keeps track of rollouts that wait for a forward pass and of kept states: bookkeeping without threads or torch.
 
 Not thread-safe: the actor calls it under its lock.
 """
@@ -13,15 +13,15 @@ from opd_verl.teacher.scoring.state import RolloutState
 
 @dataclass(eq=False)
 class Job:
-    """One request and the promise of its state. Whoever holds `future` has the state even after an eviction."""
+    """One request and the promise of its state. A caller that holds `future` has the state even after an eviction."""
 
     request: ScoreRequest
     checksum: int
     step: int
     group: int = 0
-    """Jobs of different groups are not read together."""
+    """Jobs of different groups are never in one batch."""
     closer: bool = False
-    """Its state holds what the diagnostics look at."""
+    """Whether the state also holds the top-k and hidden states that the diagnostics look at."""
     future: Future[RolloutState] = field(default_factory=Future)
 
 
@@ -38,11 +38,11 @@ class JobStore:
         self.done: OrderedDict[str, Job] = OrderedDict()
 
     def find(self, key: str) -> Job | None:
-        """The job of this key, in whatever state it is."""
+        """The job of this key: queued, running or done."""
         return self.queued.get(key) or self.running.get(key) or self.done.get(key)
 
     def add(self, request: ScoreRequest, step: int, group: int = 0, closer: bool = False) -> Job:
-        """The job of this request, queued if there is none; one with other tokens, or that keeps less, is replaced."""
+        """The job of this request, queued if there is none. A job with other tokens, or that keeps less, is replaced."""
         checksum, known = request.checksum, self.find(request.key)
         if known is not None and known.checksum == checksum and known.closer >= closer:
             known.step = max(known.step, step)
@@ -54,7 +54,7 @@ class JobStore:
         return job
 
     def next_group(self) -> list[Job]:
-        """The queued jobs of the oldest one's group."""
+        """The queued jobs in the group of the oldest job."""
         jobs = list(self.queued.values())
         return [job for job in jobs if job.group == jobs[0].group]
 
@@ -74,7 +74,7 @@ class JobStore:
             self._release(next(iter(self.done.values())))
 
     def fail(self, job: Job, error: BaseException) -> None:
-        """Hands the error to whoever waits and forgets the job, so that the next request tries again."""
+        """Hands the error to the waiting callers and forgets the job, so that the next request tries again."""
         if self.running.get(job.request.key) is job:
             del self.running[job.request.key]
             job.future.set_exception(error)

@@ -1,1 +1,1 @@
-"""One teacher's forward passes: batches, body, LM head, kept states. Knows transformers; neither Ray nor verl."""
+"""The forward passes of one teacher replica: batches, body, LM head, kept states. Knows transformers, not verl."""

@@ -1,11 +1,13 @@
 """The decoder under the LM head reads a batch of rollouts: packed, padded, or each distinct prompt only once.
 
-All three give the last hidden states of the rows P-1 .. P+R-2 of every request, concatenated: [sum R, H]. The last
-response token predicts nothing that is asked, so it is never read.
+All three give the last hidden states of positions P-1 .. P+R-2 of every request, concatenated: [sum R, H]. Position t
+predicts token t+1, so these predict the R response tokens; the last response token itself is never read.
+
+Shape suffixes: B rows, T padded positions, G distinct prompts, P prompt positions, R response positions, H hidden size.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,22 +17,27 @@ from transformers import DynamicCache
 from opd_verl.teacher.score import ScoreRequest
 from opd_verl.teacher.scoring.batching import distinct_prompts, fed_ids
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 FULL_ATTENTION = {"full_attention"}
 
 
-def is_packing(config: Any) -> bool:
+def is_packing(config: "PreTrainedConfig") -> bool:
     """Whether the model's attention keeps the rollouts of one row apart without a mask of tokens x tokens."""
+    # transformers' flash attention cuts a row where position_ids start again at 0; sdpa and eager do not.
     return "flash" in str(getattr(config, "_attn_implementation", ""))
 
 
-def can_share(config: Any) -> bool:
-    """Whether keys and values of a prompt are all that its responses need: full attention in every layer."""
+def can_share(config: "PreTrainedConfig") -> bool:
+    """Whether a response needs nothing of its prompt but keys and values: full attention in every layer."""
+    # A sliding window's cache drops old keys, and a linear layer's state cannot be copied as keys and values.
     kinds = getattr(config, "layer_types", None)
     return set(kinds) <= FULL_ATTENTION if kinds else getattr(config, "sliding_window", None) is None
 
 
-def read_padded(body: Any, requests: Sequence[ScoreRequest], device: torch.device) -> Tensor:
-    """One row per request, padded on the right; the causal mask alone hides the padding from what is read."""
+def read_padded(body: "PreTrainedModel", requests: Sequence[ScoreRequest], device: torch.device) -> Tensor:
+    """One row per request, padded on the right: causal attention never sees padding from a token that is read."""
     fed = [fed_ids(request) for request in requests]
     ids_BT = pad_sequence(fed, batch_first=True).to(device)
     positions_BT = torch.arange(ids_BT.shape[1], device=device).expand(ids_BT.shape)
@@ -41,7 +48,7 @@ def read_padded(body: Any, requests: Sequence[ScoreRequest], device: torch.devic
     return torch.cat([row[len(r.prompt_ids) - 1 :][: len(r.response_ids)] for row, r in rows])
 
 
-def read_packed(body: Any, requests: Sequence[ScoreRequest], device: torch.device) -> Tensor:
+def read_packed(body: "PreTrainedModel", requests: Sequence[ScoreRequest], device: torch.device) -> Tensor:
     """All requests behind one another in one row without padding; positions that start again at 0 keep them apart."""
     fed = [fed_ids(request) for request in requests]
     ids_1N = torch.cat(fed)[None].to(device)
@@ -51,12 +58,13 @@ def read_packed(body: Any, requests: Sequence[ScoreRequest], device: torch.devic
     return torch.cat([row[len(r.prompt_ids) - 1 :] for row, r in rows])
 
 
-def read_shared(body: Any, requests: Sequence[ScoreRequest], device: torch.device) -> Tensor:
+def read_shared(body: "PreTrainedModel", requests: Sequence[ScoreRequest], device: torch.device) -> Tensor:
     """Each distinct prompt once, then all responses on its keys and values.
 
-    Prompts are padded on the left, so that prompt and response stay neighbours.
+    Prompts are padded on the left, so that each prompt ends next to its responses in the cache.
     """
     prompts, prompt_of_row = distinct_prompts(requests)
+    # pad_sequence pads on the right: reversed rows, padded and flipped, are padded on the left.
     reversed_ids = [torch.tensor(ids[::-1].copy(), dtype=torch.long) for ids in prompts]
     ids_GP = pad_sequence(reversed_ids, batch_first=True).flip(1).to(device)
     lengths_G = torch.tensor([len(ids) for ids in prompts], device=device)
@@ -72,11 +80,11 @@ def read_shared(body: Any, requests: Sequence[ScoreRequest], device: torch.devic
         use_cache=True,
     )[0][:, -1]
     of_row_B = torch.tensor(prompt_of_row, device=device)
-    first = last_GH[of_row_B]
+    first_BH = last_GH[of_row_B]  # the prompt's last position predicts the first response token
     longest = max(len(request.response_ids) for request in requests) - 1
     if longest == 0:
-        return first
-    cache.batch_select_indices(of_row_B)
+        return first_BH
+    cache.batch_select_indices(of_row_B)  # one copy of a prompt's keys and values for each of its responses
     responses = [torch.tensor(request.response_ids[:-1], dtype=torch.long) for request in requests]
     ids_BR = pad_sequence(responses, batch_first=True).to(device)
     steps_R = torch.arange(longest, device=device)
@@ -88,5 +96,5 @@ def read_shared(body: Any, requests: Sequence[ScoreRequest], device: torch.devic
         past_key_values=cache,
         use_cache=True,
     )[0]
-    parts = zip(first, hidden_BRH, responses, strict=True)
-    return torch.cat([torch.cat([one[None], rows[: len(ids)]]) for one, rows, ids in parts])
+    parts = zip(first_BH, hidden_BRH, responses, strict=True)
+    return torch.cat([torch.cat([first_H[None], rows[: len(ids)]]) for first_H, rows, ids in parts])

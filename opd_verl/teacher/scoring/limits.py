@@ -1,4 +1,4 @@
-"""What a teacher can read at all: its positions, the ids that it has rows for, the ids that it normalises over."""
+"""The limits of a teacher: its positions, the ids that it has embeddings for, the ids that it normalises over."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,20 @@ from opd_verl.teacher.scoring.batching import fed_tokens
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """vocab_limit: ids of tokens are below it; embeddings: rows; max_positions: None where the model has no limit."""
+    """The lengths and ids that a model can score."""
 
     vocab_limit: int
+    """Ids of tokens are below it. Padded vocabularies have more embeddings than tokens."""
     embeddings: int
+    """Rows of the embedding matrix."""
     max_positions: int | None
+    """None where the model has no limit."""
 
     def check(self, request: ScoreRequest, new_tokens: int = 0) -> None:
-        """Raises ValueError if the model cannot score the request: too long, or ids it has no row for.
+        """Raises ValueError if the model cannot score the request: too long, or ids it has no embedding for.
 
-        new_tokens: what an inference server must generate behind prompt and response; the last response token is then
-        read too.
+        new_tokens: tokens that an inference server must generate behind the response. It then reads the last response
+        token too, which the scorer does not.
         """
         prompt, response = request.prompt_ids, request.response_ids
         fed = len(prompt) + len(response) + new_tokens if new_tokens else fed_tokens(request)

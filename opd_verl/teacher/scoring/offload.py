@@ -3,26 +3,25 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Condition
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class HostWeights:
     """A model whose parameters and buffers are in host memory (pinned for CUDA), and copies of them on the device.
 
-    Nothing is copied back: what the device holds is dropped. Whoever changes weights does so while they are at rest.
+    Nothing is copied back: the device's copies are dropped. New weights must be loaded while no copies exist.
     """
 
-    def __init__(self, model: Any, device: torch.device | str) -> None:
+    def __init__(self, model: nn.Module, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.present = False
         self.tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
         for tensor in self.tensors:
             tensor.data = tensor.data.cpu()
             if self.device.type == "cuda":
-                tensor.data = tensor.data.pin_memory()
+                tensor.data = tensor.data.pin_memory()  # only from pinned memory does `non_blocking` copy asynchronously
         self.resting = [tensor.data for tensor in self.tensors]
 
     def bring(self) -> None:
@@ -30,6 +29,7 @@ class HostWeights:
         if not self.present:
             self.present = True
             try:
+                # `.data` is swapped in place, so that parameter objects, ties and the reader's references stay valid.
                 for tensor, resting in zip(self.tensors, self.resting, strict=True):
                     tensor.data = resting.to(self.device, non_blocking=True, copy=True)
             except torch.OutOfMemoryError as error:
@@ -47,14 +47,14 @@ class HostWeights:
                 tensor.data = resting
             self.present = False
             if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+                torch.cuda.empty_cache()  # gives the memory back to the trainer, another process on the same device
 
 
 class Visits:
-    """Who needs the weights now. They are brought for the first visitor, and dropped after the last.
+    """Counts the callers that need the weights. The first caller brings the weights, the last one drops them.
 
-    `wake` guards all state and is notified of changes; `busy` says, under it, whether a forward pass still runs.
-    `resting` None: the weights are always there.
+    `wake` guards all state and is notified of changes; `busy`, called under it, says whether a forward pass still runs.
+    `resting` None: the weights are always on the device.
     """
 
     def __init__(self, wake: Condition, resting: HostWeights | None, busy: Callable[[], bool]) -> None:
@@ -72,8 +72,8 @@ class Visits:
         return not self.busy() and (self.resting is None or not self.resting.present)
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """The weights are on the device for as long as anyone is in here. RuntimeError: they do not fit."""
+    def visit(self) -> Iterator[None]:
+        """The weights are on the device as long as any caller is inside. Raises RuntimeError where they do not fit."""
         with self.wake:
             if self.resting is not None:
                 self.resting.bring()
@@ -85,6 +85,7 @@ class Visits:
             with self.wake:
                 self.count -= 1
                 if self.resting is not None:
+                    # A forward pass that nobody waits for may still run; its weights must stay until it ends.
                     self.wake.wait_for(lambda: self.count > 0 or not self.busy())
                     if not self.count:
                         self.resting.drop()

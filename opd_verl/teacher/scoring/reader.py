@@ -1,12 +1,11 @@
-"""Where a Scorer's hidden states come from: the model of this process here, a model on several devices in
-`shard_reader`.
+"""A Scorer's source of hidden states: here a model that lies in this process, in `shard_reader` one on several devices.
 
 Shapes: R response tokens, T tokens, H hidden size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,14 +15,17 @@ from opd_verl.teacher.scoring.batching import SHARING_PAYS, shared_saving
 from opd_verl.teacher.scoring.body import can_share, is_packing, read_packed, read_padded, read_shared
 from opd_verl.teacher.snapshot import load_snapshot
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class OutOfStepError(RuntimeError):
-    """A reader failed half-way and cannot be used again; its process must end."""
+    """A sharded reader failed between two collectives and cannot be used again; its process must end."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which causal LM, and how it is loaded; the arguments of `Scorer.from_pretrained`."""
+    """A causal LM and how to load it. Arguments of `Scorer.from_pretrained`."""
 
     path: str
     dtype: str
@@ -35,13 +37,13 @@ class ModelSpec:
 class Reader(Protocol):
     """A causal LM and the way it reads rollouts."""
 
-    model: Any
-    body: Any
-    """The decoder under its LM head."""
+    model: "PreTrainedModel"
+    body: "PreTrainedModel"
+    """The decoder under the LM head."""
     packs: bool
-    """A batch costs the sum of its rows; else it is padded to the longest."""
+    """Whether rows lie behind one another without padding: a batch then costs the sum of its rows."""
     may_share: bool
-    """Rollouts of one prompt may read it together."""
+    """Whether a prompt may be read once for several rollouts."""
     ranks: int
     """Devices that read one batch together, each within the token budget."""
 
@@ -63,15 +65,16 @@ class LocalReader:
 
     ranks = 1
 
-    def __init__(self, model: Any, may_share: bool = True) -> None:
-        self.model, self.body = model, model.get_decoder()
+    def __init__(self, model: "PreTrainedModel", may_share: bool = True) -> None:
+        self.model: PreTrainedModel = model
+        self.body: PreTrainedModel = model.get_decoder()
         self.packs = is_packing(self.body.config)
         self.may_share = may_share and can_share(self.body.config)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are now."""
-        return self.model.get_input_embeddings().weight.device
+        """The device that the model's weights are on now; a colocated teacher's weights move."""
+        return self.model.device
 
     @classmethod
     def load(cls, spec: ModelSpec) -> Self:
@@ -79,21 +82,21 @@ class LocalReader:
         return cls(load_whole(spec).to(spec.device))
 
     def rows(self, requests: Sequence[ScoreRequest]) -> Tensor:
-        """As `Reader.rows`."""
+        """`Reader.rows`."""
         share = self.may_share and shared_saving(requests) >= SHARING_PAYS
         read = read_shared if share else read_packed if self.packs else read_padded
         return read(self.body, requests, self.device)
 
     def logits(self, ids_T: Tensor) -> Tensor:
-        """As `Reader.logits`."""
+        """`Reader.logits`."""
         return self.model(input_ids=ids_T[None].to(self.device), use_cache=False).logits[0]
 
     def take(self, snapshot: str) -> None:
-        """As `Reader.take`."""
+        """`Reader.take`."""
         load_snapshot(self.model, snapshot)
 
 
-def load_whole(spec: ModelSpec) -> Any:
+def load_whole(spec: ModelSpec) -> "PreTrainedModel":
     """The checkpoint's causal LM on the CPU."""
     from transformers import AutoModelForCausalLM
 

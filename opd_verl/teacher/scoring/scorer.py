@@ -5,7 +5,7 @@ Shapes: R response tokens, P prompt tokens, H hidden size, V = vocab_limit, K id
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from opd_verl.fused.head import LMHead
 from opd_verl.fused.statistics import RowStatistics, row_statistics
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scoring.batching import fed_ids, plan_requests
+from opd_verl.teacher.scoring.batching import fed_ids, batch_requests
 from opd_verl.teacher.scoring.limits import ModelLimits
 from opd_verl.teacher.scoring.reader import LocalReader, ModelSpec, Reader, default_device
 from opd_verl.teacher.scoring.state import RolloutState
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "auto")
 CPU_ROWS, DEVICE_ROWS = 128, 1024
-"""Logits of a matrix product that the CPU's caches still hold: 1.5 times as fast as 1024 rows."""
+"""Rows of logits at one time. 128 rows still fit a CPU's caches, which is 1.5 times as fast as 1024 rows."""
 PROBE_TOLERANCE = 0.02
 """Relative difference allowed between our head and the model's own logits; a bf16 model needs about 0.004."""
 
@@ -32,8 +32,8 @@ PROBE_TOLERANCE = 0.02
 class Scorer:
     """A causal LM that scores rollouts. Nothing changes after construction, so threads may share it.
 
-    `reader` (None: the model as it is here) gives the hidden states; one thread at a time may score. `probe`: whether
-    the model reads something now; where its weights are not on their device yet, `probe` must be called later.
+    `reader` (None: the model of this process) gives the hidden states; one thread at a time may score. `probe`: whether
+    to check the LM head now. Where the weights are not on their device yet, call `probe` later.
     Raises ValueError for a vocab_limit, temperature or budget out of range, and for a model whose logits are not
     `LMHead`'s function of its last hidden states (seen on a probe of four tokens).
     """
@@ -56,16 +56,17 @@ class Scorer:
         self.vocab_limit, self.temperature = vocab_limit, temperature
         self.max_tokens_per_batch = max_tokens_per_batch
         self.chunk_rows = chunk_rows
-        embeddings: Any = model.get_input_embeddings()
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.limits = ModelLimits(vocab_limit, len(embeddings.weight), positions)
-        LMHead.of(model, vocab_limit, temperature)  # raises what it raises
+        embeddings = model.get_input_embeddings().get_parameter("weight")
+        self.limits = ModelLimits(vocab_limit, len(embeddings), positions)
+        LMHead.of(model, vocab_limit, temperature)  # for its errors alone: a bad vocab_limit or temperature
         if probe:
             self.probe()
 
     @property
     def head(self) -> LMHead:
-        """The model's head, where its weights are now."""
+        """The model's head, on the device that the weights are on now."""
+        # Made anew each time: a colocated teacher's weights move between host and device.
         return LMHead.of(self.model, self.vocab_limit, self.temperature)
 
     @classmethod
@@ -98,11 +99,11 @@ class Scorer:
         return cls(reader.model, vocab_limit, temperature, max_tokens_per_batch, chunk_rows, reader, probe)
 
     def rows(self, device: torch.device) -> int:
-        """Rows of logits that exist at one time: `chunk_rows`, or what suits the device."""
+        """Rows of logits that exist at one time: `chunk_rows`, or the device's default."""
         return self.chunk_rows or (CPU_ROWS if device.type == "cpu" else DEVICE_ROWS)
 
     def check(self, request: ScoreRequest) -> None:
-        """Raises ValueError if the model cannot score the request: too long, or ids it has no row for."""
+        """Raises ValueError if the model cannot score the request: too long, or ids it has no embedding for."""
         self.limits.check(request)
 
     def score(self, requests: Sequence[ScoreRequest], topk: int = 0) -> list[RolloutState]:
@@ -113,14 +114,14 @@ class Scorer:
         for request in requests:
             self.check(request)
         states: dict[int, RolloutState] = {}
-        for batch in self.plan(requests):
+        for batch in self.batches(requests):
             states.update(zip(batch, self.score_batch([requests[index] for index in batch], topk), strict=True))
         return [states[index] for index in range(len(requests))]
 
-    def plan(self, requests: Sequence[ScoreRequest]) -> list[list[int]]:
-        """Indices of the requests that one forward pass reads together: what fits the budget of each of its ranks."""
+    def batches(self, requests: Sequence[ScoreRequest]) -> list[list[int]]:
+        """Indices of the requests in each forward pass: as many as fit the token budget of all ranks."""
         packs, share, ranks = self.reader.packs, self.reader.may_share, self.reader.ranks
-        parts = plan_requests(requests, self.max_tokens_per_batch, not packs, share)
+        parts = batch_requests(requests, self.max_tokens_per_batch, not packs, share)
         return [list(chain(*parts[first : first + ranks])) for first in range(0, len(parts), ranks)]
 
     @torch.inference_mode()
@@ -133,6 +134,7 @@ class Scorer:
         lengths = [len(request.response_ids) for request in requests]
         tokens = torch.cat([torch.tensor(request.response_ids, dtype=torch.long) for request in requests]).to(device)
         hidden = self._response_rows(requests)
+        # Reductions over the vocabulary are float32 in chunks of rows, whatever the model's dtype (opd_verl.fused).
         stats = row_statistics(head, hidden, tokens[:, None], topk, rows=self.rows(device))
         return _split_states(hidden, stats, lengths, topk)
 
@@ -140,8 +142,8 @@ class Scorer:
     def log_q_at(self, state: RolloutState, ids: Tensor) -> Tensor:
         """log q_t(v) for v in ids [R, K] (integers): f32 [R, K] on the CPU, in the order of `ids`.
 
-        K dot products per token minus the stored logsumexp; no forward pass. Raises ValueError for a wrong row count
-        and for ids outside 0..vocab_limit-1.
+        Costs K dot products per token and no forward pass: the logsumexp is stored. Raises ValueError for a wrong row
+        count and for ids outside 0..vocab_limit-1.
         """
         if ids.ndim != 2 or len(ids) != len(state.hidden):
             raise ValueError(f"ids of shape {tuple(ids.shape)}, expected [R, K] with R={len(state.hidden)}")
@@ -154,7 +156,7 @@ class Scorer:
         return torch.cat([head.logits_at(hidden, at) - lse[:, None] for hidden, at, lse in chunks]).cpu()
 
     def _response_rows(self, requests: Sequence[ScoreRequest]) -> Tensor:
-        """Last hidden states of every request's response positions, [sum R, H]; the only place that runs the body."""
+        """Last hidden states of every request's response positions, [sum R, H]. Only this function runs the body."""
         requests = [request for request in requests if len(request.response_ids)]
         if not requests:
             return self.head.weight.new_zeros(0, self.head.weight.shape[1])
@@ -162,7 +164,7 @@ class Scorer:
 
     @torch.inference_mode()
     def probe(self) -> None:
-        """Refuses a model whose own logits differ from ours: something between body and logits is unknown to LMHead."""
+        """Raises ValueError where our logits differ from the model's own: `LMHead` then does not know the whole head."""
         probe = ScoreRequest("probe", np.zeros(1), np.arange(min(4, self.vocab_limit)))
         head, hidden = self.head, self.reader.rows([probe])
         theirs = self.reader.logits(fed_ids(probe))[:, : self.vocab_limit].float()
@@ -176,8 +178,8 @@ class Scorer:
 
 
 def _split_states(hidden: Tensor, stats: RowStatistics, lengths: list[int], topk: int) -> list[RolloutState]:
-    """One state per request; clones, so that dropping one rollout frees its memory."""
+    """One state per request. Tensors are cloned, so that dropping one rollout frees its memory."""
     cpu = [x.cpu() for x in (stats.log_p[:, 0], stats.entropy, stats.topk_ids, stats.topk_log_p)]
     rows = zip(*(x.split(lengths) for x in (hidden, stats.logsumexp, *cpu)), strict=True)
-    keep = slice(None) if topk else slice(0, 4)
+    keep = slice(None) if topk else slice(0, 4)  # without top-k: hidden, logsumexp, log_q, entropy
     return [RolloutState(*(part.clone() for part in row[keep])) for row in rows]

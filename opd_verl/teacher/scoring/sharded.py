@@ -1,12 +1,13 @@
 """A causal LM whose decoder layers are spread over the devices of a process group (FSDP2), for teachers too large for
-one device. The host holds one whole copy while it loads, in rank 0; the others begin with an empty skeleton.
+one device. While it loads, rank 0 holds a whole copy in host memory; the other ranks begin with an empty skeleton.
 
 Embeddings, final norm and LM head stay whole on every rank: rank 0 answers late questions with the head alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,10 +18,15 @@ from torch.distributed.fsdp import fully_shard
 
 from opd_verl.teacher.scoring.reader import ModelSpec, load_whole
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 HOST = "127.0.0.1"
 """The ranks of a group share a node."""
 IDLE = timedelta(days=30)
-"""Ranks wait for the next batch inside a broadcast, maybe through a long pause; the pool's timeout finds hangs."""
+"""Timeout of collectives. Ranks wait for the next batch inside a broadcast, maybe for days; hangs are found by the
+pool's own timeout."""
+Message = TypeVar("Message")
 
 
 def open_store(world: int) -> dist.TCPStore:
@@ -29,50 +35,52 @@ def open_store(world: int) -> dist.TCPStore:
 
 
 def find_store(port: int, world: int) -> dist.TCPStore:
-    """The same for the other ranks."""
+    """Rank 0's meeting point, as another rank finds it."""
     return dist.TCPStore(HOST, port, world, is_master=False, timeout=IDLE)
 
 
 def init_group(rank: int, world: int, store: dist.TCPStore, device: str) -> None:
-    """Makes this process one of the `world` ranks, waiting for the others; objects travel over gloo on every device."""
+    """Makes this process one of the `world` ranks, waiting for the others."""
     kind = torch.device(device).type
+    # Messages are Python objects in host memory, so that a group on GPUs needs gloo beside NCCL.
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=IDLE)
 
 
-def from_leader(message: Any = None) -> Any:
-    """Rank 0's object on every rank; all ranks must call it."""
+def from_leader(message: Message | None = None) -> Message:
+    """Rank 0's object on every rank. All ranks must call it; only rank 0 gives a message."""
     box = [message]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+    received = box[0]
+    assert received is not None, "rank 0 always gives a message"
+    return received
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a loaded model has beside its weights, by name, and a skeleton made from the config may lack.
-
-    Buffers are those that no checkpoint holds too, like the rotary angles; `ties`: parameters that are another one.
-    """
+    """The parts of a loaded model that neither its weights nor a skeleton made from its config hold, all by name."""
 
     dtypes: dict[str, torch.dtype]
     ties: dict[str, str]
+    """Names of parameters that are another parameter (tied embeddings) -> name of the other."""
     buffers: dict[str, Tensor]
+    """All buffers, including those that no checkpoint holds, like rotary angles."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """Those of a model on the CPU."""
+        """The traits of a model on the CPU."""
         named = list(model.named_parameters(remove_duplicate=False))
         first: dict[int, str] = {}
         ties = {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
         return cls({name: p.dtype for name, p in named}, ties, dict(model.named_buffers()))
 
     def set_dtypes(self, model: nn.Module) -> None:
-        """Before the model is sharded."""
+        """Gives each parameter the loaded model's dtype. Call it before sharding, which fixes the dtypes."""
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(self.dtypes[name])
 
     def tie_and_fill(self, model: nn.Module, device: str) -> None:
-        """After the model got memory, which undid its ties."""
+        """Ties parameters and fills buffers. Call it after `to_empty`, which gives every parameter memory of its own."""
         for name, source in self.ties.items():
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, model.get_parameter(source))
@@ -81,12 +89,14 @@ class Traits:
             setattr(model.get_submodule(owner), attribute, value.to(device))
 
 
-def load_sharded(spec: ModelSpec) -> Any:
+def load_sharded(spec: ModelSpec) -> "PreTrainedModel":
     """The checkpoint, sharded over the process group; all ranks must call it.
 
     Raises ValueError for a model that does not say which of its modules are the layers.
     """
     model, weights, traits = _emptied(load_whole(spec)) if dist.get_rank() == 0 else (_skeleton(spec), {}, None)
+    # The order matters: FSDP shards a model on the meta device, memory comes after that, and weights last, shard by
+    # shard. No rank but 0 ever holds the whole model, not even in host memory.
     traits = from_leader(traits)
     traits.set_dtypes(model)
     _shard_layers(model, spec.device)
@@ -96,21 +106,22 @@ def load_sharded(spec: ModelSpec) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def fill(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Rank 0's whole weights into every rank's shards, in place; the other ranks give none, and all must call it.
+def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies rank 0's whole weights into every rank's shards, in place. All ranks must call it; the others give {}.
 
     Raises RuntimeError if names or shapes differ.
     """
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, dict(weights), options=options)
 
 
-def _emptied(model: Any) -> tuple[Any, dict[str, Tensor], Traits]:
-    """The model without memory, and what was in it."""
+def _emptied(model: "PreTrainedModel") -> "tuple[PreTrainedModel, dict[str, Tensor], Traits]":
+    """The model without memory, its weights, and its traits."""
     weights, traits = model.state_dict(), Traits.of(model)
     return model.to("meta"), weights, traits
 
 
-def _skeleton(spec: ModelSpec) -> Any:
+def _skeleton(spec: ModelSpec) -> "PreTrainedModel":
     """The model as its config describes it, without memory."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -122,8 +133,8 @@ def _skeleton(spec: ModelSpec) -> Any:
         )
 
 
-def _shard_layers(model: Any, device: str) -> None:
-    """Each layer is gathered for its own forward pass, while the one before it runs."""
+def _shard_layers(model: "PreTrainedModel", device: str) -> None:
+    """Shards each layer by itself: its weights are gathered while the layer before it runs."""
     body, kinds = model.get_decoder(), set(model._no_split_modules or ())
     layers = [module for module in body.modules() if type(module).__name__ in kinds]
     if not layers:
@@ -132,4 +143,5 @@ def _shard_layers(model: Any, device: str) -> None:
     whole = set(body.parameters()) - {weight for layer in layers for weight in layer.parameters()}
     for layer in layers:
         fully_shard(layer, mesh=mesh)
+    # The body is the FSDP root, which starts the gathering; its own parameters (embeddings, norm) stay whole.
     fully_shard(body, mesh=mesh, ignored_params=whole)

@@ -76,12 +76,14 @@ class Teacher:
     """Answers with `score`, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.asked: list[CollectSpec] = []
 
-    def collect(self, requests: list[ScoreRequest], at_ids: list[np.ndarray] | None, **more: Any) -> list[TeacherScore]:
+    def collect(
+        self, requests: list[ScoreRequest], at_ids: list[np.ndarray] | None, spec: CollectSpec
+    ) -> list[TeacherScore]:
         self.requests, self.at_ids = requests, at_ids
-        self.asked.append(more)
-        widths = {"topk": more["topk"], "at_ids": K if at_ids else 0, "hidden": H if more["hidden"] else 0}
+        self.asked.append(spec)
+        widths = {"topk": spec.topk, "at_ids": K if at_ids else 0, "hidden": H if spec.hidden else 0}
         return [score(len(request.response_ids), row, **widths) for row, request in enumerate(requests)]
 
 
@@ -94,7 +96,7 @@ def test_what_is_asked_is_answered_row_by_row(
     teacher: Any = Teacher()
     asked = {"topk": topk, "hidden": hidden, "entropy": not hidden}
     scores = collect_scores(batch, teacher, 4, at_student_topk=at_student_topk, **asked)
-    assert teacher.asked == [{"step": 4, **asked}]
+    assert teacher.asked == [CollectSpec(4, **asked)]
     assert [request.key for request in teacher.requests] == ["a_0_0", "b_0_0"], "padding rows are not sent"
     assert [request.prompt_ids.tolist() for request in teacher.requests] == [[5, 6], [7]]
     assert [request.response_ids.tolist() for request in teacher.requests] == [[10, 11, 12], [20]]

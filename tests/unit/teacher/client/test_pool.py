@@ -233,7 +233,7 @@ def test_without_early_scoring_the_batches_are_the_same_in_every_run(
         wait_for(lambda: actor.collects == 2)
         gate.set()
         assert len(one.result()) + len(two.result()) == len(REQUESTS)
-    plan = actor.scorer.plan
+    plan = actor.scorer.batches
     expected = []
     for part in (list(REQUESTS[:half]), list(REQUESTS[half:])):
         while part:

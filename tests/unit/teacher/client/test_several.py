@@ -305,7 +305,7 @@ class RecordingTeacher:
     def submit(self, asked: ScoreRequest, step: int) -> None:
         self.seen.append((asked.key, asked.route))
 
-    def collect(self, requests: list[ScoreRequest], at_ids: Any, **wanted: Any) -> list[TeacherScore]:
+    def collect(self, requests: list[ScoreRequest], at_ids: Any, spec: CollectSpec) -> list[TeacherScore]:
         self.seen += [(asked.key, asked.route) for asked in requests]
         return [score([-1.0] * len(asked.response_ids)) for asked in requests]
 

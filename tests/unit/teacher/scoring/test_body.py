@@ -12,7 +12,7 @@ from tiny_models import tiny_qwen3
 from transformers import Gemma2Config, Qwen3Config
 
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scoring.batching import SHARING_PAYS, fed_tokens, plan_batches, plan_requests, shared_saving
+from opd_verl.teacher.scoring.batching import SHARING_PAYS, fed_tokens, batch_rows, batch_requests, shared_saving
 from opd_verl.teacher.scoring.body import can_share, is_packing, read_packed, read_padded, read_shared
 from opd_verl.teacher.scoring.scorer import Scorer
 
@@ -83,7 +83,7 @@ def test_plans_cover_every_request_once_within_the_budget(
     sizes: list[tuple[int, int]], budget: int, padded: bool, share: bool
 ) -> None:
     requests = [ScoreRequest(f"{p}_{i}", np.arange(p), np.arange(r)) for i, (p, r) in enumerate(sizes)]
-    plan = plan_requests(requests, budget, padded, share)
+    plan = batch_requests(requests, budget, padded, share)
     assert sorted(index for batch in plan for index in batch) == list(range(len(requests))) and all(plan)
     for batch in plan:
         fed = [fed_tokens(requests[index]) for index in batch]
@@ -93,7 +93,7 @@ def test_plans_cover_every_request_once_within_the_budget(
 
 def test_packed_rows_fill_the_budget_that_padding_would_waste() -> None:
     lengths = [10, 1, 1, 1, 1, 1]
-    assert len(plan_batches(lengths, 15, padded=False)) == 1 and len(plan_batches(lengths, 15)) == 2
+    assert len(batch_rows(lengths, 15, padded=False)) == 1 and len(batch_rows(lengths, 15)) == 2
 
 
 def test_close_is_tight() -> None:

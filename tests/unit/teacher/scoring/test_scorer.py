@@ -19,7 +19,7 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from opd_verl.fused.rows import Workspace
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scoring.batching import plan_batches
+from opd_verl.teacher.scoring.batching import batch_rows
 from opd_verl.teacher.scoring.scorer import Scorer
 
 
@@ -112,7 +112,7 @@ def test_the_token_budget_is_respected(budget: int) -> None:
 
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 1000))
 def test_plan_covers_each_request_once_within_the_budget(lengths: Sequence[int], budget: int) -> None:
-    batches = plan_batches(lengths, budget)
+    batches = batch_rows(lengths, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget

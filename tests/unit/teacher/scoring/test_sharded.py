@@ -37,7 +37,7 @@ from opd_verl.teacher.replica.actor import TeacherActor
 from opd_verl.teacher.replica.followers import _await_load
 from opd_verl.teacher.score import ScoreRequest, TeacherScore
 from opd_verl.teacher.scoring import sharded
-from opd_verl.teacher.scoring.batching import plan_batches
+from opd_verl.teacher.scoring.batching import batch_rows
 from opd_verl.teacher.scoring.reader import ModelSpec
 from opd_verl.teacher.scoring.scorer import Scorer
 from opd_verl.teacher.scoring.shard_reader import ShardedReader, follow, split
@@ -100,8 +100,8 @@ def test_parts_are_even_and_as_large_as_the_budget_of_their_plan(
     assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
     assert len(parts) <= ranks and all(parts)
     worst = max(cost([lengths[index] for index in part]) for part in parts)
-    assert worst == max(lengths) or len(plan_batches(lengths, worst - 1, padded)) > ranks, "no part could be smaller"
-    batches = plan_batches(lengths, budget, padded)
+    assert worst == max(lengths) or len(batch_rows(lengths, worst - 1, padded)) > ranks, "no part could be smaller"
+    batches = batch_rows(lengths, budget, padded)
     for first in range(0, len(batches), ranks):
         together = [lengths[index] for batch in batches[first : first + ranks] for index in batch]
         for part in split(together, ranks, padded):
@@ -115,7 +115,7 @@ def test_long_rows_that_fill_a_device_are_read_together_and_one_goes_alone() -> 
     scorer = Scorer(tiny_qwen3(VOCAB), LIMIT, max_tokens_per_batch=60)
     scorer.reader = TwoDevices()  # type: ignore[assignment]
     requests = [request(f"k{length}", 1, length) for length in (50, 49, 48, 20, 20, 20)]
-    assert scorer.plan(requests) == [[0, 1], [2, 3, 4, 5]]
+    assert scorer.batches(requests) == [[0, 1], [2, 3, 4, 5]]
     assert split([48, 20, 20, 20], 2, padded=True) == [[0], [1, 2, 3]]
 
 
