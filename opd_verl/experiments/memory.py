@@ -20,9 +20,9 @@ import psutil
 from opd_verl.config.compose import compose_trainer
 from opd_verl.pipeline.training_child import die_with_parent
 from opd_verl.plan import memory
-from opd_verl.plan.__main__ import plan
 from opd_verl.plan.devices import GIB
 from opd_verl.plan.phases import phases
+from opd_verl.plan.planner import plan_run
 from opd_verl.quickstart.distil import overrides
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.task import write_parquet
@@ -115,7 +115,7 @@ def measure(command: Sequence[str], log: Path) -> dict[str, int]:
 
 def planned(arguments: Sequence[str]) -> dict[str, float]:
     """Returns the planned bytes of each role's largest phase."""
-    run = plan(compose_trainer(list(arguments)), "h100")
+    run = plan_run(compose_trainer(list(arguments)), "h100")
     parts_of = phases(run)
     own = {name: {part: size for part, size in parts.items() if part not in SERVER} for name, parts in parts_of.items()}
     return {

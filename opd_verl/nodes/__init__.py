@@ -1,1 +1,1 @@
-"""The preflight on a Ray cluster: `python -m opd_verl.nodes OVERRIDES` looks at every node before the job does."""
+"""The preflight on a Ray cluster: looks at every node for problems that would end the job hours later."""

@@ -5,8 +5,8 @@
 
 Prints a table with a row for each node (devices, memory, disks, clock, models, data, connections, versions), then
 every problem with its remedy. Exit status 1 if the job would fail, else 0; a warning does not count. It starts nothing
-of verl and reserves no device; a node that does not answer is a row of its own. The cluster is the one that the job
-would find: RAY_ADDRESS, ray_kwargs.ray_init.address, or what `ray start` left on this machine.
+of verl and reserves no device; a node that does not answer has its own row. It looks at the cluster that the job would
+find: by RAY_ADDRESS, by ray_kwargs.ray_init.address, or by the last `ray start` on this machine.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from opd_verl.config.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Options of our own go before the overrides, which are the job's."""
+    """The command line: our own options come before the job's overrides."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m opd_verl.nodes", description=__doc__, formatter_class=form)
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds that the nodes have for an answer (60)")
-    parser.add_argument("overrides", nargs="+", help="of python -m verl.trainer.main_ppo")
+    parser.add_argument("overrides", nargs="+", help="the job's, as python -m verl.trainer.main_ppo takes them")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Looks at the cluster. Returns the exit status."""
     options = build_parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", ".*engine is not available")  # verl, of engines that nobody asked for
+    warnings.filterwarnings("ignore", ".*engine is not available")  # verl warns about engines that nobody asked for
     logging.getLogger("verl.plugin.platform").setLevel(logging.WARNING)
     try:
         return examine(options.overrides, options.timeout)
@@ -40,14 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def examine(overrides: Sequence[str], seconds: float) -> int:
-    """Composes the job's config, looks, prints. Returns the exit status.
+    """Composes the job's config, looks at the nodes and prints. Returns the exit status.
 
     Raises:
-        ConfigError: there is nothing to look at: no cluster, or no config that can be read.
+        ConfigError: there is no cluster, or no config that can be read.
     """
     from opd_verl.config.compose import compose_trainer
 
     config = compose_trainer(overrides)
+    # verl is imported after the config: a misspelt override is refused before the seconds that its import takes.
     from verl.utils.device import get_resource_name
 
     from opd_verl.config.opd import parse_opd
@@ -60,9 +61,10 @@ def examine(overrides: Sequence[str], seconds: float) -> int:
     from opd_verl.nodes.table import console, show
 
     needs = read_needs(config, parse_opd(config) if "opd" in config else None)
-    driver = look(needs.wanted())
-    with connected(needs.ray_init.get("address")):
-        reports = gather(nodes(get_resource_name()), needs.wanted(), seconds)
+    driver = look(needs.checklist())
+    address = needs.ray_init.get("address")
+    with connected(None if address is None else str(address)):
+        reports = gather(nodes(get_resource_name()), needs.checklist(), seconds)
     problems = find_problems(needs, driver, reports, refusals(config))
     show(driver, reports, problems, console())
     return int(any(problem.severity is Severity.error for problem in problems))

@@ -1,4 +1,4 @@
-"""All checks of a cluster: those of the nodes, and those that the job itself would begin with."""
+"""All checks of a cluster: the checks of its nodes, and the checks that the job itself begins with."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -8,14 +8,14 @@ from opd_verl.checks.preflight import preflight
 from opd_verl.config.errors import ConfigError
 from opd_verl.nodes import hardware, links, software, storage
 from opd_verl.nodes.needs import Needs
-from opd_verl.nodes.problems import DRIVER, Problem, error, merged
+from opd_verl.nodes.problems import DRIVER, ClusterProblem, error, merged
 from opd_verl.nodes.records import Machine, NodeReport
 
 CHECKS = (*software.CHECKS, *hardware.CHECKS, *storage.CHECKS, *links.CHECKS)
 
 
 def refusals(config: DictConfig) -> Iterator[ConfigError]:
-    """What `opd_verl.checks.preflight` would end the job with, where its recipe has an `opd:` section."""
+    """The error with which `opd_verl.checks.preflight` would end the job, if its recipe has an `opd:` section."""
     if "opd" in config:
         try:
             preflight(config)
@@ -25,9 +25,10 @@ def refusals(config: DictConfig) -> Iterator[ConfigError]:
 
 def find_problems(
     needs: Needs, driver: Machine, reports: Sequence[NodeReport], refused: Iterable[ConfigError] = ()
-) -> list[Problem]:
+) -> list[ClusterProblem]:
     """Every problem once, errors first."""
-    found = [problem for check in CHECKS for problem in check(needs, driver, reports)]
-    told = {problem.what.split("=")[0] for problem in found if DRIVER in problem.nodes}
-    found += [error(DRIVER, one.problem, one.remedy) for one in refused if one.key not in told]
-    return merged(found)
+    problems = [problem for check in CHECKS for problem in check(needs, driver, reports)]
+    # The preflight refuses a missing model too; a problem about the same key is told once.
+    told = {problem.what.split("=")[0] for problem in problems if DRIVER in problem.nodes}
+    problems += [error(DRIVER, refusal.problem, refusal.remedy) for refusal in refused if refusal.key not in told]
+    return merged(problems)

@@ -1,15 +1,16 @@
-"""The Ray cluster that the job will run on: found as `ray.init` finds it, its nodes, and a probe on each."""
+"""The Ray cluster that the job will run on: found as `ray.init` finds it, with its nodes and a probe on each node."""
 
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar, cast
 
 import ray
 from ray import cloudpickle, exceptions
 from ray._private import services, state
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import opd_verl
@@ -24,20 +25,34 @@ START = (
 )
 
 
+Answer = TypeVar("Answer")
+
+
+class ListedNode(TypedDict):
+    """The keys of an entry of `ray.nodes()` that are read here."""
+
+    NodeID: str
+    NodeManagerAddress: str
+    ObjectStoreSocketName: str
+    Resources: Mapping[str, float]
+    Alive: bool
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """A connection to the cluster that the job would find.
 
     Raises:
-        ConfigError: there is none, or it does not answer.
+        ConfigError: there is no cluster, or it does not answer.
     """
-    there = address_of(address)
-    if "://" not in there and (problem := unreachable(f"ray://{there}")):
-        raise ConfigError("RAY_ADDRESS", there, f"no Ray cluster answers there ({problem})", START)
+    cluster = address_of(address)
+    # A plain connection comes first: `ray.init` is slow to give up where nobody listens.
+    if "://" not in cluster and (problem := unreachable(f"ray://{cluster}")):
+        raise ConfigError("RAY_ADDRESS", cluster, f"no Ray cluster answers there ({problem})", START)
     try:
-        ray.init(there, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:  # another Python or Ray than the cluster's is the latter
-        raise ConfigError("RAY_ADDRESS", there, first_line(error), START) from error
+        ray.init(cluster, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:  # RuntimeError: this Python or Ray is not the cluster's
+        raise ConfigError("RAY_ADDRESS", cluster, first_line(error), START) from error
     try:
         yield
     finally:
@@ -45,27 +60,27 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def address_of(address: str | None) -> str:
-    """RAY_ADDRESS, then `ray_kwargs.ray_init.address`, then what the last `ray start` here left.
+    """The cluster's address: RAY_ADDRESS, then `ray_kwargs.ray_init.address`, then that of the last `ray start` here.
 
-    Not Ray's "auto", which takes any cluster of this machine, another job's too; the job would start one of its own.
+    Ray's "auto" is not used: it takes any cluster of this machine, another job's too, where the job starts a new one.
     """
     chosen = os.environ.get("RAY_ADDRESS") or (address if address not in ("auto", "local") else None)
-    found = chosen or services.find_bootstrap_address(None)
-    if not found:
+    cluster = chosen or services.find_bootstrap_address(None)
+    if not cluster:
         raise ConfigError("RAY_ADDRESS", None, "no Ray cluster was started on this machine", START)
-    return found
+    return cluster
 
 
 def nodes(resource: str) -> list[Node]:
     """Every node that is alive; `resource` is Ray's name for its devices."""
-    listed: Any = ray.nodes()
-    free = state.available_resources_per_node()  # as verl asks
+    listed: list[ListedNode] = ray.nodes()
+    free = state.available_resources_per_node()  # private, but it is what verl counts a pool's devices by
     alive = [node_of(node, free, resource) for node in listed if node["Alive"]]
     return sorted(alive, key=lambda node: (node.address, node.id))
 
 
-def node_of(listed: Mapping[str, Any], free: Mapping[str, Mapping[str, float]], resource: str) -> Node:
-    """One entry of `ray.nodes()`; Ray's folder there is the one above its sockets."""
+def node_of(listed: ListedNode, free: Mapping[str, Mapping[str, float]], resource: str) -> Node:
+    """The node of an entry of `ray.nodes()`. Ray's folder on it is the folder above Ray's sockets."""
     total, left = listed["Resources"], free.get(listed["NodeID"], {})
     return Node(
         id=listed["NodeID"],
@@ -79,7 +94,7 @@ def node_of(listed: Mapping[str, Any], free: Mapping[str, Mapping[str, float]], 
 
 @contextmanager
 def carried() -> Iterator[None]:
-    """Our code travels to the nodes by value: a node without opd_verl, or with another version of it, answers too."""
+    """Sends our code to the nodes by value: a node without opd_verl, or with another version of it, answers too."""
     cloudpickle.register_pickle_by_value(opd_verl)
     try:
         yield
@@ -87,14 +102,14 @@ def carried() -> Iterator[None]:
         cloudpickle.unregister_pickle_by_value(opd_verl)
 
 
-def start_probe(node: Node) -> Any:
-    """The handle of an actor on this node and no other."""
+def start_probe(node: Node) -> ActorHandle:
+    """The handle of a probe that runs on this node and no other."""
     here = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    return ray.remote(num_cpus=0)(NodeProbe).options(scheduling_strategy=here).remote()
+    return cast(ActorHandle, ray.remote(num_cpus=0)(NodeProbe).options(scheduling_strategy=here).remote())
 
 
-def collect(calls: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
-    """The answers that came in time, and for the others why there is none."""
+def collect(calls: "Mapping[str, ray.ObjectRef[Answer]]", seconds: float) -> tuple[dict[str, Answer], dict[str, str]]:
+    """The answers that came in time, and the reason of each missing answer."""
     ray.wait(list(calls.values()), num_returns=len(calls), timeout=seconds) if calls else None
     answers, failures = {}, {}
     for name, call in calls.items():
@@ -108,6 +123,6 @@ def collect(calls: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any], d
 
 
 def reason(error: BaseException) -> str:
-    """The line of Ray's many that says what happened."""
+    """The line of Ray's long message that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if isinstance(error, exceptions.RayTaskError) else " ".join(lines)[:300]

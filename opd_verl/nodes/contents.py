@@ -1,4 +1,4 @@
-"""Models and data files as one machine has them, to be compared with the driver's."""
+"""The models and data files of one machine, to be compared with the driver's."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ COMPARED = ("*.safetensors", "*.bin", "tokenizer*")
 
 
 def model_files(path: str) -> ModelFiles:
-    """A folder's files, or what is known of a hub name; `problem` says why there is nothing to load."""
+    """A folder's files, or the cached commit of a hub name; `problem` says why there is nothing to load."""
     folder = Path(path)
     if folder.is_dir():
         config = folder / "config.json"
@@ -26,8 +26,8 @@ def model_files(path: str) -> ModelFiles:
 
 
 def file_size(path: str) -> int | None:
-    """Bytes of a data file or folder of files; None where it is not there."""
-    there = Path(path).expanduser()
-    if there.is_dir():
-        return sum(file.stat().st_size for file in there.rglob("*") if file.is_file())
-    return there.stat().st_size if there.is_file() else None
+    """Bytes of a data file or of a folder of files; None where there is none."""
+    data = Path(path).expanduser()
+    if data.is_dir():
+        return sum(file.stat().st_size for file in data.rglob("*") if file.is_file())
+    return data.stat().st_size if data.is_file() else None

@@ -1,18 +1,18 @@
-"""The driver's side of the folder of the checkpoints: a file in it that the nodes look for, and no trace afterwards."""
+"""The driver's file in the folder of the checkpoints, which the nodes look for; it leaves no trace."""
 
 from pathlib import Path
 from types import TracebackType
 
 
 class Folder:
-    """A context: the folder is made if it is not there, and is left as it was found."""
+    """A context in which the folder exists and holds the driver's file; afterwards the folder is as it was before."""
 
     def __init__(self, path: str, name: str) -> None:
         self.path = Path(path).absolute()
         self.name = name
         self.problem: str | None = None
         """Why the driver cannot write there."""
-        self.made = [one for one in (self.path, *self.path.parents) if not one.exists()]
+        self.made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
 
     def __enter__(self) -> "Folder":
         try:
@@ -31,5 +31,5 @@ class Folder:
                 folder.rmdir()
 
     def lacks(self, name: str) -> str | None:
-        """What is wrong if a node's file did not get here."""
+        """The problem if a node's file did not arrive here; None if it did."""
         return None if (self.path / name).is_file() else f"what it writes to {self.path} does not get here"

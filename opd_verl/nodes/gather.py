@@ -1,41 +1,43 @@
-"""What the probes found, one report for each node: a node that does not answer costs its time limit and no more."""
+"""Asks the probes and writes one report for each node. A node that does not answer costs its time limit and no more."""
 
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray import exceptions
+from ray.actor import ActorHandle
 
 from opd_verl.nodes.cluster import carried, collect, start_probe
 from opd_verl.nodes.folder import Folder
 from opd_verl.nodes.probe import partners
-from opd_verl.nodes.records import Clock, Node, NodeReport, Wanted
+from opd_verl.nodes.records import Checklist, Clock, Machine, Node, NodeReport
 
 PINGS = 5
 ALL_PAIRS = 16
-"""Nodes up to which each connects to each other."""
-Probes = dict[str, Any]
+"""Up to so many nodes, each connects to each other."""
+Probes = dict[str, ActorHandle]
 Reports = dict[str, NodeReport]
-"""Both by the id of the node."""
+"""Probes and reports are keyed by the id of the node."""
 
 
-def gather(nodes: Sequence[Node], wanted: Wanted, seconds: float) -> list[NodeReport]:
+def gather(nodes: Sequence[Node], checklist: Checklist, seconds: float) -> list[NodeReport]:
     """Looks at every node. Each kind of question has `seconds` for all nodes together."""
     with carried():
         probes: Probes = {node.id: start_probe(node) for node in nodes}
-        reports = look_at(nodes, probes, wanted, seconds)
+        reports = look_at(nodes, probes, checklist, seconds)
         for look in (read_clocks, exchange_files, open_connections):
             answering = {name: probes[name] for name, report in reports.items() if report.failure is None}
-            look(answering, reports, wanted, seconds)
+            look(answering, reports, checklist, seconds)
     return list(reports.values())
 
 
-def look_at(nodes: Sequence[Node], probes: Probes, wanted: Wanted, seconds: float) -> Reports:
-    """The first answer of every node, or why there is none."""
-    calls = {node.id: probes[node.id].look.remote(wanted, node.ray_folder) for node in nodes}
+def look_at(nodes: Sequence[Node], probes: Probes, checklist: Checklist, seconds: float) -> Reports:
+    """The first answer of every node, or the reason why there is none."""
+    calls: dict[str, ray.ObjectRef[Machine]] = {
+        node.id: probes[node.id].look.remote(checklist, node.ray_folder) for node in nodes
+    }
     machines, failures = collect(calls, seconds)
     hosts = [machine.host for machine in machines.values()]
     return {
@@ -46,67 +48,66 @@ def look_at(nodes: Sequence[Node], probes: Probes, wanted: Wanted, seconds: floa
     }
 
 
-def label(node: Node, machine: Any, hosts: Sequence[str]) -> str:
-    """The host's name, with Ray's id where two nodes are on one host; the address of one that does not answer."""
+def label(node: Node, machine: Machine | None, hosts: Sequence[str]) -> str:
+    """The host's name, with Ray's id where two nodes are on one host; the address of a node that does not answer."""
     if machine is None:
         return f"{node.address} ({node.id[:6]})"
     return machine.host if hosts.count(machine.host) == 1 else f"{machine.host} ({node.id[:6]})"
 
 
 def fail(reports: Reports, failures: Mapping[str, str]) -> None:
-    """Notes why a node that had answered stopped to."""
+    """Notes why a node that had answered before does not any more."""
     for name, why in failures.items():
         reports[name] = replace(reports[name], failure=why)
 
 
-def read_clocks(probes: Probes, reports: Reports, wanted: Wanted, seconds: float) -> None:
-    """The shortest of some round trips each: the node's clock was read somewhere between its ends."""
+def read_clocks(probes: Probes, reports: Reports, checklist: Checklist, seconds: float) -> None:
+    """Measures each node's clock: the shortest of some round trips has the smallest uncertainty."""
     for name, probe in probes.items():
         try:
-            reports[name] = replace(reports[name], clock=min((ping(probe, seconds) for _ in range(PINGS)), key=width))
+            clock = min((ping(probe, seconds) for _ in range(PINGS)), key=lambda reading: reading.uncertainty)
+            reports[name] = replace(reports[name], clock=clock)
         except exceptions.RayError:
             fail(reports, {name: f"no answer within {seconds:g} s to a second question"})
 
 
-def width(clock: Clock) -> float:
-    """What the shortest round trip has least of."""
-    return clock.uncertainty
-
-
-def ping(probe: Any, seconds: float) -> Clock:
-    """One round trip."""
+def ping(probe: ActorHandle, seconds: float) -> Clock:
+    """One reading of a node's clock. The node read it between sending and return: half the round trip is uncertain."""
     sent = time.time()
-    there: Any = ray.get(probe.now.remote(), timeout=seconds)
+    theirs: float = ray.get(probe.now.remote(), timeout=seconds)
     came = time.time()
-    return Clock(there - (sent + came) / 2, (came - sent) / 2)
+    return Clock(theirs - (sent + came) / 2, (came - sent) / 2)
 
 
-def exchange_files(probes: Probes, reports: Reports, wanted: Wanted, seconds: float) -> None:
-    """Whether each node sees the driver's file in the folder of the checkpoints, and the driver the node's."""
+def exchange_files(probes: Probes, reports: Reports, checklist: Checklist, seconds: float) -> None:
+    """Checks that each node sees the driver's file in the folder of the checkpoints, and the driver the node's file."""
     token = uuid.uuid4().hex
-    with Folder(wanted.folder, f".opd_verl_nodes_{token}") as folder:
+    with Folder(checklist.folder, f".opd_verl_nodes_{token}") as folder:
         if folder.problem is not None:
             reports |= {name: replace(reports[name], unshared=f"here the driver {folder.problem}") for name in probes}
             return
         own = {name: f"{folder.name}_{index}" for index, name in enumerate(probes)}
-        problems, failures = collect(
-            {name: probe.exchange.remote(wanted.folder, folder.name, own[name]) for name, probe in probes.items()},
-            seconds,
-        )
+        calls: dict[str, ray.ObjectRef[str | None]] = {
+            name: probe.exchange.remote(checklist.folder, folder.name, own[name]) for name, probe in probes.items()
+        }
+        problems, failures = collect(calls, seconds)
         fail(reports, failures)
         for name, problem in problems.items():
             reports[name] = replace(reports[name], unshared=problem or folder.lacks(own[name]))
         collect({name: probes[name].clean.remote() for name in problems}, seconds)
 
 
-def open_connections(probes: Probes, reports: Reports, wanted: Wanted, seconds: float) -> None:
-    """Every node listens on a free port, and its partners connect to it."""
-    ports, failures = collect({name: probe.listen.remote() for name, probe in probes.items()}, seconds)
+def open_connections(probes: Probes, reports: Reports, checklist: Checklist, seconds: float) -> None:
+    """Lets every node listen on a free port, and its partners connect to it."""
+    listening: dict[str, ray.ObjectRef[int]] = {name: probe.listen.remote() for name, probe in probes.items()}
+    ports, failures = collect(listening, seconds)
     fail(reports, failures)
     targets = {name: (reports[name].node.address, port) for name, port in ports.items()}
     asked = partners(list(ports), ALL_PAIRS)
-    calls = {name: probes[name].connect.remote({to: targets[to] for to in asked[name]}) for name in ports}
-    closed, failures = collect(calls, seconds)
+    connecting: dict[str, ray.ObjectRef[list[str]]] = {
+        name: probes[name].connect.remote({to: targets[to] for to in asked[name]}) for name in ports
+    }
+    closed, failures = collect(connecting, seconds)
     fail(reports, failures)
     for name, lost in closed.items():
         missed = tuple(reports[other].label for other in lost)

@@ -9,7 +9,7 @@ GPU_FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "ecc.error
 PROCESS_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
 MIB = 2**20
 SECONDS = 20
-"""nvidia-smi hangs where the kernel's driver does."""
+"""Time limit of nvidia-smi, which hangs where the kernel's driver hangs."""
 
 
 def gpus() -> tuple[Device, ...]:
@@ -35,7 +35,7 @@ def nvidia_smi(what: str, fields: Sequence[str]) -> list[list[str]]:
 
 
 def parse_gpus(rows: Sequence[Sequence[str]], processes: Sequence[Sequence[str]]) -> tuple[Device, ...]:
-    """From the cells of the two queries; nvidia-smi gives MiB, and `[N/A]` for what a GPU does not have."""
+    """The GPUs from the cells of both queries. nvidia-smi counts in MiB, and prints `[N/A]` for a missing value."""
     return tuple(
         Device(int(index), name, number(total) * MIB, number(free) * MIB, number(ecc), tuple(holders(uuid, processes)))
         for index, uuid, name, total, free, ecc in rows
@@ -43,12 +43,12 @@ def parse_gpus(rows: Sequence[Sequence[str]], processes: Sequence[Sequence[str]]
 
 
 def holders(uuid: str, processes: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The processes on one GPU, as users read them."""
+    """The processes that hold memory of one GPU, as texts for users."""
     for gpu, pid, name, used in processes:
         if gpu == uuid:
             yield f"pid {pid} {name} {used} MiB"
 
 
 def number(cell: str) -> int:
-    """A cell's number; 0 where there is none."""
+    """A cell's number; 0 where it holds none."""
     return int(cell) if cell.isdecimal() else 0

@@ -1,26 +1,26 @@
-"""Checks of the nodes' devices and memory: enough of them, and nobody else's."""
+"""Checks of the nodes' devices: enough of them, none held by others, none with memory errors."""
 
 from collections.abc import Iterator, Sequence
 
 from opd_verl.config.errors import ConfigError
 from opd_verl.nodes.needs import Needs
-from opd_verl.nodes.problems import CLUSTER, Problem, error, warning
+from opd_verl.nodes.problems import CLUSTER, ClusterProblem, error, warning
 from opd_verl.nodes.records import GIB, Device, Machine, NodeReport, answering
 from opd_verl.teacher.placement import check_placement, placeable
 
 CPUS_PER_DEVICE = 3
-"""verl reserves them beside each device (RayResourcePool.max_colocate_count)."""
+"""CPUs that verl reserves beside each device (RayResourcePool.max_colocate_count)."""
 HELD = GIB
-"""Bytes of a device's memory in use above which somebody holds it; the driver itself takes some hundred MiB."""
+"""Bytes in use above which a process must hold the device; the driver itself takes some hundred MiB."""
 
 
 def pools(needs: Needs) -> list[tuple[int, int]]:
     """(devices per group, groups) of the trainer and of each teacher with devices of its own."""
-    teachers = [(one.n_gpus_per_node, one.nnodes) for one in needs.teachers.values()]
+    teachers = [(teacher.n_gpus_per_node, teacher.nnodes) for teacher in needs.teachers.values()]
     return [(needs.n_gpus_per_node, needs.nnodes), *teachers]
 
 
-def check_devices(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
+def check_devices(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
     """The trainer's and the teachers' pools fit the free devices of the nodes that answer."""
     nodes = [report.node for _, report, _ in answering(reports)]
     free = [node.free_devices for node in nodes]
@@ -32,8 +32,8 @@ def check_devices(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) 
         yield error(CLUSTER, what, f"`ray start --num-cpus=...`, {CPUS_PER_DEVICE} for each device and 2 more")
 
 
-def too_few(needs: Needs, free: Sequence[int], held: int) -> Problem:
-    """The message; `held` devices belong to another job of this Ray cluster."""
+def too_few(needs: Needs, free: Sequence[int], held: int) -> ClusterProblem:
+    """The problem of pools that do not fit `free` devices; `held` more belong to another job of this Ray cluster."""
     others = f"; {held} more are another job's (`ray list actors --filter state=ALIVE`)" if held else ""
     if not needs.teachers:
         what = (
@@ -47,21 +47,20 @@ def too_few(needs: Needs, free: Sequence[int], held: int) -> Problem:
     raise AssertionError("placeable and check_placement disagree")
 
 
-def check_physical(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
+def check_physical(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
     """Ray counts no more devices than there are."""
     for label, report, machine in answering(reports):
-        counted, there = report.node.devices, len(machine.devices)
-        if needs.device == "cuda" and counted > there:
-            what = f"Ray counts {counted} devices, and nvidia-smi {there}"
-            remedy = (
-                f"`ray stop; ray start --num-gpus={there} --address=FIRST:6379` there" if there else "repair its driver"
-            )
-            yield error(label, what, remedy)
+        counted, real = report.node.devices, len(machine.devices)
+        if needs.device == "cuda" and counted > real:
+            what = f"Ray counts {counted} devices, and nvidia-smi {real}"
+            restart = f"`ray stop; ray start --num-gpus={real} --address=FIRST:6379` there"
+            yield error(label, what, restart if real else "repair its driver")
 
 
-def check_device_memory(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """Nobody holds memory of the devices; an error where it is so much that vLLM would not start on any of them."""
+def check_device_memory(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """Nobody holds memory of the devices. It is an error where vLLM would not find the share that it wants."""
     for label, report, machine in answering(reports):
+        # Where Ray manages some of the devices only, the held device may be one that the job does not get: a warning.
         all_are_rays = report.node.devices >= len(machine.devices)
         for device in machine.devices if needs.device == "cuda" else ():
             if device.total - device.free > HELD:
@@ -70,7 +69,7 @@ def check_device_memory(needs: Needs, driver: Machine, reports: Sequence[NodeRep
 
 
 def held(device: Device) -> str:
-    """How much of a device is taken, and by whom."""
+    """The amount of a device's memory in use, and the processes that hold it."""
     by = ", ".join(device.processes) or "processes that nvidia-smi does not show"
     used = (device.total - device.free) / GIB
     return f"device {device.index}: {used:.1f} of {device.total / GIB:.1f} GiB are in use ({by})"
@@ -82,7 +81,7 @@ def ending(device: Device) -> str:
     return f"`kill {pids}` there if they are yours" if pids else "`ray stop --force` there if they are yours"
 
 
-def check_ecc(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
+def check_ecc(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
     """A device with uncorrected memory errors ends a run, or changes its numbers."""
     for label, _, machine in answering(reports):
         for device in machine.devices:

@@ -1,17 +1,17 @@
-"""Checks of what lies between the nodes: connections and clocks."""
+"""Checks between nodes: connections and clocks."""
 
 from collections.abc import Iterator, Sequence
 
 from opd_verl.nodes.needs import Needs
-from opd_verl.nodes.problems import Problem, error, warning
+from opd_verl.nodes.problems import ClusterProblem, error, warning
 from opd_verl.nodes.records import Machine, NodeReport
 
 CONFUSED, WRONG = 1.0, 60.0
-"""Seconds of skew above which logs and times of files mislead, and above which hubs and stores refuse tokens."""
+"""Seconds of skew above which log and file times mislead, and above which hubs and stores refuse tokens."""
 
 
-def check_ports(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """torch's rendezvous, NCCL, vLLM and TransferQueue listen on whatever port is free."""
+def check_ports(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """Nodes reach each other's free ports: torch's rendezvous, NCCL, vLLM and TransferQueue listen on such ports."""
     for report in reports:
         if report.unreachable:
             what = f"cannot open a connection to a free port of {', '.join(report.unreachable)}"
@@ -19,8 +19,8 @@ def check_ports(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) ->
             yield error(report.label, what, ports)
 
 
-def check_clocks(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """Beyond what the measurement leaves open."""
+def check_clocks(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """Clocks agree, within the uncertainty of the measurement."""
     for report in reports:
         if report.clock is None:
             continue

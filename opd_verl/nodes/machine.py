@@ -1,4 +1,4 @@
-"""What a process sees of its machine. Imports neither torch nor verl: versions come from the packages' metadata."""
+"""A machine as a process on it sees it. Imports neither torch nor verl: versions come from the packages' metadata."""
 
 import importlib.metadata
 import importlib.util
@@ -13,7 +13,7 @@ import psutil
 
 from opd_verl.nodes.contents import file_size, model_files
 from opd_verl.nodes.gpus import cuda_driver, gpus
-from opd_verl.nodes.records import Disk, Machine, Wanted
+from opd_verl.nodes.records import Checklist, Disk, Machine
 from opd_verl.tracking.offline import has_netrc_entry
 
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -27,11 +27,11 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "TransferQueue": ("TransferQueue",),
     "hydra-core": ("hydra-core",),
 }
-"""The distributions that a package comes in, the first one that is there counts."""
+"""The distributions that each package comes in; the first installed one counts."""
 
 
-def look(wanted: Wanted, ray_folder: str | None = None) -> Machine:
-    """This machine, from this process."""
+def look(checklist: Checklist, ray_folder: str | None = None) -> Machine:
+    """The record of this machine, as this process sees it."""
     memory = psutil.virtual_memory()
     return Machine(
         host=socket.gethostname(),
@@ -43,23 +43,23 @@ def look(wanted: Wanted, ray_folder: str | None = None) -> Machine:
         devices=gpus(),
         memory_free=memory.available,
         memory_total=memory.total,
-        checkpoints=disk(wanted.folder),
+        checkpoints=disk(checklist.folder),
         ray_disk=disk(ray_folder) if ray_folder else None,
         shm=disk("/dev/shm") if Path("/dev/shm").is_dir() else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         interface=os.environ.get("NCCL_SOCKET_IFNAME") or None,
-        wandb_key=bool(os.environ.get("WANDB_API_KEY")) or has_netrc_entry(wanted.wandb_host),
-        models={key: model_files(path) for key, path in wanted.models.items()},
-        files={path: file_size(path) for path in wanted.files},
+        wandb_key=bool(os.environ.get("WANDB_API_KEY")) or has_netrc_entry(checklist.wandb_host),
+        models={key: model_files(path) for key, path in checklist.models.items()},
+        files={path: file_size(path) for path in checklist.files},
     )
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of every package that a run is made of; None where it is not installed."""
+    """The versions of Python and of every package that a run needs; None where it is not installed."""
     import platform
 
-    found = {name: next(filter(None, map(version, names)), None) for name, names in PACKAGES.items()}
-    return {"python": platform.python_version(), **found}
+    installed = {name: next(filter(None, map(version, names)), None) for name, names in PACKAGES.items()}
+    return {"python": platform.python_version(), **installed}
 
 
 def version(distribution: str) -> str | None:
@@ -71,7 +71,7 @@ def version(distribution: str) -> str | None:
 
 
 def torch_build() -> str | None:
-    """What torch is built for, from its version file: importing it takes seconds."""
+    """The accelerator that torch is built for (cuda, hip, npu), from its version file: an import takes seconds."""
     if importlib.util.find_spec("torch_npu") is not None:
         return "npu"
     torch = importlib.util.find_spec("torch")
@@ -84,8 +84,8 @@ def torch_build() -> str | None:
 
 def disk(path: str) -> Disk:
     """The file system of a path, which need not exist yet."""
-    there = Path(path).absolute()
-    while not there.exists():
-        there = there.parent
-    usage = shutil.disk_usage(there)
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    usage = shutil.disk_usage(existing)
     return Disk(str(Path(path).absolute()), usage.free, usage.total)

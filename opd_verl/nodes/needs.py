@@ -1,10 +1,10 @@
-"""What the job's config asks of the cluster."""
+"""The part of the job's config that nodes can fail to meet."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,54 +13,58 @@ from opd_verl.checks.models import STUDENT
 from opd_verl.config.opd import OpdConfig, every_teacher, teacher_key
 from opd_verl.config.overrides import strings
 from opd_verl.config.sections import TeacherConfig
-from opd_verl.nodes.records import Wanted
+from opd_verl.nodes.records import Checklist
 from opd_verl.tracking.offline import server_host, why_offline
 from opd_verl.utils.hub import cached_folder
 
 BYTES = {"model": 4, "optimizer": 8, "hf_model": 4}
-"""Per parameter in a checkpoint, by verl's names: float32 weights, Adam's two moments, a Hugging Face copy."""
+"""Bytes per parameter in a checkpoint, by verl's names: float32 weights, Adam's two moments, a Hugging Face copy."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The part of the config that nodes can fail to meet."""
+    """The job's devices, models, files and settings."""
 
     n_gpus_per_node: int
+    """Devices of the trainer on each of its nodes."""
     nnodes: int
-    """Both of the trainer."""
+    """Nodes of the trainer."""
     device: str
     folder: str
-    """trainer.default_local_dir."""
+    """The folder of the checkpoints, trainer.default_local_dir."""
     teachers: Mapping[str, TeacherConfig] = field(default_factory=dict)
-    """By name, those with devices of their own."""
+    """The teachers with devices of their own, by name."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """Folder or hub name, by key."""
+    """Folder or hub name of each model, by its key in the config."""
     files: tuple[str, ...] = ()
+    """Paths of data files."""
     saves: bool = False
+    """Whether the job writes checkpoints."""
     syncs: bool = False
-    """The teacher reads the student's weights from the folder of the checkpoints."""
+    """Whether the teacher reads the student's weights from the folder of the checkpoints."""
     checkpoint_bytes: int | None = None
-    """Of one checkpoint; None where none is written or nobody knows."""
+    """Size of one checkpoint; None where none is written or the student's size is not known."""
     wandb: bool = False
-    """wandb logs in from whatever node the trainer's process is on."""
+    """Whether wandb logs in, from the node of the trainer's process, which may be any."""
     memory_share: float = 0.0
-    """Of a device, which vLLM wants to find free."""
-    ray_init: Mapping[str, Any] = field(default_factory=dict)
+    """Share of a device's memory that vLLM wants to find free."""
+    ray_init: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of `ray.init` without the runtime environment."""
     env: frozenset[str] = frozenset()
-    """Names that the job's runtime environment sets in every process; not what to."""
+    """Names of the variables that the job's runtime environment sets. Values may be secrets and are not kept."""
 
-    def wanted(self) -> Wanted:
-        """What every machine is asked."""
-        return Wanted(self.folder, self.models, self.files, server_host(os.environ))
+    def checklist(self) -> Checklist:
+        """The questions to every machine."""
+        return Checklist(self.folder, self.models, self.files, server_host(os.environ))
 
 
 def read_needs(config: DictConfig, opd: OpdConfig | None) -> Needs:
-    """Of a composed config; `opd` is its parsed section, if it has one."""
+    """The needs of a composed config; `opd` is its parsed section, if it has one."""
     trainer, rollout = config.trainer, config.actor_rollout_ref.rollout
     teachers = every_teacher(opd) if opd else {}
     models = {STUDENT: config.actor_rollout_ref.model.path}
     models |= {f"{teacher_key(name)}.path": teacher.path for name, teacher in teachers.items()}
-    ray_init: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
+    ray_init = cast(dict[str, object], OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True))
     return Needs(
         n_gpus_per_node=trainer.n_gpus_per_node,
         nnodes=trainer.nnodes,
@@ -75,18 +79,18 @@ def read_needs(config: DictConfig, opd: OpdConfig | None) -> Needs:
         wandb="wandb" in trainer.logger and wandb_online(),
         memory_share=rollout.gpu_memory_utilization,
         ray_init={key: value for key, value in ray_init.items() if key != "runtime_env" and value is not None},
-        env=frozenset((ray_init.get("runtime_env") or {}).get("env_vars") or ()),
+        env=frozenset(OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or ()),
     )
 
 
 def data_files(config: DictConfig) -> tuple[str, ...]:
-    """The files of training and validation data, less what lies behind a URL."""
-    found = [*strings(config.data.train_files), *strings(config.data.val_files)]
-    return tuple(dict.fromkeys(file for file in found if "://" not in file))
+    """The files of training and validation data, without those behind a URL."""
+    files = [*strings(config.data.train_files), *strings(config.data.val_files)]
+    return tuple(dict.fromkeys(file for file in files if "://" not in file))
 
 
 def checkpoint_bytes(config: DictConfig) -> int | None:
-    """Of one checkpoint, from the headers of the student's weights where these lie here."""
+    """Size of one checkpoint, from the headers of the student's weights where they lie on this machine."""
     path = config.actor_rollout_ref.model.path
     folder = path if Path(path).is_dir() else cached_folder(path)
     count = parameter_count(folder) if folder else None

@@ -1,4 +1,4 @@
-"""The Ray actor that looks at one node; it takes no resources, so that it starts beside a running job too."""
+"""The Ray actor that looks at one node. It takes no resources, so that it also starts beside a running job."""
 
 import socket
 import time
@@ -7,56 +7,56 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from opd_verl.nodes.machine import look
-from opd_verl.nodes.records import Machine, Wanted
+from opd_verl.nodes.records import Checklist, Machine
 
 CONNECT_SECONDS = 3.0
 
 
 class NodeProbe:
-    """Answers for the node that it was placed on."""
+    """A process on one node that answers questions about it."""
 
     def __init__(self) -> None:
         self.listener: socket.socket | None = None
         self.written: Path | None = None
 
-    def look(self, wanted: Wanted, ray_folder: str) -> Machine:
-        """What this machine is and has."""
-        return look(wanted, ray_folder)
+    def look(self, checklist: Checklist, ray_folder: str) -> Machine:
+        """The record of this machine."""
+        return look(checklist, ray_folder)
 
     def now(self) -> float:
         """This machine's clock, seconds."""
         return time.time()
 
     def exchange(self, folder: str, theirs: str, own: str) -> str | None:
-        """Leaves the file `own` in the folder; what is wrong if the folder, or the driver's file, is not there.
+        """Leaves the file `own` in the folder. Returns the problem if the folder, or the driver's file, is missing.
 
-        Nobody has asked for either name before, so that a network file system cannot answer from its cache.
+        Both names are new each time, so that a network file system cannot answer from its cache.
         """
-        there = Path(folder).absolute()
-        if not (there / theirs).is_file():
-            return f"{there} is not the driver's folder" if there.is_dir() else f"no folder {there}"
+        local = Path(folder).absolute()
+        if not (local / theirs).is_file():
+            return f"{local} is not the driver's folder" if local.is_dir() else f"no folder {local}"
         try:
-            (there / own).touch()
+            (local / own).touch()
         except OSError as error:
-            return f"cannot write to {there}: {error.strerror}"
-        self.written = there / own
+            return f"cannot write to {local}: {error.strerror}"
+        self.written = local / own
         return None
 
     def clean(self) -> None:
-        """Takes away what `exchange` left."""
+        """Removes the file that `exchange` left."""
         if self.written is not None:
             self.written.unlink(missing_ok=True)
 
     def listen(self) -> int:
-        """A port that any other node should reach: a free one, as torch's rendezvous and verl's workers take."""
+        """A free port, on which this process listens. torch's rendezvous and verl's workers take such ports too."""
         self.listener = socket.create_server(("", 0))
         return self.listener.getsockname()[1]
 
     def connect(self, targets: Mapping[str, tuple[str, int]]) -> list[str]:
-        """The names of those (address, port) that no connection opens to."""
+        """The names of the targets (address, port) that no connection opens to."""
         with ThreadPoolExecutor(max(len(targets), 1)) as threads:
             opened = list(threads.map(opens, targets.values()))
-        return [name for name, there in zip(targets, opened, strict=True) if not there]
+        return [name for name, is_open in zip(targets, opened, strict=True) if not is_open]
 
 
 def opens(target: tuple[str, int]) -> bool:
@@ -69,7 +69,7 @@ def opens(target: tuple[str, int]) -> bool:
 
 
 def partners(names: Sequence[str], most: int) -> dict[str, list[str]]:
-    """Whom each node connects to: all others, and beyond `most` nodes the next one and the first."""
+    """The nodes that each node connects to: all others, or beyond `most` nodes only the next node and the first."""
     if len(names) <= most:
         return {name: [other for other in names if other != name] for name in names}
     following = [*names[1:], names[0]]

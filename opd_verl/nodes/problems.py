@@ -1,23 +1,23 @@
-"""A problem of the cluster, and one line for all nodes that have the same."""
+"""A problem of the cluster, and one record for all nodes that have the same problem."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 DRIVER, CLUSTER = "this machine", "cluster"
-"""Names of what is no node."""
+"""Names in place of a node's, for problems of the driver's machine and of the whole cluster."""
 
 
 class Severity(StrEnum):
-    """Whether the job would fail."""
+    """error: the job would fail; warning: it may be slow or misled."""
 
     error = "error"
     warning = "warning"
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What is wrong on which nodes, and what to type against it."""
+class ClusterProblem:
+    """A problem, the nodes that have it, and the remedy: a command or setting."""
 
     severity: Severity
     nodes: tuple[str, ...]
@@ -25,21 +25,21 @@ class Problem:
     remedy: str
 
 
-def error(node: str, what: str, remedy: str) -> Problem:
-    """The job would fail."""
-    return Problem(Severity.error, (node,), what, remedy)
+def error(node: str, what: str, remedy: str) -> ClusterProblem:
+    """A problem of one node that would make the job fail."""
+    return ClusterProblem(Severity.error, (node,), what, remedy)
 
 
-def warning(node: str, what: str, remedy: str) -> Problem:
-    """The job may be slow or misled."""
-    return Problem(Severity.warning, (node,), what, remedy)
+def warning(node: str, what: str, remedy: str) -> ClusterProblem:
+    """A problem of one node that may make the job slow or mislead."""
+    return ClusterProblem(Severity.warning, (node,), what, remedy)
 
 
-def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """The same problem once, with all its nodes; errors first."""
-    found: dict[tuple[Severity, str, str], Problem] = {}
+def merged(problems: Iterable[ClusterProblem]) -> list[ClusterProblem]:
+    """Each problem once, with all nodes that have it; errors first."""
+    by_text: dict[tuple[Severity, str, str], ClusterProblem] = {}
     for problem in problems:
         key = (problem.severity, problem.what, problem.remedy)
-        same = found.get(key)
-        found[key] = replace(problem, nodes=(*same.nodes, *problem.nodes)) if same else problem
-    return sorted(found.values(), key=lambda problem: problem.severity is not Severity.error)
+        same = by_text.get(key)
+        by_text[key] = replace(problem, nodes=(*same.nodes, *problem.nodes)) if same else problem
+    return sorted(by_text.values(), key=lambda problem: problem.severity is not Severity.error)

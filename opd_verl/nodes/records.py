@@ -1,10 +1,10 @@
-"""What one node says of itself, and what the driver finds out about it."""
+"""Records of the nodes: a node's own answers, and the driver's report about it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 GIB = 2**30
-"""Sizes are in bytes."""
+"""Bytes of a GiB; all sizes here are in bytes."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Device:
     total: int
     free: int
     ecc_errors: int
-    """Uncorrected, since the driver was loaded; 0 where the GPU does not count them."""
+    """Uncorrected errors since the driver was loaded; 0 where the GPU does not count them."""
     processes: tuple[str, ...]
-    """Those that hold memory of it."""
+    """Processes that hold memory of it."""
 
 
 @dataclass(frozen=True)
@@ -32,41 +32,43 @@ class Disk:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a machine has of a model: the files of a folder, or the cached commit of a hub name."""
+    """One model on one machine: the files of a folder, or the cached commit of a hub name."""
 
     problem: str | None = None
-    """Why it cannot be loaded there."""
+    """Why the machine cannot load it; None: it can."""
     config: str | None = None
     """The digest of a folder's config.json."""
     sizes: Mapping[str, int] | None = None
     """Bytes of a folder's weight and tokenizer files."""
     commit: str | None = None
-    """Of a hub name; None where it would be downloaded."""
+    """The cached commit of a hub name; None where the model would be downloaded."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a machine is asked about: paths as the job's processes will be given them."""
+class Checklist:
+    """The paths that each machine looks at, as the job's processes will get them."""
 
     folder: str
-    """Of the checkpoints."""
+    """The folder of the checkpoints."""
     models: Mapping[str, str]
-    """Folder or hub name, by its key in the config."""
+    """Folder or hub name of each model, by its key in the config."""
     files: tuple[str, ...]
+    """Paths of data files."""
     wandb_host: str
+    """The server that wandb would log in to."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine, seen from a process of the job's kind."""
+    """One machine, as a Ray worker on it sees it."""
 
     host: str
     cwd: str
     versions: Mapping[str, str | None]
     accelerator: str | None
-    """What its torch is built for: cuda, hip, npu, or None."""
+    """The accelerator that its torch is built for: cuda, hip, npu, or None."""
     platform: str | None
-    """VERL_PLATFORM."""
+    """Value of VERL_PLATFORM."""
     driver: str | None
     """Version of the CUDA driver."""
     devices: tuple[Device, ...]
@@ -77,12 +79,12 @@ class Machine:
     shm: Disk | None
     open_files: int
     interface: str | None
-    """NCCL_SOCKET_IFNAME."""
+    """Value of NCCL_SOCKET_IFNAME."""
     wandb_key: bool
-    """Whether there is one; what it is stays there."""
+    """Whether the machine has a key; the key itself never leaves it."""
     models: Mapping[str, ModelFiles]
     files: Mapping[str, int | None]
-    """Bytes; None where there is no such file."""
+    """Size of each data file; None where there is no such file."""
 
 
 @dataclass(frozen=True)
@@ -113,18 +115,18 @@ class NodeReport:
     label: str
     machine: Machine | None = None
     failure: str | None = None
-    """Why nothing, or not everything, is known of it."""
+    """Why the node did not answer, or stopped answering."""
     clock: Clock | None = None
     unshared: str | None = None
     """Why the folder of the checkpoints is not the driver's."""
     asked: int = 0
-    """Nodes that it was to open a connection to."""
+    """Number of nodes that it was asked to connect to."""
     unreachable: tuple[str, ...] = ()
-    """Those of them that it could not."""
+    """Labels of the nodes that it could not connect to."""
 
 
 def answering(reports: Iterable[NodeReport]) -> Iterator[tuple[str, NodeReport, Machine]]:
-    """The nodes of which something is known, by their labels."""
+    """Label, report and machine of every node that answered."""
     for report in reports:
         if report.machine is not None:
             yield report.label, report, report.machine

@@ -1,4 +1,4 @@
-"""Checks of what is installed and set on the nodes: the same everywhere, and what the job is made for."""
+"""Checks of software and settings: the same versions on every node, the right platform, keys and limits."""
 
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires
@@ -6,36 +6,36 @@ from importlib.metadata import PackageNotFoundError, requires
 from packaging.requirements import Requirement
 
 from opd_verl.nodes.needs import Needs
-from opd_verl.nodes.problems import CLUSTER, DRIVER, Problem, error, warning
+from opd_verl.nodes.problems import CLUSTER, DRIVER, ClusterProblem, error, warning
 from opd_verl.nodes.records import Machine, NodeReport, answering
 
 ONLY_DRIVER = ("hydra-core",)
-"""Packages that nothing on a node computes with."""
+"""Packages that the driver alone uses."""
 OPEN_FILES = 4096
-"""Ray holds a socket for each worker and each object that it moves."""
+"""Open files that a process must be allowed: Ray holds a socket for each worker and each object that it moves."""
 JOIN = "`ray stop --force; ray start --address=FIRST:6379` there, in the job's Python environment"
 
 
-def check_answers(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
+def check_answers(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
     """Every node answers."""
     for report in reports:
         if report.failure is not None:
             yield error(report.label, report.failure, JOIN)
 
 
-def check_versions(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """Every node has the driver's versions: what one pickles, the other reads."""
+def check_versions(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """Every node has the driver's versions, as the processes exchange pickles."""
     for label, _, machine in answering(reports):
-        for name, here in driver.versions.items():
-            there = machine.versions.get(name)
-            if there != here:
-                what = f"{name} is {there or 'not installed'}, and {here or 'not installed'} on {DRIVER}"
-                remedy = f"pip install '{name}=={here}'" if here and name != "python" else f"the same {name} everywhere"
+        for name, ours in driver.versions.items():
+            theirs = machine.versions.get(name)
+            if theirs != ours:
+                what = f"{name} is {theirs or 'not installed'}, and {ours or 'not installed'} on {DRIVER}"
+                remedy = f"pip install '{name}=={ours}'" if ours and name != "python" else f"the same {name} everywhere"
                 yield (warning if name in ONLY_DRIVER else error)(label, what, f"{remedy}, then {JOIN}")
 
 
-def check_verl(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """opd_verl extends one version of verl."""
+def check_verl(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """The installed verl is the version that opd_verl extends."""
     pin = verl_pin()
     machines = {DRIVER: driver} | {label: machine for label, _, machine in answering(reports)}
     for name, machine in machines.items():
@@ -47,16 +47,16 @@ def check_verl(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> 
 
 
 def verl_pin() -> Requirement:
-    """What opd_verl was installed with."""
+    """The requirement on verl in opd_verl's own package metadata."""
     try:
-        asked = [Requirement(text) for text in requires("opd_verl") or []]
+        requirements = [Requirement(text) for text in requires("opd_verl") or []]
     except PackageNotFoundError:
-        asked = []
-    return next((one for one in asked if one.name == "verl" and not one.marker), Requirement("verl"))
+        requirements = []
+    return next((r for r in requirements if r.name == "verl" and not r.marker), Requirement("verl"))
 
 
-def check_platform(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """A node takes the CPU platform by VERL_PLATFORM, or because its torch knows no accelerator."""
+def check_platform(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """The platform of every node is the job's: CPU by VERL_PLATFORM=cpu, or because its torch knows no accelerator."""
     for label, _, machine in answering(reports):
         on_cpu = machine.platform == "cpu" if machine.platform else machine.accelerator is None
         if on_cpu == (needs.device == "cpu") or "VERL_PLATFORM" in needs.env:
@@ -68,8 +68,8 @@ def check_platform(needs: Needs, driver: Machine, reports: Sequence[NodeReport])
         yield error(label, f"{said}, and the job has trainer.device={needs.device}", f"{remedy}, then {JOIN}")
 
 
-def check_wandb(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """The trainer's process, which logs in, may be on any node."""
+def check_wandb(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """Every node has a key for wandb: the trainer's process, which logs in, may be on any node."""
     if not needs.wandb or "WANDB_API_KEY" in needs.env:
         return
     for label, _, machine in answering(reports):
@@ -78,25 +78,25 @@ def check_wandb(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) ->
             yield error(label, what, "`wandb login` there, or WANDB_MODE=offline for the job")
 
 
-def check_interfaces(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """NCCL of every node takes the same interface."""
-    found = {label: machine.interface for label, _, machine in answering(reports)}
-    if len(set(found.values())) > 1 and "NCCL_SOCKET_IFNAME" not in needs.env:
-        said = ", ".join(f"{label}: {value or 'not set'}" for label, value in found.items())
+def check_interfaces(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """NCCL uses the interface of the same name on every node."""
+    interfaces = {label: machine.interface for label, _, machine in answering(reports)}
+    if len(set(interfaces.values())) > 1 and "NCCL_SOCKET_IFNAME" not in needs.env:
+        said = ", ".join(f"{label}: {value or 'not set'}" for label, value in interfaces.items())
         remedy = "+ray_kwargs.ray_init.runtime_env.env_vars.NCCL_SOCKET_IFNAME=eth0"
         yield warning(CLUSTER, f"NCCL_SOCKET_IFNAME differs ({said})", remedy)
 
 
-def check_open_files(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """A low limit ends a run late, with `Too many open files`."""
+def check_open_files(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """The limit of open files is high enough; a low limit ends a run late, with `Too many open files`."""
     for label, _, machine in answering(reports):
         if 0 <= machine.open_files < OPEN_FILES:
             what = f"a process may open {machine.open_files} files, and Ray may want {OPEN_FILES}"
             yield warning(label, what, f"`ulimit -n 65536`, then {JOIN}")
 
 
-def check_ray_init(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """`ray.init` takes the sizes of a node only where it starts one."""
+def check_ray_init(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """`ray.init` is not given sizes of a node: it takes them only where it starts Ray itself."""
     for key in ("num_cpus", "num_gpus"):
         if (value := needs.ray_init.get(key)) is not None:
             what = f"ray_kwargs.ray_init.{key}={value}: Ray refuses it on a cluster that runs"

@@ -1,65 +1,66 @@
-"""Checks of files and disks: models and data are the driver's, checkpoints come together and fit."""
+"""Checks of files and disks: the same models and data everywhere, one folder of checkpoints, enough space."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from opd_verl.checks.accepted import gib
 from opd_verl.nodes.needs import Needs
-from opd_verl.nodes.problems import DRIVER, Problem, error, warning
+from opd_verl.nodes.problems import DRIVER, ClusterProblem, error, warning
 from opd_verl.nodes.records import GIB, Machine, ModelFiles, NodeReport, answering
 
 RAY_FULL = 0.05
 """Share of free space below which Ray writes no more objects to its disk."""
 SHM = GIB
-"""Bytes of /dev/shm that NCCL and Ray's objects need at the least; containers have 64 MiB unless told otherwise."""
+"""Bytes of /dev/shm that NCCL and Ray's objects need at least; containers have 64 MiB by default."""
 
 
-def check_models(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """Every machine can load the student and the teachers, and the same ones."""
+def check_models(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """Every machine can load the student and the teachers, and has the driver's files of them."""
     for key, path in needs.models.items():
-        here = driver.models[key]
+        ours = driver.models[key]
         remedy = f"{key}=/path/on/shared/storage, or copy it to the same path of every node"
         if "/" in path and not Path(path).is_absolute():
             remedy = f"{key}=/path/on/shared/storage, or `hf download {path}` there"
-        if here.problem is not None:
-            yield error(DRIVER, f"{key}={path}: {here.problem}", remedy)
+        if ours.problem is not None:
+            yield error(DRIVER, f"{key}={path}: {ours.problem}", remedy)
         for label, _, machine in answering(reports):
-            there = machine.models[key]
-            if there.problem is not None:
-                yield error(label, f"{key}={path}: {there.problem}", remedy)
-            elif here.problem is None and (other := difference(there, here)):
+            theirs = machine.models[key]
+            if theirs.problem is not None:
+                yield error(label, f"{key}={path}: {theirs.problem}", remedy)
+            elif ours.problem is None and (other := difference(theirs, ours)):
                 yield error(label, f"{key}={path}: {other} differs from {DRIVER}'s", remedy)
-            elif there.commit and here.commit and there.commit != here.commit:
-                what = f"{key}={path}: commit {there.commit[:8]} is cached, and {here.commit[:8]} on {DRIVER}"
+            elif theirs.commit and ours.commit and theirs.commit != ours.commit:
+                what = f"{key}={path}: commit {theirs.commit[:8]} is cached, and {ours.commit[:8]} on {DRIVER}"
                 yield warning(label, what, f"`hf download {path}` there")
 
 
-def difference(there: ModelFiles, here: ModelFiles) -> str | None:
-    """The first file that two machines do not have in common."""
-    if there.config != here.config:
+def difference(theirs: ModelFiles, ours: ModelFiles) -> str | None:
+    """The first file that differs between two machines; None where all are the same."""
+    if theirs.config != ours.config:
         return "config.json"
-    sizes, ours = there.sizes or {}, here.sizes or {}
-    other = next((name for name in sorted({*sizes, *ours}) if sizes.get(name) != ours.get(name)), None)
+    # Sizes stand for contents: reading the weights of a large model on every node would take minutes.
+    sizes, expected = theirs.sizes or {}, ours.sizes or {}
+    other = next((name for name in sorted({*sizes, *expected}) if sizes.get(name) != expected.get(name)), None)
     return other and f"{other} ({sizes.get(other, 'no')} bytes)"
 
 
-def check_data(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """The trainer's process reads the data, on whatever node it is."""
+def check_data(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """Every machine has the data files: the trainer's process, which reads them, may be on any node."""
     remedy = "a path on shared storage, or copy it to the same path of every node"
     for path in needs.files:
-        here = driver.files[path]
-        if here is None:
+        ours = driver.files[path]
+        if ours is None:
             yield error(DRIVER, f"data file {path}: not there", "data.train_files=/path/to/train.parquet")
         for label, _, machine in answering(reports):
-            there = machine.files[path]
-            if there is None:
+            theirs = machine.files[path]
+            if theirs is None:
                 yield error(label, f"data file {path}: not there (working folder {machine.cwd})", remedy)
-            elif here is not None and there != here:
-                yield error(label, f"data file {path}: {there} bytes, and {here} on {DRIVER}", remedy)
+            elif ours is not None and theirs != ours:
+                yield error(label, f"data file {path}: {theirs} bytes, and {ours} on {DRIVER}", remedy)
 
 
-def check_shared(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """A checkpoint's parts are read together again, by ranks and by the trainer's process, wherever they are then."""
+def check_shared(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """The folder of the checkpoints is one for all nodes: ranks write parts, and a resumed run reads them anywhere."""
     if not needs.saves and not needs.syncs:
         return
     needed = needs.nnodes > 1 or needs.syncs
@@ -72,8 +73,8 @@ def check_shared(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -
             yield (error if needed else warning)(label, what, "trainer.default_local_dir=/path/on/shared/storage")
 
 
-def check_disks(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[Problem]:
-    """One checkpoint fits where it is written, and Ray has room for objects that do not fit memory."""
+def check_disks(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
+    """Disks have room for one checkpoint, and for Ray's objects that do not fit memory."""
     for label, _, machine in answering(reports):
         disk, size = machine.checkpoints, needs.checkpoint_bytes
         if size is not None and disk.free < size:

@@ -1,1 +1,1 @@
-"""What a run needs of its devices, before one of them is touched: `python -m opd_verl.plan`."""
+"""The planner: a run's memory, time and traffic per device, from its config alone, before a device is touched."""

@@ -1,4 +1,4 @@
-"""Accelerators as the planner knows them: numbers of the vendors' data sheets, and what a step reaches of them."""
+"""Accelerators as the planner knows them: numbers of the vendors' data sheets, and the share of them a step reaches."""
 
 from dataclasses import dataclass
 
@@ -24,9 +24,9 @@ DEVICES = {
     "a100-40": Device(39.4, 312.0, 1555.0, 25.0),
     "l40s": Device(44.4, 362.0, 864.0, 25.0),
 }
-"""By the name that `device=` takes."""
+"""Devices by the name that `device=` takes."""
 CONTEXT_GIB = 0.7
-"""Of a process on a device: CUDA's context and the collectives' buffers."""
+"""GiB that a process takes on a device before any tensor: CUDA's context and the collectives' buffers."""
 TRAIN_SHARE, FORWARD_SHARE, READ_SHARE, LINK_SHARE = 0.40, 0.50, 0.60, 0.60
-"""Assumed shares of the peak: matrix products of an update, those of a forward pass, weights and KV cache read while
-decoding, transfers from the host."""
+"""Assumed shares of the peak: matrix products of an update, matrix products of a forward pass, reads of weights and KV
+cache while decoding, transfers from the host."""

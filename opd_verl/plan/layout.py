@@ -1,8 +1,7 @@
-"""What the planner reads of a composed config: sizes and numbers, no verl."""
+"""The sizes and counts that the planner reads from a composed config. Imports no verl."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -13,6 +12,7 @@ from opd_verl.teacher.needs import keeps_hidden, looks_at_all, needs_hidden, stu
 from opd_verl.teacher.scoring import scorer as teacher_rows
 
 BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "half": 2, "auto": 2}
+"""Bytes of a number, by the names of dtypes in verl's config and ours. `auto` (the checkpoint's) counts as bf16."""
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,33 @@ class TrainerLayout:
     shards: int
     """Devices that a full copy of the training state is spread over."""
     state_bytes: int
-    """Of a parameter, of its gradient and of each of Adam's two moments, as FSDP keeps them."""
+    """Bytes per weight under FSDP: parameter, gradient, and each Adam moment."""
     compute_bytes: int
-    """Of a parameter and an activation while a layer runs."""
+    """Bytes of a parameter or activation while a layer runs."""
     checkpointing: bool
+    """Whether activations are computed again in the backward pass."""
     offload_params: bool
     offload_optimizer: bool
     reference: bool
-    """Whether a reference policy's weights lie beside."""
+    """Whether a reference policy's weights lie beside the student's."""
     fused: bool
-    """LM head in chunks of rows: no logits [tokens, vocabulary]."""
+    """Whether the LM head runs in chunks of rows: no logits [tokens, vocabulary]."""
     head_rows: int
-    """Rows of a chunk's logits, and of its float32 blocks."""
+    """Rows of one chunk's logits."""
     head_block: int
+    """Rows of one float32 block within a chunk."""
     micro_tokens: int
-    """The budget of a forward pass on a rank."""
+    """Token budget of a forward pass on a rank."""
     rollouts: int
+    """Rollouts of a step."""
     mini_rollouts: int
+    """Rollouts of an optimizer step."""
     prompt_tokens: int
     response_tokens: int
 
     @property
     def devices(self) -> int:
-        """Ranks of the trainer."""
+        """Number of the trainer's ranks."""
         return self.nnodes * self.devices_per_node
 
     @property
@@ -56,12 +60,12 @@ class TrainerLayout:
 
     @property
     def update_tokens(self) -> int:
-        """Tokens of a forward and backward pass: the budget, or all that a mini-batch has for a rank."""
+        """Tokens of a forward and backward pass: the budget, or a rank's share of a mini-batch if that is less."""
         return min(self.micro_tokens, -(-self.mini_rollouts // self.devices) * self.longest)
 
     @property
     def log_prob_tokens(self) -> int:
-        """Tokens of a forward pass over old log-probs: the budget, or all that a step has for a rank."""
+        """Tokens of a forward pass for old log-probs: the budget, or a rank's share of a step if that is less."""
         return min(self.micro_tokens, -(-self.rollouts // self.devices) * self.longest)
 
     @property
@@ -75,27 +79,33 @@ class RolloutLayout:
     """The rollout servers on the trainer's devices."""
 
     engines: int
+    """Number of servers."""
     tensor_parallel: int
+    """Devices of one server."""
     memory_share: float
+    """Share of a device's memory that a server takes while it generates."""
     weight_bytes: int
+    """Bytes of a weight."""
     sleeps: bool
+    """Whether a server frees weights and KV cache while the trainer trains."""
 
 
 @dataclass(frozen=True)
 class TeacherLayout:
-    """One teacher's replicas, and what a token's answer holds."""
+    """One teacher's replicas, and the values in a token's answer."""
 
     path: str
     replicas: int
     shards: int
     colocated: bool
     served: bool
-    """By vLLM instead of our scorer."""
+    """Whether vLLM runs it instead of our scorer."""
     weight_bytes: int
     batch_tokens: int
+    """Token budget of a forward pass on a device."""
     head_rows: int
     state_gib: float
-    """The most that kept hidden states take; 0 where nothing reads them."""
+    """Limit of kept hidden states; 0 where nothing reads them."""
     context_tokens: int
     topk: int
     at_ids: int
@@ -104,12 +114,15 @@ class TeacherLayout:
 
     @property
     def devices(self) -> int:
-        """Devices of its own; 0 for a colocated one."""
+        """Devices that only this teacher uses; 0 for a colocated teacher."""
         return 0 if self.colocated else self.replicas * self.shards
 
 
 def trainer_layout(config: DictConfig, opd: OpdConfig | None, response_tokens: int | None) -> TrainerLayout:
-    """`response_tokens`: the mean to count with; None: every response has data.max_response_length."""
+    """The student's side of a config.
+
+    response_tokens: the mean length to count with; None: every response has data.max_response_length.
+    """
     actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
     fsdp, devices = actor.fsdp_config, trainer.nnodes * trainer.n_gpus_per_node
     mixed = fsdp.get("mixed_precision") or {}
@@ -136,8 +149,8 @@ def trainer_layout(config: DictConfig, opd: OpdConfig | None, response_tokens: i
     )
 
 
-def micro_tokens(actor: Any, data: Any) -> int:
-    """Tokens of one forward pass on a rank: the budget, or the micro-batch's rows at their longest."""
+def micro_tokens(actor: DictConfig, data: DictConfig) -> int:
+    """Tokens of one forward pass on a rank: the dynamic budget, or the fixed micro-batch's rows at full length."""
     if actor.use_dynamic_bsz:
         return actor.ppo_max_token_len_per_gpu
     return (actor.ppo_micro_batch_size_per_gpu or 1) * (data.max_prompt_length + data.max_response_length)
@@ -157,7 +170,7 @@ def rollout_layout(config: DictConfig) -> RolloutLayout:
 
 
 def teacher_layouts(config: DictConfig, opd: OpdConfig | None) -> Mapping[str, TeacherLayout]:
-    """Every teacher by name; none without an `opd:` section."""
+    """Every teacher's layout by name; empty without an `opd:` section."""
     if opd is None:
         return {}
     rows = teacher_rows.CPU_ROWS if config.trainer.device == "cpu" else teacher_rows.DEVICE_ROWS
@@ -165,7 +178,7 @@ def teacher_layouts(config: DictConfig, opd: OpdConfig | None) -> Mapping[str, T
 
 
 def teacher_layout(opd: OpdConfig, teacher: TeacherConfig, rows: int) -> TeacherLayout:
-    """One teacher, with what the objective asks of it; `rows` of logits at a time where it does not say."""
+    """One teacher's layout. `rows`: rows of logits at one time where `chunk_rows` does not say."""
     keeps = (keeps_hidden(opd) or looks_at_all(opd)) and teacher.engine is Engine.scorer
     return TeacherLayout(
         path=teacher.path or "",

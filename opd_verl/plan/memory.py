@@ -1,7 +1,7 @@
-"""Device memory by role, in bytes, as a sum of named parts; pure arithmetic on shapes and layouts.
+"""Device memory by phase, in bytes, as a sum of named parts; pure arithmetic on shapes and layouts.
 
-A trainer's device is in one phase at a time: rollout, teacher (where colocated), log-probs, update. Each phase has its
-own peak; a role fits where its largest does.
+A trainer's device is in one phase at a time: rollout, teacher (where colocated), log-probs, update. A run fits where
+each phase's peak does.
 """
 
 from collections.abc import Mapping
@@ -11,39 +11,40 @@ from opd_verl.plan.layout import RolloutLayout, TeacherLayout, TrainerLayout
 from opd_verl.plan.shape import ModelShape
 
 Parts = Mapping[str, float]
-"""Bytes of one device by what they hold."""
+"""Bytes of one device, by the name of their use."""
 CONTEXT, PARAMS, GRADIENTS, OPTIMIZER = "context", "parameters", "gradients", "optimizer"
 GATHERED, ACTIVATIONS, HEAD, LOGITS = "gathered layers", "activations", "head chunk", "logits"
 WEIGHTS, CACHE, ROLLOUT, TEACHER, STATES = "weights", "KV cache", "rollout server", "teacher", "kept states"
 SLEEPING_GIB = 1.0
-"""What a rollout server that sleeps still holds: CUDA's context, workspaces and graphs."""
+"""GiB that a sleeping rollout server still holds: CUDA's context, workspaces and graphs."""
 IN_FLIGHT = 2
-"""Layers that FSDP holds whole at one time: the one that runs and the one that is fetched."""
+"""Layers that FSDP holds whole at one time: the running layer and the next one, which is being gathered."""
 
 
 def shard_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
-    """A device's share of the parameters; its gradients, and each of Adam's moments, are as large."""
+    """Bytes of a device's share of the parameters. Its gradients and each Adam moment are as large."""
     return trainer.state_bytes * student.total / trainer.shards
 
 
 def params_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
-    """The student's share; the reference's too where weights are not offloaded, since both then stay on the device."""
+    """Bytes of the student's share of parameters, and of the reference policy's where no weights are offloaded."""
     return shard_bytes(trainer, student) * (1 + trainer.reference * (not trainer.offload_params))
 
 
 def resident(trainer: TrainerLayout, student: ModelShape) -> Parts:
-    """What the trainer keeps on a device between its own phases."""
-    found = {CONTEXT: CONTEXT_GIB * GIB}
+    """The parts that the trainer keeps on a device outside of its own phases."""
+    parts = {CONTEXT: CONTEXT_GIB * GIB}
     if not trainer.offload_params:
-        found[PARAMS] = params_bytes(trainer, student)
+        parts[PARAMS] = params_bytes(trainer, student)
     if not trainer.offload_optimizer:
-        found[OPTIMIZER] = 2 * shard_bytes(trainer, student)
-    return found
+        parts[OPTIMIZER] = 2 * shard_bytes(trainer, student)
+    return parts
 
 
 def log_probs(trainer: TrainerLayout, student: ModelShape) -> Parts:
-    """The pass over old log-probs: no gradients; activations of the layer that runs alone."""
+    """The pass for old log-probs: no gradients, and activations of the running layer only."""
     tokens, size = trainer.log_prob_tokens, trainer.compute_bytes
+    # The widest moment of a layer: gate, up and their product in the MLP; residual, norm, input and output beside them.
     wide = tokens * size * (3 * student.intermediate + 4 * student.hidden)
     return {
         **resident(trainer, student),
@@ -55,12 +56,13 @@ def log_probs(trainer: TrainerLayout, student: ModelShape) -> Parts:
 
 
 def update(trainer: TrainerLayout, student: ModelShape, saved_bytes: float) -> Parts:
-    """Forward and backward of one micro-batch while gradients of those before it are kept.
+    """Forward and backward of one micro-batch, with the accumulated gradients of earlier ones.
 
     Args:
-        saved_bytes: of a layer and a token (`activations.saved_bytes`).
+        saved_bytes: bytes saved per layer and token (`activations.saved_bytes`).
     """
     shard, tokens = shard_bytes(trainer, student), trainer.update_tokens
+    # With checkpointing each layer keeps its input alone, and one layer at a time is computed again.
     boundaries = tokens * student.hidden * trainer.compute_bytes * student.layers
     whole = tokens * saved_bytes * (1 if trainer.checkpointing else student.layers)
     transient = 2 * tokens * student.intermediate * trainer.compute_bytes
@@ -69,7 +71,7 @@ def update(trainer: TrainerLayout, student: ModelShape, saved_bytes: float) -> P
         PARAMS: params_bytes(trainer, student),
         GRADIENTS: shard,
         OPTIMIZER: 2 * shard,
-        # In the backward pass with their gradients: in the compute dtype, and in float32 on their way to the shards.
+        # Backward holds weights and gradients in the compute dtype, and the gradients in float32 for reduce-scatter.
         GATHERED: gathered(trainer, student, 2 + 4 / trainer.compute_bytes),
         ACTIVATIONS: whole + transient + (boundaries if trainer.checkpointing else 0.0),
         **head(trainer, student, tokens, gradients=True),
@@ -77,12 +79,12 @@ def update(trainer: TrainerLayout, student: ModelShape, saved_bytes: float) -> P
 
 
 def gathered(trainer: TrainerLayout, student: ModelShape, copies: float) -> float:
-    """Whole parameters: the root's (embeddings, final norm, LM head) and the layers in flight, `copies` times."""
+    """Bytes of gathered parameters: the root's (embeddings, final norm, LM head) and two layers', `copies` times."""
     return copies * trainer.compute_bytes * (student.root + min(IN_FLIGHT, student.layers) * student.layer)
 
 
 def head(trainer: TrainerLayout, student: ModelShape, tokens: int, gradients: bool) -> Parts:
-    """Rows of logits: a chunk on the fused path; else the micro-batch's, their float32 copy and the gradient."""
+    """Logits: one chunk of rows on the fused path; else all rows, their float32 copy and its gradient."""
     size = trainer.compute_bytes
     if not trainer.fused:
         return {LOGITS: tokens * student.vocabulary * (size + 4 + (4 if gradients else 0))}
@@ -92,19 +94,19 @@ def head(trainer: TrainerLayout, student: ModelShape, tokens: int, gradients: bo
 
 
 def rollout(trainer: TrainerLayout, server: RolloutLayout, student: ModelShape, device_gib: float) -> Parts:
-    """While responses are sampled: the server takes its share of the whole device, KV cache where nothing else is."""
+    """The phase that samples responses: the server takes its share of the device, and its KV cache the rest of that."""
     weights = server.weight_bytes * student.total / server.tensor_parallel
     cache = max(server.memory_share * device_gib * GIB - weights - SLEEPING_GIB * GIB, 0.0)
     return {**resident(trainer, student), WEIGHTS: weights, CACHE: cache, ROLLOUT: SLEEPING_GIB * GIB}
 
 
 def asleep(server: RolloutLayout, awake: Parts) -> Parts:
-    """What the server holds in the trainer's phases."""
+    """The server's parts in the trainer's phases."""
     return {ROLLOUT: SLEEPING_GIB * GIB} if server.sleeps else {key: awake[key] for key in (WEIGHTS, CACHE, ROLLOUT)}
 
 
 def scoring(teacher: TeacherLayout, model: ModelShape) -> Parts:
-    """A device of one of our teacher's replicas in its forward pass."""
+    """A device of a scorer's replica in its forward pass."""
     size, tokens = teacher.weight_bytes, teacher.batch_tokens
     layers = model.layers * model.layer / teacher.shards
     flying = IN_FLIGHT * model.layer if teacher.shards > 1 else 0
@@ -118,5 +120,5 @@ def scoring(teacher: TeacherLayout, model: ModelShape) -> Parts:
 
 
 def total(parts: Parts) -> float:
-    """Bytes in all."""
+    """Sum of the parts, bytes."""
     return sum(parts.values())

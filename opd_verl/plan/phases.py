@@ -1,4 +1,4 @@
-"""Every phase of a step and every teacher as parts of one device's memory."""
+"""Every phase of a step, and every teacher, as parts of one device's memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from opd_verl.plan.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class Run:
-    """All that the planner counts with."""
+class PlannedRun:
+    """A run as the planner sees it: layouts, shapes of models, and the device."""
 
     trainer: TrainerLayout
     server: RolloutLayout
@@ -23,11 +23,11 @@ class Run:
     teachers: Mapping[str, tuple[TeacherLayout, ModelShape]] = field(default_factory=dict)
 
 
-def phases(run: Run) -> dict[str, Parts]:
-    """Bytes of one device by phase: three of the trainer's, and each teacher's."""
+def phases(run: PlannedRun) -> dict[str, Parts]:
+    """Bytes of one device by phase: three phases of the trainer, and one of each teacher."""
     awake = memory.rollout(run.trainer, run.server, run.student, run.device.memory_gib)
     beside = memory.asleep(run.server, awake)
-    found: dict[str, Parts] = {
+    by_phase: dict[str, Parts] = {
         "rollout": awake,
         "log-probs": {**memory.log_probs(run.trainer, run.student), **beside},
         "update": {**memory.update(run.trainer, run.student, run.saved_bytes), **beside},
@@ -35,30 +35,31 @@ def phases(run: Run) -> dict[str, Parts]:
     for name, (teacher, model) in run.teachers.items():
         label = f"teacher {name}".strip()
         if teacher.served:
-            found[label] = served(teacher, model, run.device)
+            by_phase[label] = served(teacher, model, run.device)
         elif teacher.colocated:
-            found[label] = joined(memory.scoring(teacher, model), memory.resident(run.trainer, run.student), beside)
+            by_phase[label] = joined(memory.scoring(teacher, model), memory.resident(run.trainer, run.student), beside)
         else:
-            found[label] = memory.scoring(teacher, model)
-    return found
+            by_phase[label] = memory.scoring(teacher, model)
+    return by_phase
 
 
 def served(teacher: TeacherLayout, model: ModelShape, device: Device) -> Parts:
-    """A teacher behind vLLM: its weights, and the cache that is left of its share (0.5, verl's default)."""
+    """A teacher behind vLLM: its weights, and a KV cache in the rest of vLLM's share (0.5, verl's default)."""
     weights = teacher.weight_bytes * model.total / teacher.shards
     rest = max(0.5 * device.memory_gib * GIB - weights - memory.SLEEPING_GIB * GIB, 0.0)
     return {memory.TEACHER: weights, memory.CACHE: rest, memory.ROLLOUT: memory.SLEEPING_GIB * GIB}
 
 
 def joined(*several: Parts) -> Parts:
-    """The sum, part by part."""
+    """The sum of several devices' parts, part by part."""
     names = {name: None for parts in several for name in parts}
     return {name: sum(parts.get(name, 0.0) for parts in several) for name in names}
 
 
-def host_bytes(run: Run) -> float:
-    """Host memory of one of the trainer's nodes that offloading and colocated teachers take."""
+def host_bytes(run: PlannedRun) -> float:
+    """Host memory that offloading and colocated teachers take on one node of the trainer."""
     trainer, ranks = run.trainer, run.trainer.devices_per_node
     own = memory.shard_bytes(trainer, run.student) * (trainer.offload_params + 2 * trainer.offload_optimizer)
-    teachers = sum(one.weight_bytes * model.total for one, model in run.teachers.values() if one.colocated)
+    # Each device has a whole replica of a colocated teacher, and so a copy of its weights in host memory.
+    teachers = sum(teacher.weight_bytes * model.total for teacher, model in run.teachers.values() if teacher.colocated)
     return ranks * (own + teachers)

@@ -1,11 +1,11 @@
-"""The plan as tables: memory by phase, the step's shares, what goes over the wire."""
+"""The plan as tables and lines: memory by phase, the step's time by part, bytes over the wire."""
 
 from collections.abc import Mapping
 
 from opd_verl.plan import memory
 from opd_verl.plan.devices import GIB
 from opd_verl.plan.memory import Parts
-from opd_verl.plan.phases import Run, host_bytes
+from opd_verl.plan.phases import PlannedRun, host_bytes
 from opd_verl.plan.seconds import concurrent, teacher_seconds
 from opd_verl.plan.traffic import fsdp_bytes, replica_bytes, teacher_traffic
 from opd_verl.utils.markdown import markdown_table
@@ -27,23 +27,23 @@ PART_ORDER = (
 )
 
 
-def memory_table(found: Mapping[str, Parts], room_gib: float) -> str:
+def memory_table(by_phase: Mapping[str, Parts], room_gib: float) -> str:
     """GiB of one device: a line per part, a column per phase."""
-    names = [name for name in PART_ORDER if any(parts.get(name) for parts in found.values())]
-    lines = [[name, *(gib(parts.get(name, 0.0)) for parts in found.values())] for name in names]
-    sums = [memory.total(parts) for parts in found.values()]
-    lines.append(["**in all**", *(f"**{gib(one)}**" for one in sums)])
-    lines.append([f"of {room_gib:.1f}", *(f"{one / GIB / room_gib:.0%}" for one in sums)])
-    return markdown_table(["GiB per device", *found], lines)
+    names = [name for name in PART_ORDER if any(parts.get(name) for parts in by_phase.values())]
+    lines = [[name, *(gib(parts.get(name, 0.0)) for parts in by_phase.values())] for name in names]
+    sums = [memory.total(parts) for parts in by_phase.values()]
+    lines.append(["**in all**", *(f"**{gib(size)}**" for size in sums)])
+    lines.append([f"of {room_gib:.1f}", *(f"{size / GIB / room_gib:.0%}" for size in sums)])
+    return markdown_table(["GiB per device", *by_phase], lines)
 
 
 def gib(size: float) -> str:
-    """One decimal; empty for nothing."""
+    """Bytes as GiB with one decimal; an empty text for 0."""
     return f"{size / GIB:.1f}" if size else ""
 
 
-def layout_lines(run: Run) -> list[str]:
-    """Who has which devices."""
+def layout_lines(run: PlannedRun) -> list[str]:
+    """The devices of trainer and teachers, and the size of a step."""
     trainer, server = run.trainer, run.server
     copies = trainer.devices // trainer.shards
     lines = [
@@ -62,14 +62,14 @@ def layout_lines(run: Run) -> list[str]:
 
 
 def time_table(spent: Mapping[str, float]) -> str:
-    """Shares of a step (`step_seconds`), and seconds to compare settings by."""
+    """Seconds and shares of the parts of a step (`step_seconds`)."""
     whole = sum(spent.values())
     lines = [[name, f"{value:.1f}", f"{value / whole:.0%}"] for name, value in spent.items()]
     return markdown_table(["part of a step", "s", "share"], [*lines, ["**step**", f"**{whole:.1f}**", ""]])
 
 
-def teacher_lines(run: Run, step: float) -> list[str]:
-    """How busy each teacher is in a step of so many seconds, and what is sent to and from it."""
+def teacher_lines(run: PlannedRun, step: float) -> list[str]:
+    """Each teacher's busy time in a step of `step` seconds, and the bytes to and from it."""
     lines = []
     for name, (teacher, model) in run.teachers.items():
         busy, traffic = (
@@ -85,8 +85,8 @@ def teacher_lines(run: Run, step: float) -> list[str]:
     return lines
 
 
-def traffic_line(run: Run) -> str:
-    """FSDP's own bytes, and host memory."""
+def traffic_line(run: PlannedRun) -> str:
+    """Bytes of FSDP's collectives, and host memory."""
     trainer, student = run.trainer, run.student
     between, host = replica_bytes(trainer, student), host_bytes(run)
     copies = f", {between / 1e9:.1f} GB between copies" if between else ""
@@ -95,8 +95,8 @@ def traffic_line(run: Run) -> str:
     )
 
 
-def cache_line(run: Run, cache_bytes: float) -> str:
-    """How many rollouts a server holds at a time."""
+def cache_line(run: PlannedRun, cache_bytes: float) -> str:
+    """The number of rollouts that a server holds at a time."""
     rows = -(-run.trainer.rollouts // run.server.engines)
     room = concurrent(run.trainer, run.server, run.student, cache_bytes)
     return f"a rollout server gets {rows} rollouts of a step, its KV cache holds {room} of full length at a time"

@@ -1,4 +1,4 @@
-"""What a step would be spent on: arithmetic from data sheets and assumed efficiencies, for shares rather than seconds.
+"""The time of a step, by part: arithmetic from data sheets and assumed efficiencies, for shares rather than seconds.
 
 Left out: collectives, the host's work, and the imbalance of responses; verl waits for the longest one.
 """
@@ -19,24 +19,25 @@ GEN, WAIT, LOG_PROB, REFERENCE, UPDATE, OFFLOAD = (
     "offload",
 )
 TOKEN_OVERHEAD_S = 0.001
-"""Of a decoding step, whatever the model: scheduling and sampling."""
+"""Assumed seconds of scheduling and sampling in a decoding step, whatever the model."""
 ALL_REDUCE_S = 15e-6
-"""Of one token's hidden states between the devices of a tensor-parallel server, twice in a layer."""
+"""Assumed seconds of an all-reduce of one token's hidden states in a tensor-parallel server; a layer has two."""
 GIGA, TERA = 1e9, 1e12
 
 
 def forward_flops(model: ModelShape, length: float) -> float:
-    """Of a token in a sequence of this length: 2 per parameter, and attention to half of the sequence."""
+    """Operations of a token in a sequence of this length: 2 per parameter, and attention to half of the sequence."""
+    # Attention: two products (scores, values) of 2 operations each, over length / 2 earlier tokens on average.
     return 2 * model.matrix + 2 * model.attention_width * length
 
 
 def forward_seconds(model: ModelShape, tokens: float, length: float, devices: float, device: Device) -> float:
-    """A forward pass over all tokens, spread evenly."""
+    """Seconds of a forward pass over all tokens, spread evenly over the devices."""
     return tokens * forward_flops(model, length) / (devices * device.tflops * TERA * FORWARD_SHARE)
 
 
 def concurrent(trainer: TrainerLayout, server: RolloutLayout, student: ModelShape, cache_bytes: float) -> int:
-    """Rollouts that one server can hold at a time: what its KV cache has room for, at their longest."""
+    """Rollouts of full length that fit the KV cache of one server at a time."""
     token = student.kv_width * server.weight_bytes / server.tensor_parallel
     return int(cache_bytes / (token * trainer.longest))
 
@@ -44,11 +45,15 @@ def concurrent(trainer: TrainerLayout, server: RolloutLayout, student: ModelShap
 def gen_seconds(
     trainer: TrainerLayout, server: RolloutLayout, student: ModelShape, device: Device, cache_bytes: float
 ) -> float:
-    """Decoding reads all weights and the cached keys and values once per token; waves where the cache is too small."""
+    """Seconds of generation: each decoding step reads all weights and the cached keys and values of all its rollouts.
+
+    Where the cache is too small for all rollouts, they come in waves.
+    """
     rows = -(-trainer.rollouts // server.engines)
     at_once = max(min(rows, concurrent(trainer, server, student, cache_bytes)), 1)
     held = at_once * (trainer.prompt_tokens + trainer.response_tokens / 2) * student.kv_width
     read = server.weight_bytes * (student.active + held) / server.tensor_parallel
+    # A decoding step is bound by memory reads for few rollouts, and by arithmetic for many.
     token = max(
         read / (device.bandwidth_gbs * GIGA * READ_SHARE),
         at_once * 2 * student.matrix / (server.tensor_parallel * device.tflops * TERA * FORWARD_SHARE),
@@ -61,22 +66,26 @@ def gen_seconds(
 
 
 def teacher_tokens(trainer: TrainerLayout, teacher: TeacherLayout) -> int:
-    """Tokens of a sequence as a teacher reads it."""
+    """Tokens of a sequence as a teacher reads it, privileged context included."""
     return trainer.longest + teacher.context_tokens
 
 
 def teacher_seconds(trainer: TrainerLayout, teacher: TeacherLayout, model: ModelShape, device: Device) -> float:
-    """The forward passes over all rollouts, spread over all replicas; a colocated teacher's way to its device too."""
+    """Seconds of a teacher's forward passes over all rollouts, plus the copy of a colocated teacher to its device."""
     length = teacher_tokens(trainer, teacher)
     devices = trainer.devices if teacher.colocated else teacher.devices
-    found = forward_seconds(model, trainer.rollouts * length, length, devices, device)
+    busy = forward_seconds(model, trainer.rollouts * length, length, devices, device)
     if teacher.colocated:
-        found += teacher.weight_bytes * model.total / (device.host_gbs * GIGA * LINK_SHARE)
-    return found
+        busy += teacher.weight_bytes * model.total / (device.host_gbs * GIGA * LINK_SHARE)
+    return busy
 
 
 def waiting(trainer: TrainerLayout, teacher: TeacherLayout, busy: float, gen: float) -> float:
-    """What the trainer waits for: all of a colocated teacher; else what generation does not hide, and a batch."""
+    """Seconds that the trainer waits for a teacher.
+
+    A colocated teacher works while the trainer waits. Another one works beside generation: the trainer waits for the
+    part that generation does not hide, and for the last batch.
+    """
     if teacher.colocated:
         return busy
     length = teacher_tokens(trainer, teacher)
@@ -85,14 +94,15 @@ def waiting(trainer: TrainerLayout, teacher: TeacherLayout, busy: float, gen: fl
 
 
 def update_seconds(trainer: TrainerLayout, student: ModelShape, device: Device) -> float:
-    """Backward is two forwards; with gradient checkpointing, one more."""
+    """Seconds of an update: one forward pass and a backward of two; with gradient checkpointing, one forward more."""
     passes = 4 if trainer.checkpointing else 3
     flops = passes * trainer.rollouts * trainer.longest * forward_flops(student, trainer.longest)
     return flops / (trainer.devices * device.tflops * TERA * TRAIN_SHARE)
 
 
 def offload_seconds(trainer: TrainerLayout, student: ModelShape, device: Device) -> float:
-    """Weights to the device and back around log-probs and update, optimizer around the update."""
+    """Seconds of offloading: weights go to the device and back twice (log-probs, update), the optimizer once."""
+    # Weights: twice there and back. Optimizer: two moments, once there and back. 4 shards each.
     moved = shard_bytes(trainer, student) * (4 * trainer.offload_params + 4 * trainer.offload_optimizer)
     return moved / (device.host_gbs * GIGA * LINK_SHARE)
 
@@ -105,7 +115,7 @@ def step_seconds(
     cache_bytes: float,
     teachers: Mapping[str, tuple[TeacherLayout, ModelShape]],
 ) -> dict[str, float]:
-    """The parts of a step, one after the other; several teachers score at the same time."""
+    """Seconds of the parts of a step, which follow one another; several teachers score at the same time."""
     length = trainer.longest
     gen = gen_seconds(trainer, server, student, device, cache_bytes)
     log_prob = forward_seconds(student, trainer.rollouts * length, length, trainer.devices, device)
@@ -113,7 +123,7 @@ def step_seconds(
         waiting(trainer, teacher, teacher_seconds(trainer, teacher, model, device), gen)
         for teacher, model in teachers.values()
     ]
-    found = {
+    parts = {
         GEN: gen,
         WAIT: max(waits, default=0.0),
         LOG_PROB: log_prob,
@@ -121,4 +131,4 @@ def step_seconds(
         UPDATE: update_seconds(trainer, student, device),
         OFFLOAD: offload_seconds(trainer, student, device),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in parts.items() if value}

@@ -1,22 +1,26 @@
 """The shape of a model from its config: exact parameter counts, without reading a weight."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Counts of parameters, and widths. `head` and `embedding` are the same parameters where they are tied."""
+    """Numbers of parameters, and widths. `head` and `embedding` are the same parameters where they are tied."""
 
     total: int
     embedding: int
     head: int
     tied: bool
     layer: int
-    """Of the largest decoder layer."""
+    """Parameters of the largest decoder layer."""
     layers: int
     hidden: int
     vocabulary: int
@@ -24,30 +28,31 @@ class ModelShape:
     kv_width: int
     """Numbers that the KV cache holds for a token, keys and values, over all layers."""
     attention_width: int
-    """Query width summed over layers: what a token's attention to one other costs."""
+    """Query width, summed over layers: the cost of a token's attention to one other token is proportional to it."""
     intermediate: int
     active: int
     """Parameters that a token is multiplied with; fewer than `total` in a mixture of experts."""
 
     @property
     def root(self) -> int:
-        """What lies in no layer: embeddings, final norm, and the LM head where it is one of its own."""
+        """Parameters outside the layers: embeddings, final norm, and the LM head where it is not tied."""
         return self.total - self.layers * self.layer
 
     @property
     def matrix(self) -> int:
-        """Parameters in a forward pass's matrix products: an embedding is looked up."""
+        """Parameters in a forward pass's matrix products."""
+        # An embedding is looked up, not multiplied; a tied one is the LM head too, and counts once.
         return self.active - (0 if self.tied else self.embedding)
 
 
-def shape_of(config: Any) -> ModelShape:
-    """From a transformers config. Takes a second; allocates nothing."""
+def shape_of(config: "PreTrainedConfig") -> ModelShape:
+    """The shape of the model that a transformers config describes. Takes a second; allocates nothing."""
     with torch.device("meta"):
         model = skeleton(config)
     text = config.get_text_config()
     layers = decoder_layers(model)
-    head = model.get_output_embeddings().weight
-    embedding = model.get_input_embeddings().weight
+    head = head_of(model).get_parameter("weight")
+    embedding = model.get_input_embeddings().get_parameter("weight")
     heads, depth = text.num_attention_heads, len(layers)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -68,18 +73,27 @@ def shape_of(config: Any) -> ModelShape:
     )
 
 
-def skeleton(config: Any, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    """The model in whatever memory torch hands out now: on the meta device or in fake tensors, none."""
+def skeleton(
+    config: "PreTrainedConfig", dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+) -> "PreTrainedModel":
+    """The model of a config. It takes no memory on the meta device or in fake tensors, which the caller switches on."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
 
 
-def decoder_layers(model: Any) -> list[nn.Module]:
+def head_of(model: "PreTrainedModel") -> nn.Module:
+    """The LM head."""
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal LM has a head"
+    return head
+
+
+def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
     """The modules that FSDP wraps and gathers one after the other.
 
     Raises:
-        ValueError: the model names none.
+        ValueError: the model does not say which modules are its layers.
     """
     kinds = set(model._no_split_modules or ())
     layers = [module for module in model.get_decoder().modules() if type(module).__name__ in kinds]
@@ -88,8 +102,8 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     return layers
 
 
-def idle_experts(text: Any, layers: list[nn.Module]) -> int:
-    """Parameters of experts that a token does not visit, over all layers."""
+def idle_experts(text: "PreTrainedConfig", layers: Sequence[nn.Module]) -> int:
+    """Parameters of the experts that a token does not visit, over all layers."""
     experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
     chosen = getattr(text, "num_experts_per_tok", None)
     if not experts or not chosen:

@@ -1,4 +1,4 @@
-"""Bytes of one training step that leave a process: teacher and trainer, and FSDP's collectives. Arithmetic only."""
+"""Bytes that leave a process in one training step: between teacher and trainer, and FSDP's collectives."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,22 @@ from opd_verl.plan.layout import TeacherLayout, TrainerLayout
 from opd_verl.plan.shape import ModelShape
 
 TOKEN_BYTES = 4
-"""Of a token id on its way to a teacher."""
+"""Bytes of a token id on its way to a teacher (int32)."""
 REDUCE_BYTES = 4
-"""Gradients are summed in float32."""
+"""Bytes of a gradient in FSDP's reduce-scatter, which sums in float32."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of a step: to and from all replicas of a teacher."""
+    """Bytes to and from all replicas of a teacher in a step."""
 
     asked: float
     answered: float
 
 
 def answer_bytes(teacher: TeacherLayout, model: ModelShape) -> float:
-    """Of one response token on `opd_verl.teacher.wire`: log q, entropy, validity, top-k, log q at ids, hidden."""
+    """Bytes of one response token in the format of `opd_verl.teacher.wire`: log q, entropy, validity, top-k, log q at
+    ids, hidden states."""
     entropy = 0 if teacher.served else 4
     topk = teacher.topk * (3 + teacher.log_prob_bytes)
     hidden = model.hidden * teacher.weight_bytes if teacher.hidden else 0
@@ -28,7 +29,7 @@ def answer_bytes(teacher: TeacherLayout, model: ModelShape) -> float:
 
 
 def teacher_traffic(trainer: TrainerLayout, teacher: TeacherLayout, model: ModelShape) -> Traffic:
-    """Of all rollouts of a step."""
+    """Bytes of all rollouts of a step."""
     responses = trainer.rollouts * trainer.response_tokens
     prompts = trainer.rollouts * (trainer.prompt_tokens + teacher.context_tokens)
     asked = TOKEN_BYTES * (prompts + responses * (1 + teacher.at_ids))
@@ -42,7 +43,7 @@ def micro_batches(trainer: TrainerLayout) -> int:
 
 
 def fsdp_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
-    """That a rank receives in its shard group in a step: weights for forward and backward, gradients once."""
+    """Bytes that a rank receives from its shard group in a step: weights for each pass, gradients for each backward."""
     away = student.total * (trainer.shards - 1) / trainer.shards
     passes = micro_batches(trainer)
     forward_only = max(passes // max(trainer.updates, 1), 1)
@@ -50,6 +51,6 @@ def fsdp_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
 
 
 def replica_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
-    """That a rank exchanges between copies of the model in a step (hybrid shard): its shard's gradients."""
+    """Bytes of gradients that a rank exchanges with the model's other copies in a step (hybrid shard)."""
     copies = trainer.devices // trainer.shards
     return micro_batches(trainer) * 2 * (copies - 1) / copies * REDUCE_BYTES * student.total / trainer.shards

@@ -1,4 +1,4 @@
-"""Does it fit, and if not, which key to change."""
+"""Whether a planned run fits its devices, and if not, which key to change."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from opd_verl.config.opd import teacher_key
 from opd_verl.plan import memory
 from opd_verl.plan.devices import GIB
 from opd_verl.plan.memory import Parts
-from opd_verl.plan.phases import Run
+from opd_verl.plan.phases import PlannedRun
 from opd_verl.plan.seconds import concurrent
 
 USABLE = 0.95
-"""Of a device's memory; the rest is the allocator's fragmentation."""
+"""Usable share of a device's memory; the allocator's fragmentation takes the rest."""
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One phase that does not fit."""
+class Misfit:
+    """One phase that does not fit a device, and a remedy."""
 
     phase: str
     what: str
@@ -27,26 +27,26 @@ class Problem:
         return f"{self.phase}: {self.what}\n  -> {self.remedy}"
 
 
-def problems(run: Run, found: Mapping[str, Parts]) -> list[Problem]:
+def misfits(run: PlannedRun, by_phase: Mapping[str, Parts]) -> list[Misfit]:
     """All phases that need more than a device has, and a KV cache without room for one sequence."""
     room = USABLE * run.device.memory_gib * GIB
     over = [
-        Problem(phase, f"needs {memory.total(parts) / GIB:.1f} of {room / GIB:.1f} GiB", remedy(run, phase, parts))
-        for phase, parts in found.items()
+        Misfit(phase, f"needs {memory.total(parts) / GIB:.1f} of {room / GIB:.1f} GiB", remedy(run, phase, parts))
+        for phase, parts in by_phase.items()
         if memory.total(parts) > room
     ]
-    cache = found["rollout"][memory.CACHE]
+    cache = by_phase["rollout"][memory.CACHE]
     if concurrent(run.trainer, run.server, run.student, cache) < 1:
         what = f"the KV cache of {cache / GIB:.1f} GiB has no room for one sequence of {run.trainer.longest} tokens"
         more = (
             f"{ROLLOUT}.gpu_memory_utilization (now {run.server.memory_share}) or {ROLLOUT}.tensor_model_parallel_size"
         )
-        over.append(Problem("rollout", what, f"raise {more}"))
+        over.append(Misfit("rollout", what, f"raise {more}"))
     return over
 
 
-def remedy(run: Run, phase: str, parts: Parts) -> str:
-    """The key behind the largest part that a key can change."""
+def remedy(run: PlannedRun, phase: str, parts: Parts) -> str:
+    """The setting that makes the largest part smaller, of the parts that a setting can change."""
     if phase.startswith("teacher"):
         return teacher_remedy(run, phase.removeprefix("teacher").strip(), parts)
     if phase == "rollout":
@@ -63,8 +63,8 @@ def remedy(run: Run, phase: str, parts: Parts) -> str:
     return f"shorter responses (data.max_response_length), or {ACTOR}.fsdp_config.ulysses_sequence_parallel_size"
 
 
-def rollout_remedy(run: Run) -> str:
-    """Less for the server, or less of the trainer beside it."""
+def rollout_remedy(run: PlannedRun) -> str:
+    """A smaller share for the server, or a smaller trainer beside it."""
     own = memory.total(memory.resident(run.trainer, run.student)) / GIB
     share = int(100 * (USABLE - own / run.device.memory_gib)) / 100
     needed = run.server.weight_bytes * run.student.total / run.server.tensor_parallel / GIB
@@ -76,8 +76,8 @@ def rollout_remedy(run: Run) -> str:
     return f"raise {ROLLOUT}.tensor_model_parallel_size"
 
 
-def teacher_remedy(run: Run, name: str, parts: Parts) -> str:
-    """More shards for large weights; else a smaller batch or smaller kept states."""
+def teacher_remedy(run: PlannedRun, name: str, parts: Parts) -> str:
+    """More shards where weights are the largest part; else a smaller batch or fewer kept states."""
     key, (teacher, _) = teacher_key(name), run.teachers[name]
     if parts[memory.TEACHER] > 0.5 * memory.total(parts):
         if teacher.colocated:

@@ -10,7 +10,7 @@ needs it.
 import re
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,7 +34,7 @@ def write_snapshot(module: torch.nn.Module, folder: str) -> None:
     """All weights of a sharded model in one file, by Hugging Face names. Every rank calls it; rank 0 writes."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     # Collective: every rank must gather, although only rank 0 gets the whole weights, in host memory.
-    state = get_model_state_dict(module, options=options)
+    state = cast(dict[str, torch.Tensor], get_model_state_dict(module, options=options))
     if torch.distributed.get_rank() == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder) / f"{FILE}.part"
@@ -96,6 +96,7 @@ class SavingActor(Protocol):
         ...
 
 
+@runtime_checkable
 class ReloadableTeacher(Protocol):
     """A teacher that can take a snapshot's weights: `TeacherPool`."""
 
@@ -110,7 +111,7 @@ class TeacherSync:
         self.every, self.root, self.actor = every, root, actor
 
     def resume(self, step: int) -> None:
-        """Points the pointer file to the weights that the teacher must hold at `step`. Call it before the teacher loads.
+        """Points the pointer file to the weights that the teacher must hold at `step`, before the teacher loads.
 
         Raises FileNotFoundError where the snapshot that the checkpoint was trained with is gone.
         """
@@ -128,9 +129,10 @@ class TeacherSync:
             )
         point_to(self.root, last)
 
-    def after(self, step: int, teacher: ReloadableTeacher) -> None:
-        """Hands the weights over, if `step` is one for it. Call it after the update, before the step's checkpoint."""
+    def after(self, step: int, teacher: object) -> None:
+        """Hands the weights over every `every` steps. Call it after the update, before the step's checkpoint."""
         if step % self.every == 0:
+            assert isinstance(teacher, ReloadableTeacher), "checks/several_teachers.py refuses several that follow"
             folder = str(snapshot_folder(self.root, step))
             self.actor.save_checkpoint(folder, None, step, None)
             point_to(self.root, step)

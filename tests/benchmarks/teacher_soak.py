@@ -9,6 +9,7 @@ import gc
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,7 +21,9 @@ from step_measure import MIB, status_bytes
 from step_table import row, verdict
 from teacher_inputs import TeacherSize, save_teacher
 
+from opd_verl.config.sections import TeacherConfig
 from opd_verl.teacher.replica.actor import CollectItem, TeacherActor
+from opd_verl.teacher.score import CollectSpec
 from opd_verl.teacher.settings import TeacherSettings
 
 TINY = TeacherSize(128, 2, 4096)
@@ -89,7 +92,7 @@ def soak(actor: TeacherActor, sequences: int, per_step: int) -> Iterator[MemoryS
         for item in asked:  # each alone, as the agent loops submit them
             actor.submit([item[:3]], step)
         wanted = [item for index, item in enumerate(asked) if index % ABANDONED != ABANDONED - 1]
-        answers = actor.collect(wanted, step, topk=K)
+        answers = actor.collect(wanted, CollectSpec(step, topk=K))
         if failed := [answer for answer in answers if isinstance(answer, str)]:
             raise RuntimeError(failed[0])
         done += len(asked)
@@ -137,10 +140,10 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     load = os.getloadavg()[0]
-    settings = TeacherSettings(vocab_limit=TINY.vocabulary, device="cpu", topk=K)
+    settings = TeacherSettings(TeacherConfig(dtype="float32"), vocab_limit=TINY.vocabulary, device="cpu", topk=K)
     with TemporaryDirectory() as folder:
         path = save_teacher(TINY, torch.float32, LONGEST_PROMPT + LONGEST_RESPONSE, Path(folder))
-        actor = TeacherActor(path, settings)
+        actor = TeacherActor(replace(settings, teacher=replace(settings.teacher, path=path)))
         samples = list(soak(actor, args.sequences, args.per_step))
     heading = (
         f"# Soak of the teacher's actor\n\n{args.sequences} sequences, {args.per_step} a step; {TINY}, float32, "

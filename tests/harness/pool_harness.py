@@ -1,5 +1,6 @@
 """Requests to a teacher of the tiny model, and the comparison of its scores with a float64 forward pass."""
 
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from scorer_harness import reference, request
 from tiny_models import tiny_qwen3
 
+from opd_verl.config.sections import TeacherConfig
 from opd_verl.teacher.replica.actor import TeacherActor
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.wire import decode
 
@@ -16,7 +18,9 @@ VOCAB, LIMIT, K = 96, 90, 4
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
-SETTINGS = TeacherSettings(device="cpu", topk=K, wire_dtype="float32", max_tokens_per_batch=200)
+SETTINGS = TeacherSettings(
+    TeacherConfig(dtype="float32", wire_dtype="float32", max_tokens_per_batch=200, timeout_s=60.0), device="cpu", topk=K
+)
 
 REQUESTS = [request(f"{uid}_{n}_0", 3 + uid, 5 * n, seed=uid) for uid in (0, 3, 6, 9) for n in range(4)]
 """Four prompts that crc32 spreads over two replicas, four rollouts each, of 0 to 15 tokens."""
@@ -24,12 +28,21 @@ REQUESTS = [request(f"{uid}_{n}_0", 3 + uid, 5 * n, seed=uid) for uid in (0, 3, 
 AT_IDS = [np.random.default_rng(i).integers(0, LIMIT, (len(r.response_ids), 3)) for i, r in enumerate(REQUESTS)]
 
 
+def settings_for(path: str = "", **changes: Any) -> TeacherSettings:
+    """SETTINGS for the model at `path`; `changes` name fields of TeacherSettings or of the TeacherConfig in it."""
+    own = {field.name for field in fields(TeacherSettings)} & changes.keys()
+    teacher = replace(SETTINGS.teacher, path=path, **{name: changes[name] for name in changes.keys() - own})
+    return replace(SETTINGS, teacher=teacher, **{name: changes[name] for name in own})
+
+
 def item(asked: ScoreRequest) -> tuple[str, np.ndarray, np.ndarray]:
     return asked.key, asked.prompt_ids, asked.response_ids
 
 
 def ask(actor: TeacherActor, requests: list[ScoreRequest], step: int, **options: Any) -> list[TeacherScore]:
-    return [decode(data)[2] for data in actor.collect([(*item(r), None) for r in requests], step, **options)]
+    return [
+        decode(data)[2] for data in actor.collect([(*item(r), None) for r in requests], CollectSpec(step, **options))
+    ]
 
 
 def assert_right(scores: list[TeacherScore], at_ids: list[np.ndarray] | None = None) -> None:

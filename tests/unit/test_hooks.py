@@ -28,7 +28,7 @@ from opd_verl.hooks import (
 )
 from opd_verl.metrics.step import step_metrics
 from opd_verl.objectives.names import Truncation
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.training.advantage_inputs import ADVANTAGE_FIELDS, reward_inputs
 from opd_verl.training.teacher_scores import collect_scores, teacher_fields
 from opd_verl.training.token_positions import row_lengths

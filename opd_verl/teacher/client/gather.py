@@ -19,7 +19,7 @@ from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.teacher.wire import decode
 
 LOST = (RayActorError, GetTimeoutError, ObjectLostError)
-"""Errors of a replica that is gone or silent. Any other error of a replica is a bug or a bad setting, and propagates."""
+"""Errors of a replica that is gone or silent. Any other error of a replica is a bug or a bad setting: it propagates."""
 REPLY_BYTES = 64 << 20
 """Approximate limit of one answer: with hidden states, a thousand long rollouts are gigabytes, which Ray would hold in
 its object store at one time."""
@@ -64,7 +64,7 @@ class Question:
 
     def reply_bytes(self, spec: CollectSpec, hidden_bytes: int) -> int:
         """Approximate size of the answer; `hidden_bytes`: bytes of one token's hidden state."""
-        # log q and entropy in f32 and a validity bit; 3 bytes of id and 4 of log-prob per top-k id, as if none were f16.
+        # log q, entropy and a validity bit; a top-k id has 3 bytes and its log-prob 4, as if none were f16.
         per_token = 9 + 7 * spec.topk + 4 * self.id_width + hidden_bytes * spec.hidden
         return per_token * len(self.request.response_ids)
 

@@ -216,7 +216,7 @@ class TeacherPool:
             self._restart(replica, "another replica scored what it could not")
 
     def _await_alive(self, replica: int, deadline: float) -> None:
-        """Waits while Ray restarts the replica. A replica that is dead for good, or too slow, fails in the next call."""
+        """Waits while Ray restarts the replica. If it is dead for good, or too slow, the next call to it fails."""
         while time.monotonic() < deadline:
             try:
                 ray.get(control(self.replicas[replica].ping).remote(), timeout=deadline - time.monotonic())

@@ -58,7 +58,9 @@ def routes(rows: TensorDict, field: str) -> list[str]:
         ValueError: the data have no such field.
     """
     if field not in rows:
-        raise ValueError(f"opd.route_field={field}: no such field (the data have: {', '.join(sorted(rows.keys()))})")
+        raise ValueError(
+            f"opd.route_field={field}: no such field (the data have: {', '.join(sorted(map(str, rows.keys())))})"
+        )
     return [str(value) for value in rows.get(field).tolist()]
 
 
@@ -128,9 +130,7 @@ class AveragedTeachers:
         assert not spec.topk and not spec.hidden, "checks/several_teachers.py refuses what a mixture cannot answer"
         # The parts' entropies would travel for nothing: the entropy of a mixture is not a function of them.
         part = replace(spec, entropy=False)
-        answers = at_once(
-            {name: partial(pool.collect, requests, at_ids, part) for name, pool in self.pools.items()}
-        )
+        answers = at_once({name: partial(pool.collect, requests, at_ids, part) for name, pool in self.pools.items()})
         weights = [self.weights[name] for name in answers]
         return [mixture(parts, weights) for parts in zip(*answers.values(), strict=True)]
 

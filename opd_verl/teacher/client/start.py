@@ -66,11 +66,9 @@ def start_teacher(
     if teacher.engine is Engine.vllm:
         sizes = longest(config, opd), teacher_topk(opd)
         manager = start_servers(config, name, teacher, replica_count(teacher), resource_pool, *sizes)
-        # The server is the one that is spread over `shards` devices; the replica before it is one process without model.
+        # The server is spread over `shards` devices; the replica in front of it is one process without a model.
         whole = replace(settings, teacher=replace(teacher, shards=1), keep_hidden=False)
-        pool = TeacherPool.start(
-            whole, len(manager.server_handles), name_prefix=prefix, servers=manager.server_handles
-        )
+        pool = TeacherPool.start(whole, len(manager.server_handles), name_prefix=prefix, servers=manager.server_handles)
         pool.keeps = manager
         return pool
     groups = resource_pool.get_placement_groups(device_name=get_device_name())

@@ -213,7 +213,7 @@ class TeacherActor:
                     self.store.finish(job, state)
 
     def _attempt(self, batch: list[Job]) -> list["RolloutState | ScoringError"]:
-        """One forward pass. A batch that fails is halved: too large a batch then fits, and a bad rollout fails alone."""
+        """One forward pass. A failed batch is halved: too large a batch then fits; a bad rollout fails alone."""
         settings = self.settings
         topk = max(settings.topk, settings.look_topk * any(job.closer for job in batch))
         try:
@@ -231,6 +231,6 @@ class TeacherActor:
         if len(batch) == 1:
             return [failure]
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # after an OutOfMemoryError, blocks of the failed batch would fragment the next one
+            torch.cuda.empty_cache()  # blocks of the failed batch would fragment the memory of the next one
         half = len(batch) // 2
         return self._attempt(batch[:half]) + self._attempt(batch[half:])

@@ -42,7 +42,7 @@ class JobStore:
         return self.queued.get(key) or self.running.get(key) or self.done.get(key)
 
     def add(self, request: ScoreRequest, step: int, group: int = 0, closer: bool = False) -> Job:
-        """The job of this request, queued if there is none. A job with other tokens, or that keeps less, is replaced."""
+        """The job of this request, queued if it is new. A job with other tokens, or that keeps less, is replaced."""
         checksum, known = request.checksum, self.find(request.key)
         if known is not None and known.checksum == checksum and known.closer >= closer:
             known.step = max(known.step, step)

@@ -21,7 +21,9 @@ class HostWeights:
         for tensor in self.tensors:
             tensor.data = tensor.data.cpu()
             if self.device.type == "cuda":
-                tensor.data = tensor.data.pin_memory()  # only from pinned memory does `non_blocking` copy asynchronously
+                tensor.data = (
+                    tensor.data.pin_memory()
+                )  # only from pinned memory does `non_blocking` copy asynchronously
         self.resting = [tensor.data for tensor in self.tensors]
 
     def bring(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opd_verl.teacher.score import ScoreRequest
 from opd_verl.teacher.scoring.batching import SHARING_PAYS, shared_saving
@@ -79,7 +79,9 @@ class LocalReader:
     @classmethod
     def load(cls, spec: ModelSpec) -> Self:
         """The checkpoint on its device."""
-        return cls(load_whole(spec).to(spec.device))
+        model = load_whole(spec)
+        move(model, spec.device)
+        return cls(model)
 
     def rows(self, requests: Sequence[ScoreRequest]) -> Tensor:
         """`Reader.rows`."""
@@ -106,6 +108,11 @@ def load_whole(spec: ModelSpec) -> "PreTrainedModel":
         attn_implementation=spec.attn_implementation,
         trust_remote_code=spec.trust_remote_code,
     )
+
+
+def move(model: nn.Module, device: str) -> None:
+    """Moves a model in place. The argument is an nn.Module because transformers' own `to` has no usable type."""
+    model.to(device)
 
 
 def default_device() -> str:

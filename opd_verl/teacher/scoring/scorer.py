@@ -14,7 +14,7 @@ from torch import Tensor
 from opd_verl.fused.head import LMHead
 from opd_verl.fused.statistics import RowStatistics, row_statistics
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scoring.batching import fed_ids, batch_requests
+from opd_verl.teacher.scoring.batching import batch_requests, fed_ids
 from opd_verl.teacher.scoring.limits import ModelLimits
 from opd_verl.teacher.scoring.reader import LocalReader, ModelSpec, Reader, default_device
 from opd_verl.teacher.scoring.state import RolloutState
@@ -164,7 +164,7 @@ class Scorer:
 
     @torch.inference_mode()
     def probe(self) -> None:
-        """Raises ValueError where our logits differ from the model's own: `LMHead` then does not know the whole head."""
+        """Raises ValueError where our logits differ from the model's own: `LMHead` then lacks a part of the head."""
         probe = ScoreRequest("probe", np.zeros(1), np.arange(min(4, self.vocab_limit)))
         head, hidden = self.head, self.reader.rows([probe])
         theirs = self.reader.logits(fed_ids(probe))[:, : self.vocab_limit].float()

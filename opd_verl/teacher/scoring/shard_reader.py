@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scoring.batching import fed_tokens, batch_rows
+from opd_verl.teacher.scoring.batching import batch_rows, fed_tokens
 from opd_verl.teacher.scoring.reader import LocalReader, ModelSpec, OutOfStepError
 from opd_verl.teacher.scoring.sharded import fill, from_leader, load_sharded
 from opd_verl.teacher.snapshot import FILE
@@ -57,7 +57,7 @@ class ShardedReader:
     """
 
     may_share = False
-    """Sharing prompts takes one forward pass or two, depending on a rank's own requests; ranks would get out of step."""
+    """Sharing prompts takes one forward pass or two, depending on a rank's requests: ranks would get out of step."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.own = LocalReader(model, may_share=False)

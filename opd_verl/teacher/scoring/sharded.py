@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from opd_verl.teacher.scoring.reader import ModelSpec, load_whole
+from opd_verl.teacher.scoring.reader import ModelSpec, load_whole, move
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,7 +80,7 @@ class Traits:
             parameter.data = parameter.data.to(self.dtypes[name])
 
     def tie_and_fill(self, model: nn.Module, device: str) -> None:
-        """Ties parameters and fills buffers. Call it after `to_empty`, which gives every parameter memory of its own."""
+        """Ties parameters and fills buffers. Call it after `to_empty`, which gives each parameter its own memory."""
         for name, source in self.ties.items():
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, model.get_parameter(source))
@@ -118,7 +118,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def _emptied(model: "PreTrainedModel") -> "tuple[PreTrainedModel, dict[str, Tensor], Traits]":
     """The model without memory, its weights, and its traits."""
     weights, traits = model.state_dict(), Traits.of(model)
-    return model.to("meta"), weights, traits
+    move(model, "meta")
+    return model, weights, traits
 
 
 def _skeleton(spec: ModelSpec) -> "PreTrainedModel":

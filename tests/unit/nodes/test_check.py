@@ -10,7 +10,7 @@ from opd_verl.config.errors import ConfigError
 from opd_verl.config.sections import TeacherConfig
 from opd_verl.nodes.check import find_problems
 from opd_verl.nodes.needs import Needs
-from opd_verl.nodes.problems import DRIVER, Problem, Severity, error, merged, warning
+from opd_verl.nodes.problems import DRIVER, ClusterProblem, Severity, error, merged, warning
 from opd_verl.nodes.records import Clock, Device, Disk, Machine, ModelFiles, Node, NodeReport
 
 GIB = 2**30
@@ -59,7 +59,7 @@ def on_b(**changes: Any) -> NodeReport:
     return replace(GOOD, label="b", machine=replace(MACHINE, host="b", **changes))
 
 
-def found(b: NodeReport | None = None, **needs: Any) -> list[Problem]:
+def found(b: NodeReport | None = None, **needs: Any) -> list[ClusterProblem]:
     """The problems of two nodes, of which the second may be another."""
     return find_problems(replace(NEEDS, **needs), MACHINE, [GOOD, b or on_b()])
 

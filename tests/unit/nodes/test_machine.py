@@ -26,10 +26,10 @@ from opd_verl.nodes.gpus import cuda_driver, gpus
 from opd_verl.nodes.machine import look, torch_build
 from opd_verl.nodes.needs import Needs, read_needs
 from opd_verl.nodes.probe import NodeProbe, partners
-from opd_verl.nodes.records import Device, Wanted
+from opd_verl.nodes.records import Checklist, Device
 
 SECRET = "a-key-that-must-not-travel"
-WANTED = Wanted("checkpoints/none/yet", {}, (), "api.wandb.ai")
+CHECKLIST = Checklist("checkpoints/none/yet", {}, (), "api.wandb.ai")
 NVIDIA_SMI = """#!/bin/sh
 case "$1" in
   --query-gpu=driver_version) echo "580.65.06"; echo "580.65.06" ;;
@@ -48,7 +48,7 @@ def needs(*overrides: str, recipe: str = "opd") -> Needs:
 
 
 def test_versions_and_builds_are_those_of_the_packages() -> None:
-    machine = look(WANTED)
+    machine = look(CHECKLIST)
     assert machine.versions["torch"] == torch.__version__ and machine.versions["verl"] == "0.9.1"
     assert machine.versions["vllm"] and machine.versions["python"] == sys.version.split()[0]
     assert (torch_build() == "cuda") == (torch.version.cuda is not None)
@@ -81,9 +81,9 @@ def test_without_nvidia_smi_or_with_a_broken_one_there_is_no_gpu(
 def test_the_key_of_wandb_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert not look(WANTED).wandb_key
+    assert not look(CHECKLIST).wandb_key
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    machine = look(WANTED)
+    machine = look(CHECKLIST)
     assert machine.wandb_key and SECRET not in repr(machine)
 
 
@@ -124,11 +124,11 @@ def test_a_data_file_or_a_folder_of_files_has_a_size(tmp_path: Path) -> None:
 def test_the_code_answers_on_a_node_that_has_none_of_ours() -> None:
     """A process in which `import opd_verl` fails, as on a node where it was not installed."""
     with carried():
-        carried_code = cloudpickle.dumps((NodeProbe, WANTED))
+        carried_code = cloudpickle.dumps((NodeProbe, CHECKLIST))
     assert cloudpickle.loads(carried_code)[0] is NodeProbe, "what comes back is of the driver's own classes"
     code = (
-        "import sys, pickle; sys.modules['opd_verl'] = None; probe, wanted = pickle.load(sys.stdin.buffer); "
-        "machine = probe().look(wanted, '/tmp'); print(machine.host, machine.versions['verl'])"
+        "import sys, pickle; sys.modules['opd_verl'] = None; probe, checklist = pickle.load(sys.stdin.buffer); "
+        "machine = probe().look(checklist, '/tmp'); print(machine.host, machine.versions['verl'])"
     )
     done = subprocess.run([sys.executable, "-c", code], input=carried_code, capture_output=True, timeout=120)
     assert done.stdout.decode().split() == [socket.gethostname(), "0.9.1"], done.stderr.decode()
@@ -213,4 +213,4 @@ def test_of_the_jobs_environment_the_names_are_kept_and_no_value() -> None:
         OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", {"WANDB_API_KEY": SECRET}, force_add=True)
     found = read_needs(config, None)
     assert found.env == {"WANDB_API_KEY"} and not re.search(SECRET, repr(found))
-    assert SECRET.encode() not in pickle.dumps(found.wanted())
+    assert SECRET.encode() not in pickle.dumps(found.checklist())

@@ -16,15 +16,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from opd_verl.config.errors import ConfigError
 from opd_verl.plan import memory
-from opd_verl.plan.__main__ import checked, plan, split
 from opd_verl.plan.activations import PROBE_TOKENS, saved_bytes
+from opd_verl.plan.arguments import checked, split
 from opd_verl.plan.devices import DEVICES, GIB
 from opd_verl.plan.layout import TeacherLayout
-from opd_verl.plan.phases import Run, host_bytes, phases
+from opd_verl.plan.phases import PlannedRun, host_bytes, phases
+from opd_verl.plan.planner import plan_run
 from opd_verl.plan.seconds import GEN, OFFLOAD, WAIT, step_seconds
 from opd_verl.plan.shape import shape_of
 from opd_verl.plan.traffic import answer_bytes, teacher_traffic
-from opd_verl.plan.verdict import problems
+from opd_verl.plan.verdict import misfits
 from opd_verl.teacher.score import TeacherScore
 from opd_verl.teacher.wire import encode
 
@@ -79,14 +80,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def planned(models: Path, *arguments: str, device: str = "h100", length: int | None = None) -> Run:
+def planned(models: Path, *arguments: str, device: str = "h100", length: int | None = None) -> PlannedRun:
     """`student` and `teacher` by the name of their folder."""
     paths = [one if "=" not in one or "/" in one else one.replace("=@", f"={models}/") for one in arguments]
     _, overrides = split(paths)
-    return plan(compose_ppo(*overrides), device, length)
+    return plan_run(compose_ppo(*overrides), device, length)
 
 
-def opd_run(models: Path, *arguments: str, **options: Any) -> Run:
+def opd_run(models: Path, *arguments: str, **options: Any) -> PlannedRun:
     return planned(models, "recipe=opd", "student=@1.7B", "teacher=@8B", *arguments, **options)
 
 
@@ -177,7 +178,7 @@ def kept() -> list[str]:
     return [f"{fsdp}.param_offload=false", f"{fsdp}.optimizer_offload=false"]
 
 
-def seconds(run: Run) -> dict[str, float]:
+def seconds(run: PlannedRun) -> dict[str, float]:
     cache = phases(run)["rollout"][memory.CACHE]
     return step_seconds(run.trainer, run.server, run.student, run.device, cache, run.teachers)
 
@@ -239,7 +240,7 @@ def test_what_does_not_fit_is_said_with_the_key_to_change(name: str, models: Pat
     arguments, key = TOO_MUCH[name]
     device = "a100-40" if name == "logits" else "h100"
     run = planned(models, "recipe=opd", *arguments, device=device)
-    found = problems(run, phases(run))
+    found = misfits(run, phases(run))
     assert any(key in str(problem) for problem in found), [str(problem) for problem in found]
 
 
@@ -247,11 +248,11 @@ def test_the_remedy_for_a_large_teacher_works(models: Path) -> None:
     run = planned(models, "recipe=opd", "cluster=16x8", "student=@8B", "teacher=@70B", "opd.teacher.shards=1")
     teacher, model = run.teachers[""]
     for _ in range(3):
-        if not problems(run, phases(run)):
+        if not misfits(run, phases(run)):
             return
         teacher = dataclasses.replace(teacher, shards=2 * teacher.shards)
         run = dataclasses.replace(run, teachers={"": (teacher, model)})
-    assert not problems(run, phases(run))
+    assert not misfits(run, phases(run))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_the_pairs_that_the_clusters_name_fit(
 ) -> None:
     for cluster in clusters:
         run = planned(models, f"recipe={recipe}", f"cluster={cluster}", f"student=@{student}", f"teacher=@{teacher}")
-        assert problems(run, phases(run)) == []
+        assert misfits(run, phases(run)) == []
 
 
 def test_every_part_is_a_finite_size(models: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pool_harness import settings_for
 from scorer_harness import SMALL, build, reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3, tiny_tokenizer
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PhiConfig, PhiForCausalLM
@@ -15,14 +16,14 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, Granite
 from opd_verl.config.opd import OpdConfig
 from opd_verl.config.sections import ForwardKLConfig, ObjectiveConfig, TeacherConfig
 from opd_verl.objectives.names import Placement, Support
-from opd_verl.teacher.client.start import teacher_settings
+from opd_verl.teacher.client.start import replica_settings
 from opd_verl.teacher.needs import keeps_hidden, needs_hidden, student_topk, teacher_topk
 from opd_verl.teacher.replica.actor import TeacherActor
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.teacher.wire import decode
 
 VOCAB, LIMIT, TEMPERATURE = 64, 60, 0.7
-SETTINGS: dict[str, Any] = {"device": "cpu", "topk": 4, "wire_dtype": "float32", "temperature": TEMPERATURE}
+OWN: dict[str, Any] = {"temperature": TEMPERATURE, "max_tokens_per_batch": 16384}
 REQUESTS = [request("a_0", 5, 12, LIMIT), request("b_0", 1, 20, LIMIT), request("c_0", 9, 1, LIMIT)]
 EMPTY = request("d_0", 3, 0, LIMIT)
 
@@ -46,12 +47,12 @@ MODELS = {
 def teacher_of(model: Any, path: Path, **settings: Any) -> TeacherActor:
     model.save_pretrained(path)
     tiny_tokenizer(LIMIT).save_pretrained(path)
-    return TeacherActor(str(path), SETTINGS | settings)
+    return TeacherActor(settings_for(str(path), **OWN | settings))
 
 
 def collect(actor: TeacherActor, requests: list[ScoreRequest], **options: Any) -> list[TeacherScore]:
     items = [(r.key, r.prompt_ids, r.response_ids, None) for r in requests]
-    return [decode(data)[2] for data in actor.collect(items, 1, **{"hidden": True, **options})]
+    return [decode(data)[2] for data in actor.collect(items, CollectSpec(1, **{"hidden": True, **options}))]
 
 
 def log_q(actor: TeacherActor, score: TeacherScore) -> torch.Tensor:
@@ -123,7 +124,7 @@ def test_hidden_states_come_beside_everything_else_and_only_if_asked(tmp_path: P
     at_ids = [np.zeros((len(r.response_ids), 3), np.int32) for r in (*REQUESTS, EMPTY)]
     items = [(r.key, r.prompt_ids, r.response_ids, ids) for r, ids in zip((*REQUESTS, EMPTY), at_ids, strict=True)]
     for hidden in (False, True):
-        scores = [decode(data)[2] for data in actor.collect(items, 1, topk=2, hidden=hidden)]
+        scores = [decode(data)[2] for data in actor.collect(items, CollectSpec(1, topk=2, hidden=hidden))]
         for asked, score in zip((*REQUESTS, EMPTY), scores, strict=True):
             length = len(asked.response_ids)
             assert score.at_ids_log_q is not None and score.at_ids_log_q.shape == (length, 3)
@@ -134,7 +135,7 @@ def test_hidden_states_come_beside_everything_else_and_only_if_asked(tmp_path: P
 
 def test_evicted_hidden_states_are_recomputed(tmp_path: Path) -> None:
     path = save_tiny_qwen3(tmp_path, VOCAB, LIMIT)
-    kept, evicted = (TeacherActor(path, SETTINGS | limit) for limit in ({}, {"max_state_bytes": 0}))
+    kept, evicted = (TeacherActor(settings_for(path, **OWN | limit)) for limit in ({}, {"max_state_gib": 0.0}))
     for _ in range(2):
         for a, b in zip(collect(kept, REQUESTS), collect(evicted, REQUESTS), strict=True):
             assert a.hidden is not None and b.hidden is not None
@@ -176,10 +177,13 @@ def test_the_teacher_keeps_what_any_part_of_the_config_reads(k: int, forward_k: 
 def test_the_settings_of_a_replica() -> None:
     opd = config(Support.union, 8, Placement.gated, 12)
     opd.teacher = TeacherConfig(path="x", dtype="float32", temperature=0.7, chunk_rows=5, max_state_gib=0.5)
-    settings = teacher_settings(opd.teacher, 90, keeps_hidden(opd), teacher_topk(opd))
-    assert (settings.topk, settings.keep_hidden, settings.vocab_limit, settings.wire_dtype) == (12, True, 90, "float16")
-    assert (settings.dtype, settings.temperature, settings.chunk_rows) == ("float32", 0.7, 5)
-    assert settings.max_state_bytes == 1 << 29
+    settings = replica_settings(opd, opd.teacher, 90, "pointer")
+    assert (settings.topk, settings.keep_hidden, settings.vocab_limit) == (12, True, 90)
+    assert (settings.device, settings.weights_pointer) == ("cpu", "pointer")
+    assert (settings.look_every, settings.look_topk) == (opd.diagnostics.every, opd.diagnostics.k)
+    assert settings.teacher is opd.teacher and settings.max_state_bytes == 1 << 29
     plain = config(Support.sampled, 0, Placement.none, 16)
-    settings = teacher_settings(plain.teacher, 90, keeps_hidden(plain), teacher_topk(plain))
-    assert (settings.topk, settings.keep_hidden) == (0, False)
+    plain.diagnostics.enabled = False
+    settings = replica_settings(plain, plain.teacher, 90)
+    assert (settings.topk, settings.keep_hidden, settings.weights_pointer) == (0, False, None)
+    assert (settings.look_every, settings.look_topk) == (0, 0)

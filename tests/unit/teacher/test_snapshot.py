@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pool_harness import LIMIT, REQUESTS, SETTINGS, VOCAB, K, ask
+from pool_harness import LIMIT, REQUESTS, VOCAB, K, ask, settings_for
 from safetensors.torch import save_model
 from scorer_harness import reference
 from tiny_models import save_tiny_qwen3, tiny_qwen3
@@ -112,8 +112,8 @@ def test_a_resumed_run_has_the_teacher_of_its_checkpoint(tmp_path: Path) -> None
 def test_a_teacher_takes_new_weights_and_forgets_the_old_scores(tmp_path: Path) -> None:
     path = save_tiny_qwen3(tmp_path / "model", VOCAB, LIMIT)
     pointer, newer = pointer_file(str(tmp_path)), tiny_qwen3(VOCAB, seed=5)
-    settings = {**vars(SETTINGS), "weights_pointer": pointer}
-    actor = TeacherActor(path, settings)
+    settings = settings_for(path, weights_pointer=pointer)
+    actor = TeacherActor(settings)
     before = ask(actor, REQUESTS, 1, topk=K)
     folder = snapshot_folder(str(tmp_path), 4)
     folder.mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_a_teacher_takes_new_weights_and_forgets_the_old_scores(tmp_path: Path) 
     assert actor.stats()["state_bytes"] == 0
     after = ask(actor, REQUESTS, 1, topk=K)
     point_to(str(tmp_path), 4)
-    restarted = ask(TeacherActor(path, settings), REQUESTS, 1, topk=K)
+    restarted = ask(TeacherActor(settings), REQUESTS, 1, topk=K)
     for asked, old, new, again in zip(REQUESTS, before, after, restarted, strict=True):
         sampled = torch.tensor(asked.response_ids).long()[:, None]
         expected = reference(newer, asked, LIMIT).gather(1, sampled)[:, 0]

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from opd_verl.schema import STUDENT_FIELDS, TEACHER_FIELDS, TEACHER_HIDDEN
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.training.teacher_scores import collect_scores, merge, missing_like, teacher_fields, teacher_topk_fields
 from opd_verl.training.token_positions import row_lengths
 

@@ -23,11 +23,11 @@ from pool_harness import (
     CLOSE,
     LIMIT,
     REQUESTS,
-    SETTINGS,
     VOCAB,
     ask,
     assert_right,
     item,
+    settings_for,
 )
 from ray.exceptions import RayActorError
 from scorer_harness import reference, request
@@ -37,7 +37,7 @@ from opd_verl.fused.head import LMHead
 from opd_verl.teacher.client import gather
 from opd_verl.teacher.client.pool import TeacherPool
 from opd_verl.teacher.replica.actor import TeacherActor
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.wire import decode, encode
 
@@ -49,7 +49,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def actor(model_path: str) -> TeacherActor:
-    return TeacherActor(model_path, SETTINGS)
+    return TeacherActor(settings_for(model_path))
 
 
 def wait_for(condition: Any, seconds: float = 30.0) -> None:
@@ -72,7 +72,7 @@ def test_scores_what_was_submitted_before_anyone_collects(actor: TeacherActor) -
 
 
 def test_collect_scores_what_was_never_submitted_in_the_order_asked(actor: TeacherActor) -> None:
-    answers = actor.collect([(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], 1, topk=2)
+    answers = actor.collect([(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], CollectSpec(1, topk=2))
     assert [decode(data)[:2] for data in answers] == [(r.key, r.checksum) for r in REQUESTS]
     scores = [decode(data)[2] for data in answers]
     assert_right(scores, AT_IDS)
@@ -83,27 +83,27 @@ def test_collect_scores_what_was_never_submitted_in_the_order_asked(actor: Teach
 
 
 def test_in_a_step_that_the_diagnostics_look_at_it_keeps_more(model_path: str) -> None:
-    plain = replace(SETTINGS, topk=0, keep_hidden=False, look_every=3, look_topk=2)
-    actor = TeacherActor(model_path, plain)
+    plain = settings_for(model_path, topk=0, keep_hidden=False, look_every=3, look_topk=2)
+    actor = TeacherActor(plain)
     questions = [(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)]
     for step in (2, 4):
         with pytest.raises(ValueError, match="top-2 asked of a teacher that keeps top-0"):
-            actor.collect(questions, step, topk=2)
+            actor.collect(questions, CollectSpec(step, topk=2))
     actor.submit([item(r) for r in REQUESTS], step=3)
-    scores = [decode(data)[2] for data in actor.collect(questions, 3, topk=2)]
+    scores = [decode(data)[2] for data in actor.collect(questions, CollectSpec(3, topk=2))]
     assert_right(scores, AT_IDS)
     for asked, score in zip(REQUESTS, scores, strict=True):
         assert score.topk_ids is not None
         assert torch.equal(score.topk_ids.long(), reference(tiny_qwen3(VOCAB), asked, LIMIT).topk(2).indices)
     assert actor.stats()["tokens_scored"] == sum(len(r.response_ids) for r in REQUESTS), "scored once"
     with pytest.raises(ValueError, match="top-3 asked of a teacher that keeps top-2"):
-        actor.collect(questions, 3, topk=3)
+        actor.collect(questions, CollectSpec(3, topk=3))
     ask(actor, [request("later_0", 4, 6)], step=4)
     assert [job.future.result().hidden.numel() for job in actor.store.done.values()] == [0], "and only then"
 
 
 def test_a_rollout_that_was_scored_without_the_look_is_scored_again_for_it(model_path: str) -> None:
-    actor = TeacherActor(model_path, replace(SETTINGS, topk=0, keep_hidden=False, look_every=3, look_topk=2))
+    actor = TeacherActor(settings_for(model_path, topk=0, keep_hidden=False, look_every=3, look_topk=2))
     actor.submit([item(REQUESTS[-1])], step=2)
     wait_for(lambda: actor.stats()["queue_length"] == 0)
     assert ask(actor, REQUESTS[-1:], step=3, topk=2)[0].topk_ids is not None
@@ -144,11 +144,11 @@ def test_a_later_step_closes_the_earlier_ones(actor: TeacherActor) -> None:
 
 @pytest.mark.parametrize("max_state_bytes", [0, 5000])
 def test_evicted_states_are_recomputed(model_path: str, max_state_bytes: int) -> None:
-    small = TeacherActor(model_path, {"device": "cpu", "wire_dtype": "float32", "max_state_bytes": max_state_bytes})
+    small = TeacherActor(settings_for(model_path, topk=0, max_state_gib=max_state_bytes / 2**30))
     small.submit([item(r) for r in REQUESTS], step=1)
     wait_for(lambda: small.stats()["queue_length"] == 0)
     assert small.stats()["state_bytes"] <= max_state_bytes
-    answers = small.collect([(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], 1)
+    answers = small.collect([(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], CollectSpec(1))
     assert_right([decode(data)[2] for data in answers], AT_IDS)
     assert small.stats()["state_bytes"] <= max_state_bytes
 
@@ -163,7 +163,7 @@ def test_an_exception_in_the_loop_reaches_every_waiter_and_the_loop_lives(
     told: list[list[bytes | str]] = []
 
     def collect() -> None:
-        told.append(actor.collect([(*item(r), None) for r in REQUESTS], 1))
+        told.append(actor.collect([(*item(r), None) for r in REQUESTS], CollectSpec(1)))
 
     with monkeypatch.context() as patch:
         patch.setattr(actor.scorer, "score_batch", explode)
@@ -189,7 +189,7 @@ def test_a_batch_that_fails_is_halved_until_what_can_be_scored_is(
         return original(requests, *args)
 
     monkeypatch.setattr(actor.scorer, "score_batch", small_memory)
-    answers = actor.collect([(*item(r), None) for r in REQUESTS], 1)
+    answers = actor.collect([(*item(r), None) for r in REQUESTS], CollectSpec(1))
     assert max(sizes) > 2 and [i for i, answer in enumerate(answers) if isinstance(answer, str)] == [6]
     monkeypatch.undo()
     assert_right(ask(actor, REQUESTS, 1))
@@ -198,7 +198,7 @@ def test_a_batch_that_fails_is_halved_until_what_can_be_scored_is(
 def test_a_full_queue_turns_early_submissions_away_and_collect_asks_again(
     model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    actor = TeacherActor(model_path, replace(SETTINGS, max_queued=3))
+    actor = TeacherActor(settings_for(model_path, max_queued=3))
     gate, original = threading.Event(), actor.scorer.score_batch
     monkeypatch.setattr(actor.scorer, "score_batch", lambda *args: gate.wait(30) and original(*args))
     actor.submit([item(REQUESTS[0])], 1)
@@ -214,7 +214,7 @@ def test_without_early_scoring_the_batches_are_the_same_in_every_run(
     model_path: str, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     """Whatever was submitted before, and while another call's batch is still running."""
-    actor = TeacherActor(model_path, replace(SETTINGS, early=False, max_tokens_per_batch=64))
+    actor = TeacherActor(settings_for(model_path, early=False, max_tokens_per_batch=64))
     batches: list[list[str]] = []
     gate, original = threading.Event(), actor.scorer.score_batch
 
@@ -233,11 +233,11 @@ def test_without_early_scoring_the_batches_are_the_same_in_every_run(
         wait_for(lambda: actor.collects == 2)
         gate.set()
         assert len(one.result()) + len(two.result()) == len(REQUESTS)
-    plan = actor.scorer.batches
+    batches_of = actor.scorer.batches
     expected = []
     for part in (list(REQUESTS[:half]), list(REQUESTS[half:])):
         while part:
-            batch = plan(part)[0]
+            batch = batches_of(part)[0]
             expected.append([part[index].key for index in batch])
             part = [request for index, request in enumerate(part) if index not in batch]
     assert batches == expected
@@ -294,9 +294,9 @@ def test_what_cannot_be_answered_is_refused(actor: TeacherActor) -> None:
     with pytest.raises(ValueError, match="top-5 asked of a teacher that keeps top-4"):
         ask(actor, REQUESTS, 1, topk=5)
     with pytest.raises(ValueError, match="vocab_limit"):
-        actor.collect([(*item(REQUESTS[1]), np.full((5, 1), LIMIT))], 1)
+        actor.collect([(*item(REQUESTS[1]), np.full((5, 1), LIMIT))], CollectSpec(1))
     with pytest.raises(ValueError, match="wire_dtype"):
-        TeacherSettings(wire_dtype="bfloat16")
+        settings_for(wire_dtype="bfloat16")
     assert_right(ask(actor, REQUESTS, 1))
 
 
@@ -306,7 +306,7 @@ def test_nan_weights_come_back_invalid(tmp_path: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight[5, 5] = torch.nan
     model.save_pretrained(path)
-    score = ask(TeacherActor(path, SETTINGS), REQUESTS[-1:], 1, topk=2)[0]
+    score = ask(TeacherActor(settings_for(path)), REQUESTS[-1:], 1, topk=2)[0]
     assert not score.valid.any() and score.log_q.isnan().all()
 
 
@@ -328,7 +328,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pool(cluster: None, model_path: str) -> TeacherPool:
-    return TeacherPool.start(model_path, SETTINGS, 2, name_prefix="t", env_vars={"OMP_NUM_THREADS": "1"}, timeout_s=60)
+    return TeacherPool.start(settings_for(model_path), 2, name_prefix="t", env_vars={"OMP_NUM_THREADS": "1"})
 
 
 def with_actors(actor_class: type, count: int, *args: Any, timeout_s: float = 60.0) -> TeacherPool:
@@ -344,21 +344,25 @@ def test_the_pool_scores_in_order(pool: TeacherPool) -> None:
         assert len({pool.replica_of(f"{uid}_{n}_0") for n in range(8)}) == 1, "rollouts of a prompt share a replica"
     for asked in REQUESTS:
         pool.submit(asked, step=1)
-    scores = pool.collect(REQUESTS, [torch.tensor(ids) for ids in AT_IDS], step=1, topk=2)
+    scores = pool.collect(REQUESTS, [torch.tensor(ids) for ids in AT_IDS], CollectSpec(1, topk=2))
     assert_right(scores, AT_IDS)
     assert all(score.topk_ids is not None and score.topk_ids.shape[1] == 2 for score in scores)
-    assert pool.collect([], None, step=1) == []
+    assert pool.collect([], None, CollectSpec(1)) == []
 
 
 def test_the_pool_hands_out_hidden_states_and_the_head_that_makes_log_probs_of_them(pool: TeacherPool) -> None:
-    scores, head, model = pool.collect(REQUESTS, AT_IDS, step=1, topk=2, hidden=True), pool.lm_head(), tiny_qwen3(VOCAB)
+    scores, head, model = (
+        pool.collect(REQUESTS, AT_IDS, CollectSpec(1, topk=2, hidden=True)),
+        pool.lm_head(),
+        tiny_qwen3(VOCAB),
+    )
     assert_right(scores, AT_IDS)
     assert torch.equal(head.weight, model.lm_head.weight[:LIMIT])
     for asked, score in zip(REQUESTS, scores, strict=True):
         assert score.hidden is not None and score.hidden.dtype == torch.float32
         log_probs = head.logits(score.hidden).log_softmax(-1).double()
         torch.testing.assert_close(log_probs, reference(model, asked, LIMIT), **CLOSE)
-    assert all(score.hidden is None for score in pool.collect(REQUESTS, None, step=1)), "not asked, not shipped"
+    assert all(score.hidden is None for score in pool.collect(REQUESTS, None, CollectSpec(1))), "not asked, not shipped"
 
 
 def test_another_process_connects_and_submits(pool: TeacherPool) -> None:
@@ -371,7 +375,7 @@ def test_another_process_connects_and_submits(pool: TeacherPool) -> None:
     ray.get(rollout_worker.remote(*item(asked)))
     replica: Any = pool.replicas[pool.replica_of(asked.key)]
     before: Any = ray.get(replica.stats.remote())
-    pool.collect([asked], None, step=3)
+    pool.collect([asked], None, CollectSpec(3))
     after: Any = ray.get(replica.stats.remote())
     assert after["tokens_scored"] - before["tokens_scored"] in (0, 17), "scored once, before the collect or during it"
     assert after["queue_length"] == 0 and after["state_bytes"] > 0
@@ -381,14 +385,14 @@ def test_another_process_connects_and_submits(pool: TeacherPool) -> None:
 
 def test_a_bad_request_raises_and_is_not_masked(pool: TeacherPool) -> None:
     with pytest.raises(ValueError, match="max_position_embeddings=128"):
-        pool.collect([request("too_long", 100, 100)], None, step=3)
+        pool.collect([request("too_long", 100, 100)], None, CollectSpec(3))
 
 
 def test_a_failed_load_names_its_cause(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)nowhere did not load on 1 replicas.*nowhere"):
-        TeacherPool.start(str(tmp_path / "nowhere"), SETTINGS, 1, name_prefix="bad", timeout_s=60)
+        TeacherPool.start(settings_for(str(tmp_path / "nowhere")), 1, name_prefix="bad")
     with pytest.raises(ValueError, match="one \\(group, bundle index\\) for each"):
-        TeacherPool.start("model", SETTINGS, 2, placement_groups=[])
+        TeacherPool.start(settings_for("model"), 2, placement_groups=[])
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -398,13 +402,13 @@ def test_a_replica_killed_during_collect_is_survived(
     """The replica of prompt 0 dies in its first forward pass; with one replica, its restart answers."""
 
     class Slow(TeacherActor):
-        def __init__(self, path: str, settings: TeacherSettings, marker: str) -> None:
-            super().__init__(path, settings)
+        def __init__(self, settings: TeacherSettings, marker: str) -> None:
+            super().__init__(settings)
             if not os.path.exists(marker):
                 self.scorer.score_batch = lambda *_: time.sleep(60)  # type: ignore[method-assign]
 
     marker = tmp_path / "slow_no_more"
-    teacher = with_actors(Slow, replicas, model_path, SETTINGS, str(marker))
+    teacher = with_actors(Slow, replicas, settings_for(model_path), str(marker))
     pids = ray.get([handle.ping.remote() for handle in teacher.replicas])
     marker.touch()
 
@@ -415,7 +419,7 @@ def test_a_replica_killed_during_collect_is_survived(
     timer = threading.Timer(1.0, kill)
     timer.start()
     with caplog.at_level(logging.WARNING):
-        scores = teacher.collect(REQUESTS, AT_IDS, step=1)
+        scores = teacher.collect(REQUESTS, AT_IDS, CollectSpec(1))
     timer.join()
     assert_right(scores, AT_IDS)
     assert "asking the next replica" in caplog.text and "test_0" in caplog.text
@@ -424,16 +428,16 @@ def test_a_replica_killed_during_collect_is_survived(
 def test_a_dead_replica_hands_over_to_the_other(
     cluster: None, model_path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    teacher = with_actors(TeacherActor, 2, model_path, SETTINGS)
+    teacher = with_actors(TeacherActor, 2, settings_for(model_path))
     ray.get([handle.ping.remote() for handle in teacher.replicas])
     ray.kill(teacher.replicas[0])
-    scores = teacher.collect(REQUESTS, AT_IDS, step=1, hidden=True)
+    scores = teacher.collect(REQUESTS, AT_IDS, CollectSpec(1, hidden=True))
     assert_right(scores, AT_IDS)
     assert all(score.hidden is not None and score.hidden.isfinite().all() for score in scores)
     assert teacher.lm_head().weight.shape == (LIMIT, 32)
     assert "test_0 gave no LM head" in caplog.text and "test_1" not in caplog.text
     ray.kill(teacher.replicas[1])
-    for asked, score in zip(REQUESTS, teacher.collect(REQUESTS, None, step=1, hidden=True), strict=True):
+    for asked, score in zip(REQUESTS, teacher.collect(REQUESTS, None, CollectSpec(1, hidden=True)), strict=True):
         assert score.hidden is not None and score.hidden.shape == (len(asked.response_ids), 32)
         assert score.hidden.isnan().all() and not score.valid.any()
     with pytest.raises(RuntimeError, match=r"no LM head from any.*test_0.*test_1"):
@@ -443,10 +447,10 @@ def test_a_dead_replica_hands_over_to_the_other(
 def test_rows_of_lost_replicas_are_missing_never_zero(
     cluster: None, model_path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    teacher = with_actors(TeacherActor, 1, model_path, SETTINGS)
+    teacher = with_actors(TeacherActor, 1, settings_for(model_path))
     ray.get(teacher.replicas[0].ping.remote())
     ray.kill(teacher.replicas[0])
-    scores = teacher.collect(REQUESTS, AT_IDS, step=1, topk=2, hidden=True)
+    scores = teacher.collect(REQUESTS, AT_IDS, CollectSpec(1, topk=2, hidden=True))
     for asked, score in zip(REQUESTS, scores, strict=True):
         length = len(asked.response_ids)
         assert score.length == length and not score.valid.any() and score.log_q.isnan().all()
@@ -476,7 +480,7 @@ def test_lost_rows_look_like_the_answered_ones_of_the_same_batch(cluster: None) 
     remote: Any = ray.remote(concurrency_groups={"control": 1})(Mortal)  # type: ignore[call-overload]
     teacher = TeacherPool([remote.remote() for _ in range(2)], "test", 60.0)
     lost_to = teacher.replica_of("0_0")
-    scores = teacher.collect(REQUESTS, None, step=1, hidden=True)
+    scores = teacher.collect(REQUESTS, None, CollectSpec(1, hidden=True))
     for asked, score in zip(REQUESTS, scores, strict=True):
         assert score.hidden is not None and score.hidden.dtype == torch.bfloat16
         assert score.hidden.shape == (len(asked.response_ids), 7)
@@ -527,7 +531,7 @@ def test_a_silent_replica_times_out_into_missing(cluster: None, caplog: pytest.L
 
     teacher = with_actors(Silent, 1, timeout_s=0.5)
     ray.get(teacher.replicas[0].ping.remote())
-    score = teacher.collect(REQUESTS[3:4], None, step=1)[0]
+    score = teacher.collect(REQUESTS[3:4], None, CollectSpec(1))[0]
     assert not score.valid.any() and score.length == 15
     assert caplog.text.count("test_0 lost 1 rollouts") == 3
 
@@ -537,7 +541,7 @@ def test_what_two_replicas_lost_is_asked_once_more(cluster: None, model_path: st
         """Dies in its first two calls, one of them in its second life."""
 
         def __init__(self, path: str, folder: str) -> None:
-            super().__init__(path, SETTINGS)
+            super().__init__(settings_for(path))
             self.folder = Path(folder)
 
         def collect(self, *args: Any, **kwargs: Any) -> list[bytes | str]:
@@ -549,7 +553,7 @@ def test_what_two_replicas_lost_is_asked_once_more(cluster: None, model_path: st
 
     teacher = with_actors(Fragile, 1, model_path, str(tmp_path))
     ray.get(teacher.replicas[0].ping.remote())
-    assert_right(teacher.collect(REQUESTS, None, step=1))
+    assert_right(teacher.collect(REQUESTS, None, CollectSpec(1)))
     assert len(list(tmp_path.iterdir())) == 3 and teacher.stats()["rollouts_retried"] == len(REQUESTS)
 
 
@@ -567,7 +571,7 @@ def test_an_answer_to_another_question_is_refused_and_masked(cluster: None, capl
     asked = REQUESTS[1]
     for key, checksum in ((asked.key, asked.checksum ^ 1), ("other_0", asked.checksum)):
         caplog.clear()
-        score = with_actors(Confused, 1, key, checksum).collect([asked], None, step=1)[0]
+        score = with_actors(Confused, 1, key, checksum).collect([asked], None, CollectSpec(1))[0]
         assert not score.valid.any() and score.log_q.isnan().all()
         assert "the teacher answered" in caplog.text and "their tokens are masked" in caplog.text
 
@@ -579,8 +583,8 @@ def all_zero(length: int) -> TeacherScore:
 class Faulty(TeacherActor):
     """Replica `sick` misbehaves in its first life; `marker` is a file that says it has begun its second."""
 
-    def __init__(self, path: str, settings: TeacherSettings, marker: str, fault: str) -> None:
-        super().__init__(path, settings)
+    def __init__(self, settings: TeacherSettings, marker: str, fault: str) -> None:
+        super().__init__(settings)
         self.well = os.path.exists(marker)
         self.fault = fault
         Path(marker).touch()
@@ -610,10 +614,10 @@ def test_a_sick_replica_is_bypassed_restarted_and_used_again(
     markers = [tmp_path / "sick", healthy]
     remote: Any = ray.remote(concurrency_groups={"control": 1})(Faulty)  # type: ignore[call-overload]
     make = remote.options(max_concurrency=4, max_restarts=-1).remote
-    teacher = TeacherPool([make(model_path, SETTINGS, str(m), fault) for m in markers], "test", 60.0)
+    teacher = TeacherPool([make(settings_for(model_path), str(m), fault) for m in markers], "test", 60.0)
     ray.get([handle.ping.remote() for handle in teacher.replicas])
     teacher.timeout_s = 3.0 if fault == "hangs" else 60.0
-    assert_right(teacher.collect(REQUESTS, AT_IDS, step=1), AT_IDS)
+    assert_right(teacher.collect(REQUESTS, AT_IDS, CollectSpec(1)), AT_IDS)
     own = sum(teacher.replica_of(r.key) == 0 for r in REQUESTS)
     assert "test_0 is restarted" in caplog.text and "masked" not in caplog.text
     stats = teacher.stats()
@@ -621,7 +625,7 @@ def test_a_sick_replica_is_bypassed_restarted_and_used_again(
     assert 0 < stats["rollouts_retried"] <= own, "an empty response holds no NaN"
     teacher.timeout_s = 60.0
     teacher._await_alive(0, time.monotonic() + 60)
-    assert_right(teacher.collect(REQUESTS, AT_IDS, step=2), AT_IDS)
+    assert_right(teacher.collect(REQUESTS, AT_IDS, CollectSpec(2)), AT_IDS)
     assert teacher.stats()["rollouts_retried"] == stats["rollouts_retried"], "the second life answers at once"
 
 
@@ -633,9 +637,9 @@ def test_the_only_replica_is_loaded_again_once_when_it_gives_nan(
     with torch.no_grad():
         model.lm_head.weight[5, 5] = torch.nan
     model.save_pretrained(path)
-    teacher = with_actors(TeacherActor, 1, path, SETTINGS)
+    teacher = with_actors(TeacherActor, 1, settings_for(path))
     for step in (1, 2):
-        for asked, score in zip(REQUESTS, teacher.collect(REQUESTS, None, step=step), strict=True):
+        for asked, score in zip(REQUESTS, teacher.collect(REQUESTS, None, CollectSpec(step)), strict=True):
             assert score.length == len(asked.response_ids) and not score.valid.any() and score.log_q.isnan().all()
     assert teacher.stats()["replicas_restarted"] == 1 and "there is no other replica to ask" in caplog.text
 
@@ -645,7 +649,7 @@ def test_answers_come_in_slices_of_bounded_size(pool: TeacherPool, monkeypatch: 
     asked: list[int] = []
     original = gather.Question.open
     monkeypatch.setattr(gather.Question, "open", lambda self, data: asked.append(len(data)) or original(self, data))
-    assert_right(pool.collect(REQUESTS, AT_IDS, step=6), AT_IDS)
+    assert_right(pool.collect(REQUESTS, AT_IDS, CollectSpec(6)), AT_IDS)
     assert len(asked) == len(REQUESTS)
 
 
@@ -659,19 +663,19 @@ def test_slices_keep_order_and_limit(sizes: list[int], limit: int) -> None:
 def test_a_teacher_without_hidden_states_keeps_little_and_refuses_questions_about_ids(tmp_path: Path) -> None:
     path = str(save_tiny_qwen3(tmp_path / "model"))
     asked = ScoreRequest("a_0", np.array([1, 2]), np.arange(3, 9))
-    kept, bare = (TeacherActor(path, {"keep_hidden": keep}) for keep in (True, False))
+    kept, bare = (TeacherActor(settings_for(path, topk=0, keep_hidden=keep)) for keep in (True, False))
     full, short = (ask(actor, [asked], step=1)[0] for actor in (kept, bare))
     assert torch.equal(full.log_q, short.log_q) and torch.equal(full.valid, short.valid)
     assert bare.stats()["state_bytes"] == 6 * (4 + 4 + 4) < kept.stats()["state_bytes"]
     with pytest.raises(ValueError, match="keep_hidden"):
-        bare.collect([(*item(asked), np.zeros((6, 2), np.int32))], step=1)
+        bare.collect([(*item(asked), np.zeros((6, 2), np.int32))], CollectSpec(1))
     with pytest.raises(ValueError, match="hidden states asked of a teacher that keeps no hidden states"):
         ask(bare, [asked], step=1, hidden=True)
     assert torch.equal(bare.lm_head().weight, kept.lm_head().weight), "the head is there all the same"
 
 
 def test_stats_count_what_was_scored_before_it_was_asked_for(tmp_path: Path) -> None:
-    actor = TeacherActor(str(save_tiny_qwen3(tmp_path / "model")), {})
+    actor = TeacherActor(settings_for(str(save_tiny_qwen3(tmp_path / "model"))))
     early, late = (ScoreRequest(key, np.array([1]), np.array([2, 3])) for key in ("a_0", "b_0"))
     actor.submit([item(early)], step=1)
     deadline = time.monotonic() + 60
@@ -687,7 +691,7 @@ def test_stats_count_what_was_scored_before_it_was_asked_for(tmp_path: Path) -> 
 
 @pytest.fixture
 def colocated(model_path: str) -> TeacherActor:
-    return TeacherActor(model_path, replace(SETTINGS, colocate=True))
+    return TeacherActor(settings_for(model_path, colocate=True))
 
 
 def where(actor: TeacherActor) -> set[int]:
@@ -702,7 +706,9 @@ def test_a_colocated_teacher_scores_in_collect_alone_and_leaves_the_device(coloc
     colocated.submit([item(r) for r in REQUESTS], step=1)
     time.sleep(0.3)
     assert colocated.stats()["batches"] == 0 and not seen and where(colocated) == at_rest
-    answers = colocated.collect([(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], 1, topk=2)
+    answers = colocated.collect(
+        [(*item(r), ids) for r, ids in zip(REQUESTS, AT_IDS, strict=True)], CollectSpec(1, topk=2)
+    )
     assert_right([decode(data)[2] for data in answers], AT_IDS)  # type: ignore[arg-type]
     assert seen and all(place.isdisjoint(at_rest) for place in seen), "copies of the weights did the work"
     assert where(colocated) == at_rest
@@ -728,7 +734,7 @@ def test_what_a_colocated_teacher_keeps_is_in_host_memory_and_its_head_is_the_mo
 
 
 def test_a_colocated_teacher_that_cannot_reproduce_its_logits_says_so_in_its_first_collect(model_path: str) -> None:
-    actor = TeacherActor(model_path, replace(SETTINGS, colocate=True))
+    actor = TeacherActor(settings_for(model_path, colocate=True))
     actor.model.reader.logits = lambda ids: torch.ones(len(ids), VOCAB)  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="logits are not lm_head"):
         ask(actor, REQUESTS[:1], 1)
@@ -737,7 +743,7 @@ def test_a_colocated_teacher_that_cannot_reproduce_its_logits_says_so_in_its_fir
 
 def test_a_colocated_teacher_is_not_sharded() -> None:
     with pytest.raises(ValueError, match="lies whole on each device"):
-        replace(SETTINGS, colocate=True, shards=2)
+        settings_for(colocate=True, shards=2)
 
 
 def test_weights_that_do_not_fit_the_device_stay_where_they_are(

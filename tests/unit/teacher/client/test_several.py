@@ -47,7 +47,7 @@ from opd_verl.teacher.client.pool import TeacherPool
 from opd_verl.teacher.client.several import AveragedTeachers, RoutedTeachers, mixture, routes
 from opd_verl.teacher.client.start import connect_teachers, pool_name, start_teachers
 from opd_verl.teacher.placement import check_placement, placeable
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.training.advantage_inputs import reward_inputs
 from opd_verl.training.rollout.agent_loop import OpdAgentLoopWorker
 from opd_verl.training.teacher_scores import collect_scores, teacher_fields
@@ -223,7 +223,7 @@ def test_each_rollout_is_scored_by_its_own_teacher(routed: RoutedTeachers, opd: 
     before = {name: pool.stats().get("tokens_scored", 0.0) for name, pool in routed.pools.items()}
     for asked in REQUESTS:
         connect_teachers(opd).submit(asked, step=1)
-    scores = routed.collect(REQUESTS, AT_IDS, step=1, topk=0)
+    scores = routed.collect(REQUESTS, AT_IDS, CollectSpec(1, topk=0))
     models = {name: tiny_qwen3(VOCAB, seed) for name, seed in SEEDS.items()}
     for asked, found, ids in zip(REQUESTS, scores, AT_IDS, strict=True):
         assert_is(found, asked, ids, reference(models[SOURCE[asked.route]], asked, LIMIT).exp(), entropy=True)
@@ -231,12 +231,12 @@ def test_each_rollout_is_scored_by_its_own_teacher(routed: RoutedTeachers, opd: 
         own = sum(len(asked.response_ids) for asked in REQUESTS if SOURCE[asked.route] == name)
         assert pool.stats()["tokens_scored"] - before[name] == own, "nobody scored another's rollouts"
     assert routed.stats()["rollouts_asked"] == sum(pool.stats()["rollouts_asked"] for pool in routed.pools.values())
-    assert routed.collect([], None, step=1) == []
+    assert routed.collect([], None, CollectSpec(1)) == []
 
 
 def test_a_step_of_one_teachers_rollouts_alone(routed: RoutedTeachers) -> None:
     only = [asked for asked in REQUESTS if asked.route == "apps"]
-    scores = routed.collect(only, None, step=2)
+    scores = routed.collect(only, None, CollectSpec(2))
     assert [one.length for one in scores] == [len(asked.response_ids) for asked in only]
     assert all(one.valid.all() for one in scores)
 
@@ -246,7 +246,7 @@ def test_averaged_teachers_are_the_mean_of_their_probabilities(routed: RoutedTea
     assert isinstance(averaged, AveragedTeachers)
     for asked in REQUESTS:
         averaged.submit(asked, step=3)
-    scores = averaged.collect(REQUESTS, AT_IDS, step=3)
+    scores = averaged.collect(REQUESTS, AT_IDS, CollectSpec(3))
     math_model, code_model = (tiny_qwen3(VOCAB, seed) for seed in SEEDS.values())
     for asked, found, ids in zip(REQUESTS, scores, AT_IDS, strict=True):
         q = 0.75 * reference(math_model, asked, LIMIT).exp() + 0.25 * reference(code_model, asked, LIMIT).exp()
@@ -264,13 +264,13 @@ def test_a_rollout_without_a_teacher_is_an_error(routed: RoutedTeachers, value: 
     with pytest.raises(ValueError, match=message):
         routed.submit(lost, step=4)
     with pytest.raises(ValueError, match=message):
-        routed.collect([*REQUESTS, lost], None, step=4)
+        routed.collect([*REQUESTS, lost], None, CollectSpec(4))
 
 
 def test_what_a_teacher_cannot_answer_is_an_error_of_all(routed: RoutedTeachers) -> None:
     too_long = replace(request("too_long", 100, 100), route="apps")
     with pytest.raises(ValueError, match="max_position_embeddings=128"):
-        routed.collect([REQUESTS[1], too_long], None, step=5)
+        routed.collect([REQUESTS[1], too_long], None, CollectSpec(5))
 
 
 def test_actors_are_named_after_their_teachers(routed: RoutedTeachers, opd: OpdConfig) -> None:
@@ -286,10 +286,10 @@ def test_a_lost_teacher_costs_its_own_tokens_or_the_whole_mixture(routed: Routed
     """The last test of these actors: the code teacher dies for good."""
     averaged = connect_teachers(averaged_config(opd))
     ray.kill(ray.get_actor("opd_teacher_code_0"))
-    for asked, found in zip(REQUESTS, routed.collect(REQUESTS, AT_IDS, step=6), strict=True):
+    for asked, found in zip(REQUESTS, routed.collect(REQUESTS, AT_IDS, CollectSpec(6)), strict=True):
         assert found.valid.all() if SOURCE[asked.route] == "math" else not found.valid.any()
         assert found.entropy is not None and found.at_ids_log_q is not None
-    for found in averaged.collect(REQUESTS, AT_IDS, step=7):
+    for found in averaged.collect(REQUESTS, AT_IDS, CollectSpec(7)):
         assert not found.valid.any() and found.log_q.isnan().all()
 
 

@@ -12,7 +12,7 @@ from tiny_models import tiny_qwen3
 from transformers import Gemma2Config, Qwen3Config
 
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.teacher.scoring.batching import SHARING_PAYS, fed_tokens, batch_rows, batch_requests, shared_saving
+from opd_verl.teacher.scoring.batching import SHARING_PAYS, batch_requests, batch_rows, fed_tokens, shared_saving
 from opd_verl.teacher.scoring.body import can_share, is_packing, read_packed, read_padded, read_shared
 from opd_verl.teacher.scoring.scorer import Scorer
 

@@ -13,18 +13,20 @@ import pytest
 import ray
 import torch
 from places import PYTHONPATH
-from pool_harness import CLOSE, LIMIT, REQUESTS, VOCAB, K, assert_right, item
+from pool_harness import CLOSE, LIMIT, REQUESTS, VOCAB, K, assert_right, item, settings_for
 from scorer_harness import reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 
 from opd_verl.teacher.client.pool import TeacherPool
 from opd_verl.teacher.replica.actor import TeacherActor
-from opd_verl.teacher.score import ScoreRequest
+from opd_verl.teacher.score import CollectSpec, ScoreRequest
 from opd_verl.teacher.scoring.server_scorer import ONLY_LOG_PROBS, rollout_state
 from opd_verl.teacher.settings import TeacherSettings
 from opd_verl.teacher.wire import decode
 
-SETTINGS = TeacherSettings(topk=K, wire_dtype="float32", max_tokens_per_batch=60, keep_hidden=False)
+
+def settings_of_a_server(path: str, **changes: Any) -> TeacherSettings:
+    return settings_for(path, **{"max_tokens_per_batch": 60, "keep_hidden": False} | changes)
 
 
 class Server:
@@ -90,11 +92,11 @@ def server() -> Iterator[Any]:
 
 @pytest.fixture
 def actor(model_path: str, server: Any) -> TeacherActor:
-    return TeacherActor(model_path, SETTINGS, server=server)
+    return TeacherActor(settings_of_a_server(model_path), server=server)
 
 
 def collect(actor: TeacherActor, requests: list[ScoreRequest], topk: int = 0) -> list[bytes | str]:
-    return actor.collect([(*item(one), None) for one in requests], 1, topk=topk, entropy=False)
+    return actor.collect([(*item(one), None) for one in requests], CollectSpec(1, topk=topk, entropy=False))
 
 
 def test_sampled_tokens_and_top_k_are_those_of_the_float64_forward_pass(actor: TeacherActor) -> None:
@@ -121,7 +123,7 @@ def test_each_rollout_is_asked_once_and_for_the_top_k_once_more(actor: TeacherAc
 
 
 def test_without_top_k_the_server_is_asked_for_the_sampled_token_alone(model_path: str, server: Any) -> None:
-    actor = TeacherActor(model_path, TeacherSettings(keep_hidden=False), server=server)
+    actor = TeacherActor(settings_of_a_server(model_path, topk=0, max_tokens_per_batch=16384), server=server)
     assert_right([decode(data)[2] for data in collect(actor, REQUESTS) if isinstance(data, bytes)])
     assert {count for _, count in ray.get(server.ids.remote())} == {0}
 
@@ -140,12 +142,12 @@ def test_what_is_no_answer_fails_its_own_rollout_alone(actor: TeacherActor, serv
 def test_a_dead_server_is_said_for_every_rollout_and_its_pool_asks_the_other(model_path: str, server: Any) -> None:
     dead = ray.remote(Server).remote()
     ray.get(dead.ids.remote())
-    pool = TeacherPool.start(model_path, SETTINGS, 2, name_prefix="served", servers=[dead, server], timeout_s=60)
+    pool = TeacherPool.start(settings_of_a_server(model_path), 2, name_prefix="served", servers=[dead, server])
     ray.kill(dead)
-    scores = pool.collect(REQUESTS, None, step=1, entropy=False)
+    scores = pool.collect(REQUESTS, None, CollectSpec(1, entropy=False))
     assert_right(scores)
     assert pool.stats()["rollouts_retried"] > 0
-    actor = TeacherActor(model_path, SETTINGS, server=dead)
+    actor = TeacherActor(settings_of_a_server(model_path), server=dead)
     answers = collect(actor, REQUESTS)
     assert all(isinstance(answer, str) and "inference server is lost" in answer for answer in answers)
 
@@ -153,7 +155,7 @@ def test_a_dead_server_is_said_for_every_rollout_and_its_pool_asks_the_other(mod
 def test_what_a_server_cannot_give_is_refused(actor: TeacherActor) -> None:
     at_ids = [(*item(REQUESTS[1]), np.zeros((5, 2), dtype=np.int32))]
     with pytest.raises(ValueError, match="log-probs at ids asked of a teacher that keeps no hidden states"):
-        actor.collect(at_ids, 1)
+        actor.collect(at_ids, CollectSpec(1))
     for ask in (actor.lm_head, lambda: actor.reload("nowhere")):
         with pytest.raises(ValueError, match=ONLY_LOG_PROBS[:40]):
             ask()
@@ -177,4 +179,4 @@ def test_an_id_of_no_token_in_the_top_k_is_an_error() -> None:
 
 def test_as_many_servers_as_replicas(model_path: str, server: Any) -> None:
     with pytest.raises(ValueError, match="2 teacher replicas of 1 shards for 1 inference servers"):
-        TeacherPool.start(model_path, SETTINGS, 2, name_prefix="few", servers=[server])
+        TeacherPool.start(settings_of_a_server(model_path), 2, name_prefix="few", servers=[server])

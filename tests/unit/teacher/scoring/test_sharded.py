@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from places import PYTHONPATH
-from pool_harness import AT_IDS, REQUESTS, SETTINGS
+from pool_harness import AT_IDS, REQUESTS, settings_for
 from ray.util.placement_group import placement_group
 from safetensors.torch import save_file
 from scorer_harness import CLOSE, LIMIT, MIXED, VOCAB, reference, request
@@ -35,14 +35,14 @@ from opd_verl.teacher.client.pool import TeacherPool
 from opd_verl.teacher.client.start import replica_count
 from opd_verl.teacher.replica.actor import TeacherActor
 from opd_verl.teacher.replica.followers import _await_load
-from opd_verl.teacher.score import ScoreRequest, TeacherScore
+from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.teacher.scoring import sharded
 from opd_verl.teacher.scoring.batching import batch_rows
 from opd_verl.teacher.scoring.reader import ModelSpec
 from opd_verl.teacher.scoring.scorer import Scorer
 from opd_verl.teacher.scoring.shard_reader import ShardedReader, follow, split
 
-SHARDED = replace(SETTINGS, shards=2)
+SHARDED = settings_for("model", shards=2)
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
@@ -66,7 +66,7 @@ def pool(cluster: None, model_path: str) -> TeacherPool:
     group = placement_group([{"CPU": 1}] * 2, strategy="STRICT_PACK")
     places = [(group, 0), (group, 1)]
     return TeacherPool.start(
-        model_path, SHARDED, 1, name_prefix="s", placement_groups=places, env_vars=ENV, timeout_s=60
+        settings_for(model_path, shards=2), 1, name_prefix="s", placement_groups=places, env_vars=ENV
     )
 
 
@@ -209,7 +209,7 @@ def test_tied_embeddings_score_as_in_float64_in_whatever_order_they_are_read(ran
 def test_a_sharded_replica_scores_as_the_float64_forward_pass(pool: TeacherPool, requests: list[ScoreRequest]) -> None:
     model = tiny_qwen3(VOCAB)
     at_ids = [np.random.default_rng(i).integers(0, LIMIT, (len(r.response_ids), 3)) for i, r in enumerate(requests)]
-    scores = pool.collect(requests, at_ids, step=1, topk=4, hidden=True)
+    scores = pool.collect(requests, at_ids, CollectSpec(1, topk=4, hidden=True))
     assert_right(model, requests, scores)
     head = pool.lm_head()
     for asked, ids, score in zip(requests, at_ids, scores, strict=True):
@@ -232,7 +232,7 @@ def test_a_shard_killed_during_collect_is_survived(pool: TeacherPool, victim: st
     timer = threading.Timer(1.0, os.kill, (*before[victim], signal.SIGKILL))
     timer.start()
     requests = [replace(asked, key=f"{victim}_{asked.key}") for asked in REQUESTS]
-    scores = pool.collect(requests, AT_IDS, step=2)
+    scores = pool.collect(requests, AT_IDS, CollectSpec(2))
     timer.join()
     assert_right(tiny_qwen3(VOCAB), requests, scores)
     assert pool.retried - retried == len(REQUESTS)
@@ -247,7 +247,7 @@ def test_a_sharded_replica_takes_new_weights(pool: TeacherPool, tmp_path: Path) 
     other = tiny_qwen3(VOCAB, seed=9)
     save_file(other.state_dict(), tmp_path / "model.safetensors")
     pool.reload(str(tmp_path))
-    assert_right(other, REQUESTS, pool.collect(REQUESTS, None, step=3))
+    assert_right(other, REQUESTS, pool.collect(REQUESTS, None, CollectSpec(3)))
     assert torch.equal(pool.lm_head().weight, other.lm_head.weight[:LIMIT])
 
 
@@ -258,12 +258,13 @@ def test_a_follower_that_hangs_is_survived_and_the_next_life_has_the_newest_weig
     newest = tiny_qwen3(VOCAB, seed=9)
     save_file(newest.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "current").write_text(str(tmp_path))
-    settings, others = replace(SHARDED, weights_pointer=str(tmp_path / "current")), processes("ShardFollower")
-    hung = TeacherPool.start(model_path, settings, 1, name_prefix="h", num_cpus=0, env_vars=ENV, timeout_s=40)
+    pointer, others = str(tmp_path / "current"), processes("ShardFollower")
+    settings = settings_for(model_path, shards=2, weights_pointer=pointer, timeout_s=40.0)
+    hung = TeacherPool.start(settings, 1, name_prefix="h", num_cpus=0, env_vars=ENV)
     os.kill(*(processes("ShardFollower") - others), signal.SIGSTOP)
-    assert_right(newest, REQUESTS, hung.collect(REQUESTS, None, step=1))
+    assert_right(newest, REQUESTS, hung.collect(REQUESTS, None, CollectSpec(1)))
     assert hung.restarted == 1, "it was silent, not gone"
-    assert_right(newest, MIXED, hung.collect(MIXED, None, step=2))
+    assert_right(newest, MIXED, hung.collect(MIXED, None, CollectSpec(2)))
     ray.kill(hung.replicas[0])
 
 
@@ -272,7 +273,7 @@ def test_a_follower_that_hangs_is_survived_and_the_next_life_has_the_newest_weig
 
 def test_a_failed_load_names_its_cause(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)nowhere did not load on 1 replicas.*nowhere"):
-        TeacherPool.start(str(tmp_path / "nowhere"), SHARDED, 1, name_prefix="bad", load_timeout_s=60)
+        TeacherPool.start(settings_for(str(tmp_path / "nowhere"), shards=2, load_timeout_s=60.0), 1, name_prefix="bad")
 
 
 def test_an_error_in_a_follower_ends_the_load(cluster: None) -> None:
@@ -284,11 +285,11 @@ def test_an_error_in_a_follower_ends_the_load(cluster: None) -> None:
         _await_load(Future(), [serve.remote()])
 
 
-def test_shards_that_do_not_fit_are_refused(model_path: str) -> None:
+def test_shards_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="0 followers; a replica of 2 shards has 1"):
-        TeacherActor(model_path, SHARDED)
+        TeacherActor(SHARDED)
     with pytest.raises(ValueError, match="for each of their 2 shards"):
-        TeacherPool.start(model_path, SHARDED, 2, placement_groups=[])
+        TeacherPool.start(SHARDED, 2, placement_groups=[])
     nothing = OmegaConf.create()
     for devices, shards in ((3, 2), (2, 4)):
         with pytest.raises(ConfigError, match=rf"opd\.teacher\.shards={shards}.*not a multiple.*n_gpus_per_node=4"):
