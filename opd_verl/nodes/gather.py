@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import ray
 from ray import exceptions
@@ -74,7 +75,7 @@ def read_clocks(probes: Probes, reports: Reports, checklist: Checklist, seconds:
 def ping(probe: ActorHandle, seconds: float) -> Clock:
     """One reading of a node's clock. The node read it between sending and return: half the round trip is uncertain."""
     sent = time.time()
-    theirs: float = ray.get(probe.now.remote(), timeout=seconds)
+    theirs = cast(float, ray.get(probe.now.remote(), timeout=seconds))
     came = time.time()
     return Clock(theirs - (sent + came) / 2, (came - sent) / 2)
 

@@ -10,9 +10,11 @@ the loss's denominator. It is counted, and its fields hold a neutral value that 
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
@@ -57,7 +59,7 @@ def collect_scores(
     rows = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
     prompts, responses = data[prompts_field].unbind(), data["responses"].unbind()
     topk_ids = data[STUDENT_FIELDS.ids].unbind() if at_student_topk else None
-    route = routes(data, route_field) if route_field is not None else [""] * len(prompts)
+    route = routes(cast(TensorDict, data), route_field) if route_field is not None else [""] * len(prompts)
     requests = [ScoreRequest(batch.keys[row], prompts[row].numpy(), responses[row].numpy(), route[row]) for row in rows]
     at_ids = [topk_ids[row].numpy().astype(np.int32) for row in rows] if topk_ids else None
     scores = teacher.collect(requests, at_ids, CollectSpec(step, topk, entropy, hidden))

@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup
 
 from opd_verl.fused.head import LMHead
 from opd_verl.teacher.client.gather import LOST, Gather, Question
-from opd_verl.teacher.client.launch import await_load, control, launch
+from opd_verl.teacher.client.replicas import await_load, control, make_replicas
 from opd_verl.teacher.score import CollectSpec, IdRows, ScoreRequest, TeacherScore
 from opd_verl.teacher.settings import TeacherSettings
 
@@ -70,7 +70,7 @@ class TeacherPool:
         Raises ValueError for a replica count that does not fit; RuntimeError with the actor's cause if a load fails.
         """
         options = {"num_gpus": num_gpus, "num_cpus": num_cpus, "runtime_env": {"env_vars": dict(env_vars or {})}}
-        handles = launch(settings, replicas, name_prefix, placement_groups, options, servers)
+        handles = make_replicas(settings, replicas, name_prefix, placement_groups, options, servers)
         await_load(handles, settings.teacher.path, settings.teacher.load_timeout_s)
         return cls(handles, name_prefix, settings.teacher.timeout_s)
 

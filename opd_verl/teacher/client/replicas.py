@@ -33,7 +33,7 @@ def control(method: RemoteMethod) -> RemoteMethod:
     return method.options(concurrency_group=CONTROL)
 
 
-def launch(
+def make_replicas(
     settings: TeacherSettings,
     replicas: int,
     name_prefix: str,
