@@ -7,17 +7,24 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 from ray.util.state import list_nodes
+
+
+class NamedNode(Protocol):
+    """The part of Ray's NodeState that is read here; Ray's own class hides its fields from type checkers."""
+
+    node_name: str
 
 
 def joined(address: str) -> set[str]:
     """Returns the names of the nodes that Ray counts as alive; none while the dashboard does not answer."""
     try:
-        nodes = list_nodes(address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=10)
+        alive = list_nodes(address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=10)
     except Exception:  # the dashboard starts last, and until then a request fails in many ways
         return set()
-    return {str(node.node_name) for node in nodes}
+    return {node.node_name for node in cast(list[NamedNode], alive)}
 
 
 def wait_for(names: Sequence[str], present: Callable[[], set[str]], seconds: float) -> list[str]:

@@ -115,7 +115,7 @@ def sample(
         torch.manual_seed(seed)
         parts = []
         for ids_BP, mask in zip(prompts_BP.split(BATCH), mask_BP.split(BATCH), strict=True):
-            # pyright: transformers types `generate` against a protocol that its own models do not meet.
+            # Ignored: transformers types `generate` against a protocol that its own models do not meet.
             tokens = model.eval().generate(ids_BP, attention_mask=mask, **options)  # pyright: ignore
             parts.append(tokens[:, ids_BP.shape[1] :])
     responses_BR = _stack(parts, pad_id(tokenizer))
