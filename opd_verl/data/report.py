@@ -15,7 +15,7 @@ class BadRows:
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
-        """What the numbers count: "line" or "row"."""
+        """Unit of the numbers: "line" or "row"."""
         self.rows: list[Row] = []
 
     def add(self, number: int, bad: BadRow, row: Row | None) -> None:

@@ -148,6 +148,7 @@ def memory(nodes: int, length: int = 1000) -> tuple[int, float, float]:
         paths = [generator.integers(0, 150_000, length).astype(np.int32) for _ in range(100)]
         tree.add(PackedRollouts.of(paths, [0] * 100, [True] * 100))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    # Linux gives ru_maxrss in KiB.
     return tree.nbytes, peak * 1024.0, time.monotonic() - started
 
 

@@ -107,6 +107,7 @@ def top_mask(s_NV: Floats) -> Bools:
 
 def sample(log_p_NV: Floats, u_N: Floats) -> NDArray[np.intp]:
     """Samples token ids [N] by the inverse cumulative distribution; a token of probability 0 is never chosen."""
+    # Scaled by the last column: the sum is not exactly 1, and a number close to 1 must still pick a token.
     cumulative_NV = np.exp(log_p_NV).cumsum(axis=1)
     return (cumulative_NV <= u_N[:, None] * cumulative_NV[:, -1:]).sum(axis=1)
 
@@ -117,6 +118,7 @@ def rewards(log_q_NV: Floats, s_NV: Floats, mask_NV: Bools, kind: Reward) -> tup
     if kind is Reward.TOP:
         log_q_NV = log_softmax(np.where(mask_NV, log_q_NV, -np.inf))
     log_p_NV = log_softmax(s_NV) if kind is Reward.FULL else log_p10_NV
+    # Off the mask both sides can be -inf, and their difference would be NaN.
     return np.subtract(log_q_NV, log_p_NV, where=mask_NV, out=np.zeros_like(s_NV)), log_p10_NV
 
 

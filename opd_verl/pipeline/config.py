@@ -145,7 +145,7 @@ def check_names(config: PipelineConfig) -> None:
                 remedy = f"a model, or one of {', '.join(names[:place]) or 'no stage'}"
                 raise ConfigError(f"stages.{name}.{role}", value, problem, remedy)
         if stage.steps is not None and stage.steps < 1:
-            raise ConfigError(f"stages.{name}.steps", stage.steps, "must be positive", "drop it: the recipe's epochs")
+            raise ConfigError(f"stages.{name}.steps", stage.steps, "must be positive", "1 or more, or drop the key")
 
 
 def root(config: PipelineConfig, model: str) -> str:

@@ -17,7 +17,7 @@ from opd_verl.pipeline.commands import StageInputs, is_sft, settings
 from opd_verl.pipeline.config import PipelineConfig, StageConfig, root
 from opd_verl.pipeline.fingerprint import file_identity, model_identity, stage_fingerprint
 from opd_verl.pipeline.folders import StageFolder
-from opd_verl.pipeline.rollouts import TeacherResponses, needed_responses
+from opd_verl.pipeline.teacher_responses import TeacherResponses, needed_responses
 
 STAND_INS = {
     "actor_rollout_ref.model.path": "<student>",

@@ -17,7 +17,7 @@ from opd_verl.pipeline.config import PipelineConfig
 from opd_verl.pipeline.folders import FinishedStage
 from opd_verl.pipeline.prepare import PreparedStage, prepare_stages
 from opd_verl.pipeline.report import show, write_report
-from opd_verl.pipeline.rollouts import sample_responses
+from opd_verl.pipeline.teacher_responses import sample_responses
 from opd_verl.pipeline.training_child import run_child
 from opd_verl.tracking.checkpoints import mend_tracker
 from opd_verl.tracking.wandb_run import group
