@@ -1,10 +1,12 @@
 """Runs the real OpdEngine under FSDP2 over gloo, one process per rank, and its naive float64 reference. No fixtures.
 
-    VERL_PLATFORM=cpu python engine_harness.py MODEL_PATH FOLDER RANK WORLD_SIZE
+    VERL_PLATFORM=cpu python engine_harness.py MODEL_PATH FOLDER
 
-Every rank runs all of CASES from the same weights; rank 0 writes what they gave to FOLDER/world<WORLD_SIZE>.pt.
+One process imports verl once (about 8 CPU seconds) and forks the ranks of each of WORLDS. Every rank runs the world's
+cases from the same weights; rank 0 writes the results to FOLDER/world<WORLD_SIZE>.pt.
 """
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -75,6 +77,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "half_masked": {"micro_batch_size_per_gpu": 2, "half_masked": True},
 }
 INFER_LAYOUTS = ("micro4", "dynamic", "packed")
+HYBRID = 4
+"""Ranks of the world that holds two copies of the model, each over two ranks (cluster=4x8 in small)."""
+WORLDS = {1: -1, 2: -1, HYBRID: 2}
+"""World sizes, each with verl's fsdp_size: -1 is one copy of the model over all ranks."""
+HYBRID_CASES = [("sampled_weighted", True), ("topk_entropy", False), ("topk_weighted", True), ("full_jsd_policy", True)]
+"""Every kind of term, on both paths: the copies of a model differ in the mean of gradients, which no objective sees."""
 Row = dict[str, Tensor]
 
 
@@ -216,21 +224,30 @@ def naive_loss(model: Qwen3ForCausalLM, rows: list[Row], case: Case) -> tuple[Te
     return (own + divergence) / eligible + rest / tokens, divergence / eligible
 
 
-def run_world(path: str, folder: Path, world: int, shards: int = -1) -> dict[str, Any]:
-    """Starts `world` ranks, waits for them, and reads what rank 0 wrote.
+def layouts(world: int, name: str, fused: bool) -> list[str]:
+    """The layouts that a world runs a case in.
 
-    `shards`: verl's fsdp_size, copies of the model in groups of so many ranks; these run the first of LAYOUTS alone.
+    One rank runs them all. Two ranks run each case with one sequence per micro-batch and with a rank without tokens,
+    and every other layout in a quarter of the cases: a layout changes what a rank computes, and ranks only sum it up.
     """
+    if world == 1:
+        return list(LAYOUTS)
+    if world == HYBRID:
+        return [next(iter(LAYOUTS))] if (name, fused) in HYBRID_CASES else []
+    first, *middle, last = LAYOUTS
+    return [first, middle[paths().index((name, fused)) % len(middle)], last]
+
+
+def runs(world: int) -> list[tuple[str, bool, str]]:
+    """(case, fused, layout) of every update in a world."""
+    return [(name, fused, layout) for name, fused in paths() for layout in layouts(world, name, fused)]
+
+
+def run_worlds(path: str, folder: Path) -> dict[int, dict[str, Any]]:
+    """The results of every world, by its number of ranks."""
     env = os.environ | {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, path, str(folder)]
-    ranks = [subprocess.Popen([*command, str(rank), str(world), str(shards)], env=env) for rank in range(world)]
-    try:
-        codes = [rank.wait(timeout=240) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert codes == [0] * world, codes
-    return torch.load(folder / f"world{world}.pt")
+    subprocess.run([sys.executable, __file__, path, str(folder)], env=env, check=True, timeout=600)
+    return {world: torch.load(folder / f"world{world}.pt") for world in WORLDS}
 
 
 def build_engine(path: str, shards: int = -1) -> Any:
@@ -356,29 +373,47 @@ def label(name: str, fused: bool, layout: str) -> str:
     return f"{name}-{'fused' if fused else 'plain'}-{layout}"
 
 
-def main(path: str, folder: str, rank: int, world: int, shards: int) -> None:
-    """One rank: every case, then the report of rank 0."""
+def run_rank(path: str, folder: str, rank: int, world: int) -> None:
+    """Every case of a world on one rank; rank 0 writes the results of all."""
     from opd_verl.fused.head import LMHead
 
     rendezvous = f"file://{folder}/rendezvous{world}"
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    engine = build_engine(path, shards)
-    layouts = LAYOUTS if shards < 0 else dict([next(iter(LAYOUTS.items()))])
+    engine = build_engine(path, WORLDS[world])
     found: dict[str, Any] = {
         label(f"infer{temperature}", fused, layout): infer(engine, temperature, layout, fused)
         for temperature in (1.0, 0.7)
-        for layout in (INFER_LAYOUTS if shards < 0 else ())
+        for layout in (INFER_LAYOUTS if world != HYBRID else ())
         for fused in (True, False)
     }
     engine.teacher_head = LMHead(teacher_weight(), None, scale=1.0, softcap=None, temperature=1.0)
-    for name, fused in paths():
-        for layout, settings in layouts.items():
-            found[label(name, fused, layout)] = train(engine, CASES[name], fused, **settings)
+    for name, fused, layout in runs(world):
+        found[label(name, fused, layout)] = train(engine, CASES[name], fused, **LAYOUTS[layout])
     if rank == 0:
         torch.save(found, f"{folder}/world{world}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
+def main(path: str, folder: str) -> None:
+    """Imports once, then forks the ranks of one world after the other; torch has started no threads until then."""
+    import verl.trainer.config
+    import verl.utils.tensordict_utils
+    import verl.workers.config
+    import verl.workers.engine  # noqa: F401
+
+    import opd_verl.training.update.make_loss  # noqa: F401
+
+    fork = multiprocessing.get_context("fork")
+    for world in WORLDS:
+        ranks = [fork.Process(target=run_rank, args=(path, folder, rank, world)) for rank in range(world)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        codes = [process.exitcode for process in ranks]
+        assert codes == [0] * world, f"{world} ranks ended with {codes}"
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2])

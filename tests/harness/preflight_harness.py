@@ -46,7 +46,7 @@ class Files:
         return compose_ppo(*self.overrides(*changes, recipe=recipe))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     found = Files(tmp_path_factory.mktemp("models"))
     save_tiny_qwen3(found.root / "student", VOCAB, seed=0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes_harness import clean_env, run_main
+from recipes_harness import clean_env, run
 
 from opd_verl.cpu.patches import VllmCpuFinder, deduplicate_gloo
 from opd_verl.cpu.selected import cpu_selected
@@ -34,7 +34,7 @@ ACTIVE_ON_CPU = {
     "gloo_wrapped": True,
     "vllm_finder": 1,
     "engine_device": "cuda",
-    "cpu_modules": ["activate", "device_module", "patches", "platform"],
+    "cpu_modules": ["activate", "device_module", "patches", "platform", "selected"],
 }
 INACTIVE = {
     "device": "cuda",
@@ -42,7 +42,7 @@ INACTIVE = {
     "gloo_wrapped": False,
     "vllm_finder": 0,
     "engine_device": None,
-    "cpu_modules": ["activate"],
+    "cpu_modules": ["activate", "selected"],
 }
 SABOTAGE = """
 import sys
@@ -146,23 +146,29 @@ def test_the_build_of_torch_decides_unless_the_platform_is_named(
     assert cpu_selected() is expected
 
 
-def test_a_broken_plugin_ends_a_recipe_with_the_cause_and_never_trains(tmp_path: Path) -> None:
+PLAIN_THEN_A_RECIPE = """
+import runpy, sys
+import verl
+from hydra import compose, initialize_config_module
+
+with initialize_config_module("verl.trainer.config", version_base=None):
+    print("plain verl has", compose("ppo_trainer").algorithm.adv_estimator)
+sys.argv = ["main_ppo", "recipe=opd"]
+runpy.run_module("verl.trainer.main_ppo", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_broken_plugin_leaves_plain_verl_alone_and_ends_a_recipe_with_the_cause(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
-    done = run_main(tmp_path, "recipe=opd", PYTHONPATH=str(tmp_path))
-    assert done.code != 0 and not done.ray_started
+    done = run(tmp_path, "-c", PLAIN_THEN_A_RECIPE, PYTHONPATH=str(tmp_path))
+    assert "plain verl has gae" in done.out
+    assert done.code == 1 and not done.ray_started
     message = "\n".join(done.err.splitlines()[-2:])
     assert (
         "`recipe/opd` cannot be used" in message
         and "RuntimeError: planted in opd_verl.training.advantage_estimator" in message
     )
     assert "Traceback" not in done.err
-
-
-def test_a_broken_plugin_leaves_plain_verl_alone(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
-    done = run_main(tmp_path, "--cfg", "job", "--package", "algorithm", PYTHONPATH=str(tmp_path))
-    assert done.code == 0
-    assert "adv_estimator: gae" in done.out
 
 
 @on_cpu

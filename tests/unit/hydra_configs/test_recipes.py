@@ -4,19 +4,21 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import verl  # noqa: F401  (loads the plugin, which registers the slots `recipe` and `cluster` with Hydra)
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from recipes_harness import (
     CONFIGS,
     OPD_RECIPES,
     RECIPES,
+    compose_in_full,
     compose_ppo,
     compose_sft,
-    run_main,
 )
 
 from opd_verl.config.hydra_plugin import PRIMARY_CONFIGS, SLOTS
@@ -102,8 +104,6 @@ def test_cold_start_is_rethinkings() -> None:
 
 
 def test_each_trainer_has_its_own_recipes() -> None:
-    from hydra.errors import MissingConfigException
-
     with pytest.raises(MissingConfigException, match="recipe/cold_start"):
         compose_ppo("recipe=cold_start")
     with pytest.raises(MissingConfigException, match=r"recipe/opd'(.|\n)*cold_start"):
@@ -116,27 +116,55 @@ def test_every_recipe_names_the_paper_setting_it_follows(name: str) -> None:
     assert PAPER.search(header(CONFIGS / "recipe" / f"{name}.yaml"))
 
 
-def test_without_recipe_verl_is_untouched_to_the_byte(tmp_path: Path) -> None:
-    without, with_plugin = (
-        run_main(tmp_path, "--cfg", "job", VERL_USE_EXTERNAL_PLUGINS=policy) for policy in ("none", "auto")
-    )
-    assert without.code == with_plugin.code == 0
-    assert len(without.out.splitlines()) > 500
-    assert without.out == with_plugin.out
+def test_an_unknown_recipe_is_refused_with_the_list_of_recipes() -> None:
+    with pytest.raises(MissingConfigException, match="recipe/nope") as refused:
+        compose_in_full("ppo_trainer", "recipe=nope")
+    assert all(re.search(rf"^\s+{name}$", str(refused.value), re.MULTILINE) for name in RECIPES)
 
 
-def test_an_unknown_recipe_ends_the_run_and_lists_the_recipes(tmp_path: Path) -> None:
-    done = run_main(tmp_path, "recipe=nope")
-    assert done.code != 0 and not done.ray_started
-    assert "recipe/nope" in done.err
-    assert all(re.search(rf"^\s+{name}$", done.err, re.MULTILINE) for name in RECIPES)
-
-
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["opd_topk", "grpo"])
 def test_the_command_line_beats_the_recipe_on_either_side_of_it(name: str) -> None:
     override = "actor_rollout_ref.actor.optim.lr=0.125"
     for overrides in ([override, f"recipe={name}"], [f"recipe={name}", override]):
-        assert compose_ppo(*overrides).actor_rollout_ref.actor.optim.lr == 0.125
+        assert compose_in_full("ppo_trainer", *overrides).actor_rollout_ref.actor.optim.lr == 0.125
+
+
+LR, OBJECTIVE = "actor_rollout_ref.actor.optim.lr", "opd.objective"
+QUICKLY_COMPOSED = [
+    ["recipe=opd"],
+    ["recipe=opd", f"{LR}=1e-4", f"{LR}=1e-5", "opd.teacher.path=/models/teacher"],
+    [f"{LR}=1e-4", "recipe=opd_topk", f"{OBJECTIVE}.k=4", "cluster=2x8"],
+    ["cluster=local_cpu", "recipe=gkd", f"{OBJECTIVE}.support=full", f"~{OBJECTIVE}.beta"],
+    ["recipe=opd", "+opd.teachers={a: {path: x, values: [s/0]}}", "+opd.nope=1", "++opd.seed=3", "++opd.other=3"],
+    ["recipe=opd", "teacher=vllm", "opd.teacher.engine=scorer", "opd.rewards=[reverse_kl,other]"],
+    ["recipe=grpo", "model_engine=megatron", "algorithm.gamma='${algorithm.lam}'"],
+    ["trainer.nnodes=2", "trainer.logger=[console]", "trainer.experiment_name='a b=c'"],
+    ["recipe=opsd", "opd.context={name: 3c, max_tokens: 7}", "data.train_files=null"],
+]
+
+
+@pytest.mark.parametrize("overrides", QUICKLY_COMPOSED, ids=" ".join)
+def test_the_tests_own_quick_composing_is_hydras(overrides: list[str]) -> None:
+    quick, full = compose_ppo(*overrides), compose_in_full("ppo_trainer", *overrides)
+    assert OmegaConf.to_yaml(quick) == OmegaConf.to_yaml(full), "keys in the same order too"
+    assert quick == full and OmegaConf.is_struct(quick) is OmegaConf.is_struct(full) is True
+
+
+def test_quick_composing_of_the_sft_config_is_hydras() -> None:
+    overrides = ["optim.lr=1e-4", "recipe=cold_start", "+new.key=1"]
+    assert compose_sft(*overrides) == compose_in_full("sft_trainer_engine", *overrides)
+
+
+@pytest.mark.parametrize(
+    "override", ["opd.nope=1", "~opd.nope", "+opd.fused=true", "opd.objective.k.l=1", "recipe=nope"]
+)
+def test_quick_composing_refuses_what_hydra_refuses(override: str) -> None:
+    messages = []
+    for compose in (compose_ppo, partial(compose_in_full, "ppo_trainer")):
+        with pytest.raises(HydraException) as refused:
+            compose("recipe=opd", override) if "recipe" not in override else compose(override)
+        messages.append(str(refused.value))
+    assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize("name", RECIPES)

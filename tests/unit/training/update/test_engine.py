@@ -8,6 +8,8 @@ import torch
 from engine_harness import (
     CASES,
     HEAD_ROWS,
+    HYBRID,
+    HYBRID_CASES,
     INFER_LAYOUTS,
     LAYOUTS,
     TOKENIZER_IDS,
@@ -17,16 +19,15 @@ from engine_harness import (
     naive_loss,
     next_token_probs,
     paths,
-    run_world,
+    run_worlds,
+    runs,
 )
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-TRAIN_CASES = [(name, fused, layout) for name, fused in paths() for layout in LAYOUTS]
+RUNS = [(world, *run) for world in (1, 2) for run in runs(world)]
 BASE = "micro1"
-HYBRID = 4
-"""Ranks of the world that holds two copies of the model, each over two ranks (cluster=4x8 in small)."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]
     """What every case gave, by number of ranks."""
     folder: Path = tmp_path_factory.mktemp("engine")
     path = save_tiny_qwen3(folder / "model", HEAD_ROWS, TOKENIZER_IDS)
-    return {1: run_world(path, folder, 1), 2: run_world(path, folder, 2), HYBRID: run_world(path, folder, HYBRID, 2)}
+    return run_worlds(path, folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +88,7 @@ def test_log_prob_pass(worlds: dict[int, Any], world: int, temperature: float, f
         assert torch.equal(found["student_topk_ids"][index].long(), top.indices)
 
 
-@pytest.mark.parametrize(("name", "fused", "layout"), TRAIN_CASES)
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("world", "name", "fused", "layout"), RUNS)
 def test_update_equals_naive_gradient(
     worlds: dict[int, Any], reference: dict[Any, Any], world: int, name: str, fused: bool, layout: str
 ) -> None:
@@ -101,7 +101,7 @@ def test_update_equals_naive_gradient(
     assert not found["grads"]["lm_head.weight"][TOKENIZER_IDS:].any(), "ids that no side can emit were trained"
 
 
-@pytest.mark.parametrize(("name", "fused"), paths())
+@pytest.mark.parametrize(("name", "fused"), HYBRID_CASES)
 def test_copies_of_the_model_on_several_nodes_train_as_one(worlds: dict[int, Any], name: str, fused: bool) -> None:
     found, base = (worlds[world][label(name, fused, BASE)] for world in (HYBRID, 1))
     assert found["loss"] == pytest.approx(base["loss"], rel=1e-5, abs=1e-6)
@@ -110,8 +110,7 @@ def test_copies_of_the_model_on_several_nodes_train_as_one(worlds: dict[int, Any
         assert relative(found["weights"][weight], value.double()) < 1e-6, weight
 
 
-@pytest.mark.parametrize(("name", "fused", "layout"), [case for case in TRAIN_CASES if case[2] != "half_masked"])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("world", "name", "fused", "layout"), [run for run in RUNS if run[3] != "half_masked"])
 def test_layout_and_path_change_nothing(
     worlds: dict[int, Any], world: int, name: str, fused: bool, layout: str
 ) -> None:
@@ -133,9 +132,10 @@ def test_a_rank_without_tokens_changes_nothing(worlds: dict[int, Any], name: str
     assert all(torch.tensor(value).isfinite() for value in two["metrics"].values()), two["metrics"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("sampled")])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("world", "name", "layout"), [(world, name, layout) for world, name, fused, layout in RUNS
+                                  if fused and not name.startswith("sampled")]
+)  # fmt: skip
 def test_the_metric_is_the_mean_over_eligible_tokens(
     worlds: dict[int, Any], reference: dict[Any, Any], world: int, name: str, layout: str
 ) -> None:
@@ -143,3 +143,11 @@ def test_the_metric_is_the_mean_over_eligible_tokens(
     key = "opd/forward_kl" if name == "eopd" else "opd/divergence"
     assert metrics[key] == pytest.approx(reference[name, layout == "half_masked"]["divergence"], rel=1e-5, abs=1e-6)
     assert CASES[name].policy or metrics["actor/pg_loss"] == 0.0
+
+
+def test_two_ranks_run_every_layout_with_several_objectives() -> None:
+    assert {(fused, layout) for _, fused, layout in runs(2)} == {
+        (fused, layout) for fused in (True, False) for layout in LAYOUTS
+    }
+    assert all(len({name for name, _, layout in runs(2) if layout == other}) >= 4 for other in LAYOUTS)
+    assert {(name, fused) for name, fused, _ in runs(2)} == set(paths())
