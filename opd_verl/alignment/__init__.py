@@ -1,1 +1,1 @@
-"""Gradient alignment on a generation tree: does the teacher point toward success, token by token (Unmasking)?"""
+"""`python -m opd_verl.alignment`: does a teacher's gradient point toward success, token by token (Unmasking)?"""

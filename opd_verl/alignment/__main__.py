@@ -11,7 +11,7 @@ from opd_verl.sampling.child import ChildError
 
 @hydra.main(config_path="pkg://hydra_configs.alignment", config_name="alignment", version_base=None)
 def main(settings: DictConfig) -> None:
-    """Aligns, prints the tables and where the rest is. A bad setting ends with its message alone."""
+    """Aligns, prints the tables and the paths of all results. A bad setting ends with its message alone."""
     from opd_verl.alignment.analysis.terminal import print_analysis
     from opd_verl.alignment.config import AlignmentConfig
     from opd_verl.alignment.outputs import write_results

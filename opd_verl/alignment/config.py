@@ -24,11 +24,11 @@ class AlignmentConfig(JudgedSamplingConfig):
     teachers: Any = None
     """External models: a path, a list of paths and `name=path`, or name: path."""
     contexts: ContextSettings = field(default_factory=ContextSettings)
-    """Self-distillation: the student with something to read before the question."""
+    """Self-distilling teachers: the student, which reads solutions before the question."""
     prompts: Any = None
-    """verl-format files, one or a list."""
+    """verl-format files: a path or a list of paths."""
     limit: int | None = None
-    """The first so many prompts."""
+    """How many of the first prompts are taken; None: all."""
     out: str = "runs/alignment"
     rollouts: int = 200
     """Initial rollouts of a question (G)."""
@@ -37,11 +37,11 @@ class AlignmentConfig(JudgedSamplingConfig):
     targets: TargetSettings = field(default_factory=TargetSettings)
     budget: Budget = field(default_factory=Budget)
     significant: float = 20.0
-    """Visits of a child that counts (N_sig)."""
+    """Effective visits from which a child counts (N_sig)."""
     objectives: list[str] = field(default_factory=lambda: ["gkd"])
-    """The first is the one that tables and pictures are about."""
+    """Tables and pictures are about the first objective."""
     losses: dict[str, LossSettings] = field(default_factory=dict)
-    """Further objectives, each as `opd.objective`."""
+    """Further objectives by name, with the keys of `opd.objective`."""
     plugins: list[str] = field(default_factory=list)
     """Modules of yours that register contexts."""
     prompts_per_shard: int = 16
@@ -53,7 +53,7 @@ class AlignmentConfig(JudgedSamplingConfig):
 
     @property
     def nodes(self) -> NodeSettings:
-        """What goes into the node table."""
+        """Settings of the node table."""
         return NodeSettings(self.significant, self.objectives, self.losses)
 
     def check(self) -> None:
@@ -77,10 +77,11 @@ class AlignmentConfig(JudgedSamplingConfig):
         self._check_objectives()
 
     def _check_targets(self) -> None:
-        wanted = self.targets
-        if not 0.001 <= wanted.threshold < 1.0:
+        targets = self.targets
+        # A threshold t needs the 1 / t most likely ids of every model at every token: 0.001 is 1,000 of them.
+        if not 0.001 <= targets.threshold < 1.0:
             problem = "must lie in [0.001, 1): ids below it are not read"
-            raise ConfigError("targets.threshold", wanted.threshold, problem, "targets.threshold=0.02")
+            raise ConfigError("targets.threshold", targets.threshold, problem, "targets.threshold=0.02")
         for name, least in {
             "first_window": 1,
             "by_gradient": 0,
@@ -88,13 +89,13 @@ class AlignmentConfig(JudgedSamplingConfig):
             "enough": 1,
             "per_request": 1,
         }.items():
-            if getattr(wanted, name) < least:
+            if getattr(targets, name) < least:
                 raise ConfigError(
-                    f"targets.{name}", getattr(wanted, name), f"must be at least {least}", f"targets.{name}={least}"
+                    f"targets.{name}", getattr(targets, name), f"must be at least {least}", f"targets.{name}={least}"
                 )
-        if not 1 <= self.significant <= wanted.enough:
-            problem = f"must lie between 1 and targets.enough={wanted.enough}, which targets are brought to"
-            raise ConfigError("significant", self.significant, problem, f"significant={min(20, wanted.enough)}")
+        if not 1 <= self.significant <= targets.enough:
+            problem = f"must lie between 1 and the visits that targets are brought to, targets.enough={targets.enough}"
+            raise ConfigError("significant", self.significant, problem, f"significant={min(20, targets.enough)}")
 
     def _check_objectives(self) -> None:
         for name in self.objectives:

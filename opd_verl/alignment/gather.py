@@ -9,21 +9,19 @@ import pyarrow as pa
 
 from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts.prompts import teacher_prompt_ids
-from opd_verl.alignment.prepare import AlignmentInputs
+from opd_verl.alignment.prepare import PreparedAlignment
 from opd_verl.alignment.readings import STUDENT, ChosenPath, PathReader, read_paths
-from opd_verl.alignment.tree.generation_tree import GenerationTree, Ints, PackedRollouts
+from opd_verl.alignment.responses import Responses, initial_rollouts
+from opd_verl.alignment.tree.generation_tree import GenerationTree
 from opd_verl.alignment.tree.question import Path, Question, representative
 from opd_verl.config.errors import ConfigError
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import ReadSettings
 
-Responses = Sequence[tuple[Ints, bool]]
-"""Tokens of each, and whether it is correct."""
-
 
 @dataclass(frozen=True)
 class PromptedModel:
-    """The student or a teacher: a model, and what it reads before the responses to each question."""
+    """The student or a teacher: a model, and the prompt that it reads before the responses to each question."""
 
     model: Model
     prompts: Mapping[int, Sequence[int]]
@@ -31,26 +29,25 @@ class PromptedModel:
 
 
 def prompted_models(
-    plan: AlignmentInputs, rows: pa.Table, usable: Sequence[int], config: AlignmentConfig
+    prepared: PreparedAlignment, rows: pa.Table, usable: Sequence[int], config: AlignmentConfig
 ) -> dict[str, PromptedModel]:
-    """STUDENT, the external teachers, which read what it reads, and the student behind each context.
+    """STUDENT, the external teachers, which read the student's prompts, and the student behind each context.
 
-    rows: with the texts that the contexts show.
+    rows: the prompts with the texts that the contexts show.
     """
-    asked = plan.job.requests["prompt_ids"].to_pylist()
+    asked = prepared.job.requests["prompt_ids"].to_pylist()
     own = {number: asked[number] for number in usable}
-    found = {STUDENT: PromptedModel(plan.student, own)} | {
-        name: PromptedModel(model, own) for name, model in plan.teachers.items()
-    }
+    models = {STUDENT: PromptedModel(prepared.student, own)}
+    models |= {name: PromptedModel(model, own) for name, model in prepared.teachers.items()}
     for name in config.contexts.names:
         pairs = zip(usable, rows.take(list(usable)).to_pylist(), strict=True)
-        ids = {number: teacher_prompt_ids(plan.student, row, name, config.sampling) for number, row in pairs}
-        found[name] = PromptedModel(plan.student, ids)
-    return found
+        ids = {number: teacher_prompt_ids(prepared.student, row, name, config.sampling) for number, row in pairs}
+        models[name] = PromptedModel(prepared.student, ids)
+    return models
 
 
 def choose_paths(initial: Sequence[Responses], usable: Sequence[int], config: AlignmentConfig) -> list[ChosenPath]:
-    """Representative paths of the questions that were answered at all: at the others no token makes a difference."""
+    """Representative paths of the questions with a correct response: at the others no token makes a difference."""
     return [
         ChosenPath(number, *initial[number][row])
         for number in usable
@@ -61,13 +58,13 @@ def choose_paths(initial: Sequence[Responses], usable: Sequence[int], config: Al
 
 
 def make_questions(
-    plan: AlignmentInputs,
+    prepared: PreparedAlignment,
     initial: Sequence[Responses],
-    speaking: Mapping[str, PromptedModel],
+    models: Mapping[str, PromptedModel],
     usable: Sequence[int],
     config: AlignmentConfig,
 ) -> list[Question]:
-    """Trees of the initial rollouts, and what every voice says along the paths.
+    """Trees of the initial rollouts, with every model's log-probs along the paths.
 
     Raises ConfigError where no question was answered.
     """
@@ -76,19 +73,20 @@ def make_questions(
         problem = f"none of {len(usable)} questions has a correct one among its {config.rollouts} rollouts"
         raise ConfigError("prompts", config.prompts, problem, "take easier prompts, or a higher rollouts=")
     readers = {
-        name: PathReader(one.model, [one.prompts[path.question] for path in chosen]) for name, one in speaking.items()
+        name: PathReader(prompted.model, [prompted.prompts[path.question] for path in chosen])
+        for name, prompted in models.items()
     }
-    wanted = ReadSettings(topk=likely(config.targets.threshold, plan.student), temperature=config.temperature)
+    settings = ReadSettings(topk=likely(config.targets.threshold, prepared.student), temperature=config.temperature)
     folder, trust = File(config.out) / "reading", config.engine.trust_remote_code
-    paths = read_paths(readers, chosen, config.targets.threshold, wanted, folder, trust)
-    found = dict[int, list[Path]]()
-    for one, path in zip(chosen, paths, strict=True):
-        found.setdefault(one.question, []).append(path)
-    return [begun(number, initial[number], own) for number, own in found.items()]
+    paths = read_paths(readers, chosen, config.targets.threshold, settings, folder, trust)
+    by_question = dict[int, list[Path]]()
+    for before, path in zip(chosen, paths, strict=True):
+        by_question.setdefault(before.question, []).append(path)
+    return [begun(number, initial[number], own) for number, own in by_question.items()]
 
 
 def likely(threshold: float, student: Model) -> int:
-    """As many ids as can have more than the threshold each."""
+    """The most ids that can have more than the threshold each: a top-k of this size misses none of them."""
     return min(int(1.0 / threshold), len(student.tokenizer))
 
 
@@ -97,10 +95,3 @@ def begun(number: int, initial: Responses, paths: Sequence[Path]) -> Question:
     tree = GenerationTree()
     tree.add(initial_rollouts(initial))
     return Question(number, tree, paths, float(np.mean([correct for _, correct in initial])))
-
-
-def initial_rollouts(responses: Responses) -> PackedRollouts:
-    """Launched with nothing given."""
-    return PackedRollouts.of(
-        [tokens for tokens, _ in responses], [0] * len(responses), [correct for _, correct in responses]
-    )

@@ -1,12 +1,12 @@
 """Targeted rollouts through vLLM: from orders to judged responses, each window in files of its own.
 
-OUT/targeted/generations.json                 what was ordered for, first to last
-OUT/targeted/0/window-0.orders.parquet        what was ordered: made once, so that a run that is killed goes on with it
-OUT/targeted/0/window-0.parquet               the judged responses, `per_request` in a row
-OUT/targeted/0/window-0.done.json             seconds that they took
+OUT/targeted/TREE/generations.json               digests of teachers and settings, one for each generation
+OUT/targeted/TREE/0/window-0.orders.parquet      orders, made once: a run that is killed goes on with them
+OUT/targeted/TREE/0/window-0.parquet             judged responses, `per_request` in a row
+OUT/targeted/TREE/0/window-0.done.json           seconds that they took
 
-Other teachers, another budget: another generation, whose trees have the rollouts of all earlier ones. The same command
-again goes on with its own generation, and gives the same.
+TREE is a digest of the initial rollouts. Other teachers or another budget make another generation, whose trees have the
+rollouts of all earlier ones. The same command again goes on with its own generation, and gives the same results.
 """
 
 import json
@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as File
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,11 +47,11 @@ class PrefixOrder:
 
 
 Response = tuple[PrefixOrder, Ints, bool]
-"""What it is of, the whole path, and whether it is correct."""
+"""The order that it fulfils, the whole path, and whether it is correct."""
 
 
 def generations(folder: File, identity: str) -> tuple[File, list[File]]:
-    """The folder of what is ordered for `identity`, and those before it."""
+    """The folder of the generation `identity`, and those of the generations before it."""
     index = folder / "generations.json"
     known: list[str] = json.loads(index.read_text()) if index.exists() else []
     if identity not in known:
@@ -68,60 +67,66 @@ class Launcher:
     questions: Mapping[int, Question]
     student: Model
     rows: pa.Table
-    """The prompts file's, for the judge."""
+    """Rows of the prompts file, for the judge."""
     prompt_ids: Sequence[Sequence[int]]
     config: AlignmentConfig
     generate: Generate
     folder: File
-    """Of the generation."""
+    """Folder of the generation."""
 
     def __call__(self, window: int, wanted: Callable[[], Sequence[Order]]) -> Launched:
-        """Samples and judges what is ordered."""
+        """Samples and judges the rollouts that a window orders."""
         stem = self.folder / f"window-{window}"
         orders, timer = stem.with_suffix(".orders.parquet"), stem.with_suffix(".done.json")
         if not orders.exists():
             write_table(orders, self._pieces(wanted()))
-        started, found = time.monotonic(), self._carry_out(orders, stem.with_suffix(".parquet"))
+        started, launched = time.monotonic(), self._carry_out(orders, stem.with_suffix(".parquet"))
         if not timer.exists():
             write_json(timer, time.monotonic() - started)
-        return replace(found, seconds=float(json.loads(timer.read_text())))
+        # The first run's time: a run that goes on finds the rollouts at once, and the budget must not see that.
+        return replace(launched, seconds=float(json.loads(timer.read_text())))
 
     def earlier(self, folder: File) -> Iterator[Launched]:
-        """What the finished windows of an earlier generation gave, one after the other."""
-        done = sorted(folder.glob("window-*.done.json"), key=lambda one: int(one.name.split(".")[0].split("-")[1]))
-        stems = [one.with_name(one.name.removesuffix(".done.json")) for one in done]
-        for one in stems:
-            yield self._carry_out(one.with_suffix(".orders.parquet"), one.with_suffix(".parquet"))
+        """The rollouts of the finished windows of an earlier generation, window by window."""
+        done = sorted(folder.glob("window-*.done.json"), key=lambda file: int(file.name.split(".")[0].split("-")[1]))
+        for file in done:
+            stem = file.with_name(file.name.removesuffix(".done.json"))
+            yield self._carry_out(stem.with_suffix(".orders.parquet"), stem.with_suffix(".parquet"))
 
     def _pieces(self, orders: Sequence[Order]) -> pa.Table:
-        targets = [one.target for one in orders]
-        paths = [self.questions[one.question].paths[one.path] for one in targets]
-        prefixes = [np.append(path.tokens[: one.depth], one.token) for one, path in zip(targets, paths, strict=True)]
-        columns = {"question": [one.question for one in targets], "prefix": prefixes}
-        return pa.table(columns | {"count": [one.count for one in orders]}, schema=ORDERS)
+        targets = [order.target for order in orders]
+        paths = [self.questions[target.question].paths[target.path] for target in targets]
+        prefixes = [
+            np.append(path.tokens[: target.depth], target.token) for target, path in zip(targets, paths, strict=True)
+        ]
+        columns = {"question": [target.question for target in targets], "prefix": prefixes}
+        return pa.table(columns | {"count": [order.count for order in orders]}, schema=ORDERS)
 
     def _carry_out(self, orders: File, out: File) -> Launched:
         table = pq.read_table(orders)
         columns = (table["question"].to_pylist(), ragged(table["prefix"]), table["count"].to_pylist())
         pieces = [PrefixOrder(*row) for row in zip(*columns, strict=True) if row[0] in self.questions]
         ends = end_tokens(self.student)
-        over = [int(one.prefix[-1]) in ends or len(one.prefix) >= self.config.max_tokens for one in pieces]
+        over = [int(piece.prefix[-1]) in ends or len(piece.prefix) >= self.config.max_tokens for piece in pieces]
         ended, going = (
-            [one for one, is_over in zip(pieces, over, strict=True) if is_over is kind] for kind in (True, False)
+            [piece for piece, is_over in zip(pieces, over, strict=True) if is_over is kind] for kind in (True, False)
         )
         rollouts = defaultdict[int, list[tuple[Ints, int, bool]]](list)
         for piece, path, correct in [*self._given(ended), *self._sampled(going, out)]:
             rollouts[piece.question].append((path, len(piece.prefix), correct))
         grouped = {number: PackedRollouts.of(*zip(*rows, strict=True)) for number, rows in rollouts.items()}
-        return Launched(grouped, sum(one.count for one in going), 0.0)
+        return Launched(grouped, sum(piece.count for piece in going), 0.0)
 
     def _given(self, pieces: Sequence[PrefixOrder]) -> list[Response]:
-        """Responses with nothing left to sample: judged once, and as sure as all that were ordered."""
+        """Responses with nothing left to sample: judged once, and counted as often as they were ordered.
+
+        Every rollout behind such a prefix is the prefix itself, so one verdict is as sure as `count` rollouts.
+        """
         verdicts = [(piece, self._judge(piece)) for piece in pieces]
         return [(piece, piece.prefix, correct) for piece, correct in verdicts for _ in range(piece.count)]
 
     def _judge(self, piece: PrefixOrder) -> bool:
-        row: dict[str, Any] = self.rows.slice(piece.question, 1).to_pylist()[0]
+        row = self.rows.slice(piece.question, 1).to_pylist()[0]
         task = {
             "data_source": row.get("data_source") or "",
             "ground_truth": row["reward_model"]["ground_truth"],
@@ -137,9 +142,12 @@ class Launcher:
         if not pieces:
             return []
         size = self.config.targets.per_request
+        # A request samples `size` rollouts: -(-a // b) rounds the number of requests up.
         asked = [piece for piece in pieces for _ in range(-(-piece.count // size))]
         shard = self.config.prompts_per_shard * max(1, self.config.rollouts // size)
-        room = [self.config.max_tokens - len(one.prefix) for one in asked]
+        room = [self.config.max_tokens - len(piece.prefix) for piece in asked]
+        # About as many rollouts a shard as the initial ones have. `n` and `max_tokens` are the batch's; each request
+        # has its own room in the column MAX_TOKENS.
         settings = replace(self.config.sampling, n=size, max_tokens=max(room), prompts_per_shard=shard)
         job = self._job(asked, room, out)
         Sampler(settings, self.config.engine, self.config.reward, self.config.workers, self.generate).run([job])
@@ -150,9 +158,12 @@ class Launcher:
         ]
 
     def _job(self, asked: Sequence[PrefixOrder], room: Sequence[int], out: File) -> SamplingJob:
-        prompts = [[*self.prompt_ids[one.question], *one.prefix.tolist()] for one in asked]
-        source = self.rows.take([one.question for one in asked])
-        source = source.append_column(RESPONSE_PREFIX, pa.array([self._text(one.prefix) for one in asked]))
+        prompts = [[*self.prompt_ids[piece.question], *piece.prefix.tolist()] for piece in asked]
+        source = self.rows.take([piece.question for piece in asked])
+        # The judge reads the prefix and what is sampled behind it as one response.
+        source = source.append_column(RESPONSE_PREFIX, pa.array([self._text(piece.prefix) for piece in asked]))
+        # Generation and window are part of the identity, which seeds the sampling: the same prefix, ordered again
+        # later, gets other rollouts.
         where = f"{out.parent.name}/{out.stem}"
         names = identities([[{"window": where, "prompt": json_digest(ids)}] for ids in prompts])
         table = pa.table({"identity": names, "prompt_ids": prompts}, schema=REQUESTS_SCHEMA)
@@ -160,12 +171,12 @@ class Launcher:
 
 
 def end_tokens(model: Model) -> set[int]:
-    """Ids that end a response in vLLM: the tokenizer's, and those of the model's generation_config.json."""
+    """Ids that end a response in vLLM: the tokenizer's, and the ids in the model's generation_config.json."""
     from transformers import GenerationConfig
 
     try:
-        found = GenerationConfig.from_pretrained(model.path).eos_token_id
+        configured = GenerationConfig.from_pretrained(model.path).eos_token_id
     except OSError:
-        found = None
-    own = [] if found is None else found if isinstance(found, list) else [found]
-    return {*own, *filter(lambda one: one is not None, [model.tokenizer.eos_token_id])}
+        configured = None
+    listed = configured if isinstance(configured, list) else [configured]
+    return {end for end in [*listed, model.tokenizer.eos_token_id] if end is not None}

@@ -14,18 +14,19 @@ from opd_verl.sampling.prompts import Model
 
 @dataclass(frozen=True)
 class QuestionRollouts:
-    """Rollouts of one question."""
+    """Rollouts of one question that were launched together."""
 
     question: Question
     rollouts: PackedRollouts
     prompts: Mapping[str, Sequence[int]]
-    """What the student and each teacher read before them."""
+    """The prompt that the student and each teacher read before the rollouts."""
 
 
 def measure_rewards(
     groups: Sequence[QuestionRollouts], models: Mapping[str, Model], temperature: float, folder: File, trust: bool
 ) -> None:
-    """Fills `Question.rewards`; one forward pass of every model over every rollout."""
+    """Fills `Question.rewards`: one forward pass of every model over every rollout."""
+    # Whether a rollout is correct plays no part in its reward-to-go.
     chosen = [
         ChosenPath(group.question.number, tokens, correct=False)
         for group in groups
@@ -36,8 +37,8 @@ def measure_rewards(
         name: [group.prompts[name] for group, count in zip(groups, counts, strict=True) for _ in range(count)]
         for name in models
     }
-    read = {name: PathReader(model, prompts[name]) for name, model in models.items()}
-    log_probs = read_tokens(read, chosen, temperature, folder, trust)
+    readers = {name: PathReader(model, prompts[name]) for name, model in models.items()}
+    log_probs = read_tokens(readers, chosen, temperature, folder, trust)
     begins = np.cumsum([0, *counts])
     for group, begin, end in zip(groups, begins, begins[1:], strict=False):
         for name in log_probs:
@@ -47,11 +48,11 @@ def measure_rewards(
 
 
 def _add(group: QuestionRollouts, teacher: str, rewards: Sequence[Floats]) -> None:
-    """A rollout counts behind the tokens that the student chose: not behind those that it was given."""
+    """Adds the rewards-to-go at the nodes behind tokens that the student chose, not behind the given prefixes."""
     tree, rollouts = group.question.tree, group.rollouts
     nodes = tree.locate(rollouts)
     assert (nodes != NOBODY).all()
     chose = rollouts.depths >= np.repeat(rollouts.given, rollouts.ends - rollouts.starts)
-    values = np.concatenate([reward_to_go(one) for one in rewards])
+    values = np.concatenate([reward_to_go(reward) for reward in rewards])
     sums = np.bincount(nodes[chose], weights=values[chose], minlength=len(tree))
     group.question.rewards[teacher] = group.question.rewards.get(teacher, 0.0) + sums

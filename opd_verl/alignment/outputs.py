@@ -1,4 +1,4 @@
-"""What an alignment leaves: the node table, the numbers, tables, pictures, and recipes with what it suggests."""
+"""The files of an alignment: node table, numbers, tables, pictures, and recipes for a training."""
 
 import json
 from collections.abc import Sequence
@@ -26,26 +26,26 @@ NODES = "nodes.parquet"
 BATCH = 10_000
 
 
-def write_results(aligned: AlignmentResult, config: AlignmentConfig) -> Analysis:
-    """Everything in `config.out`; gives the analysis of the first objective."""
-    out, nodes = File(config.out), aligned.nodes
+def write_results(result: AlignmentResult, config: AlignmentConfig) -> Analysis:
+    """Writes all files in `config.out`; returns the analysis of the first objective."""
+    out, nodes = File(config.out), result.nodes
     write_table(out / NODES, nodes)
     write_lines(nodes, out / "nodes.jsonl")
     every = [analyse(nodes, name, config.resamples, config.seed) for name in config.nodes.names]
     first = every[0]
-    write_json(out / "alignment.json", finite(as_json(aligned, every, config)))
-    write_text(out / "alignment.md", "\n".join([to_markdown(first), objectives(every), cost(aligned)]))
+    write_json(out / "alignment.json", finite(as_json(result, every, config)))
+    write_text(out / "alignment.md", "\n".join([to_markdown(first), objectives(every), cost(result)]))
     draw_pictures(nodes, first, out)
     if first.teachers and first.together.points:
         name = first.teachers[0].name
-        decode = aligned.plan.student.tokenizer.decode
+        decode = result.prepared.student.tokenizer.decode
         draw_tree(question_tree(nodes, telling(nodes, name), name, lambda token: decode([token])), out / "tree.png")
-    for one in first.teachers:
-        external = aligned.plan.teachers.get(one.name)
+    for teacher in first.teachers:
+        external = result.prepared.teachers.get(teacher.name)
         base, own = (
-            ("opd", f"opd.teacher.path={external.path}") if external else ("opsd", f"opd.context.name={one.name}")
+            ("opd", f"opd.teacher.path={external.path}") if external else ("opsd", f"opd.context.name={teacher.name}")
         )
-        write_recipe(first, one.name, out, base, own)
+        write_recipe(first, teacher.name, out, base, own)
     return first
 
 
@@ -56,13 +56,14 @@ def write_lines(nodes: pa.Table, path: File) -> None:
             file.writelines(json.dumps(finite(row)) + "\n" for row in batch.to_pylist())
 
 
-def as_json(aligned: AlignmentResult, every: Sequence[Analysis], config: AlignmentConfig) -> dict[str, object]:
-    """The results of all objectives, with what they were made with and what they cost."""
-    trees = [one.tree for one in aligned.questions]
+def as_json(result: AlignmentResult, every: Sequence[Analysis], config: AlignmentConfig) -> dict[str, object]:
+    """Settings, cost, and the analysis of every objective."""
+    trees = [question.tree for question in result.questions]
+    size = {"nodes": sum(map(len, trees)), "tree_bytes": sum(tree.nbytes for tree in trees)}
     return {
         "settings": asdict(config),
-        "cost": asdict(aligned.spent) | {"nodes": sum(map(len, trees)), "tree_bytes": sum(one.nbytes for one in trees)},
-        "objectives": {one.objective: to_json(one) for one in every},
+        "cost": asdict(result.spent) | size,
+        "objectives": {analysis.objective: to_json(analysis) for analysis in every},
     }
 
 
@@ -70,20 +71,20 @@ def objectives(every: Sequence[Analysis]) -> str:
     """Mean cosine of every objective, where there are several."""
     if len(every) < 2:
         return ""
-    names = sorted(one.name for one in every[0].teachers)
+    names = sorted(teacher.name for teacher in every[0].teachers)
     rows = []
-    for one in every:
-        found = {teacher.name: cell(teacher.means[COSINE]) for teacher in one.teachers}
-        rows.append([one.objective, *(found.get(name, "") for name in names)])
+    for analysis in every:
+        cells = {teacher.name: cell(teacher.means[COSINE]) for teacher in analysis.teachers}
+        rows.append([analysis.objective, *(cells.get(name, "") for name in names)])
     return f"## Objectives\n\nMean cosine with the ideal gradient.\n\n{markdown_table(['objective', *names], rows)}\n"
 
 
-def cost(aligned: AlignmentResult) -> str:
-    """Rollouts, time and memory."""
-    trees = [one.tree for one in aligned.questions]
-    nodes, megabytes = sum(map(len, trees)), sum(one.nbytes for one in trees) / 1e6
-    spent = aligned.spent
-    rollouts = f"{aligned.initial:,} initial rollouts, {spent.rollouts:,} targeted ones"
+def cost(result: AlignmentResult) -> str:
+    """A line with rollouts, time and memory."""
+    trees = [question.tree for question in result.questions]
+    nodes, megabytes = sum(map(len, trees)), sum(tree.nbytes for tree in trees) / 1e6
+    spent = result.spent
+    rollouts = f"{result.initial:,} initial rollouts, {spent.rollouts:,} targeted ones"
     return (
         f"Cost: {rollouts} ({spent.seconds / 60:.1f} min with judging); {nodes:,} nodes in {len(trees)} trees, "
         f"{megabytes:.1f} MB.\n"
@@ -91,7 +92,7 @@ def cost(aligned: AlignmentResult) -> str:
 
 
 def telling(nodes: pa.Table, teacher: str) -> int:
-    """The question whose decision points have the largest ranges of success in sum: the one to draw."""
+    """The question to draw: the ranges of success at its decision points have the largest sum."""
     rows = nodes.filter((pc.field("teacher") == teacher) & pc.field("decision"))
     questions, which = np.unique(rows["question"].to_numpy(), return_inverse=True)
     return int(questions[np.bincount(which, weights=rows["success_range"].to_numpy()).argmax()])

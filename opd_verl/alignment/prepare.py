@@ -1,4 +1,4 @@
-"""What an alignment is going to do, checked to the end before a model is loaded."""
+"""Everything that an alignment reads, opened and checked before a model is loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +19,19 @@ from opd_verl.sampling.rows import read_rows
 
 
 @dataclass(frozen=True)
-class AlignmentInputs:
-    """Models by name, and the prompts."""
+class PreparedAlignment:
+    """The models and the prompts."""
 
     student: Model
     teachers: dict[str, Model]
-    """The external ones."""
+    """External teachers by name; a self-distilling teacher is the student."""
     rows: pa.Table
+    """The prompts file's rows."""
     job: SamplingJob
     """The initial rollouts."""
 
 
-def open_inputs(config: AlignmentConfig) -> AlignmentInputs:
+def prepare_alignment(config: AlignmentConfig) -> PreparedAlignment:
     """Opens the models and encodes every prompt. Raises ConfigError for anything that cannot work."""
     config.check()
     load_reward(config.reward)
@@ -38,16 +39,16 @@ def open_inputs(config: AlignmentConfig) -> AlignmentInputs:
     paths = named("teachers", config.teachers) if config.teachers else {}
     teachers = {name: open_model("teachers", path, config.engine.trust_remote_code) for name, path in paths.items()}
     check_names(teachers, config)
-    rows = read_rows("prompts", [Path(one) for one in strings(config.prompts)], config.limit)
+    rows = read_rows("prompts", [Path(name) for name in strings(config.prompts)], config.limit)
     out = Path(config.out) / "rollouts" / "initial.parquet"
     job = prepare_job(student, rows, config.sampling, out, str(config.prompts))
     for model in teachers.values():
         check_teacher(student, model, job.longest_prompt + config.max_tokens, config)
-    return AlignmentInputs(student, teachers, rows, job)
+    return PreparedAlignment(student, teachers, rows, job)
 
 
 def check_names(teachers: dict[str, Model], config: AlignmentConfig) -> None:
-    """An external teacher must not have the student's or a context's name. Raises ConfigError."""
+    """Raises ConfigError for an external teacher with the student's or a context's name."""
     for name, model in teachers.items():
         if name == "student" or name in config.contexts.names:
             problem = "is the name of the student or of a context here"

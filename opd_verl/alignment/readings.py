@@ -1,7 +1,7 @@
 """Student and teachers along the representative paths, two forward passes each.
 
-The first gives every model's most likely ids; the second all models' log-probs at the ids that any of them gives more
-than the threshold. A self-distilling teacher is the student behind a longer prompt.
+The first pass gives every model's most likely ids; the second all models' log-probs at the ids that any of them gives
+more than the threshold. A self-distilling teacher is the student behind a longer prompt.
 
 OUT/reading/NAME/      the first pass
 OUT/reading/NAME.at/   the second
@@ -12,28 +12,25 @@ Shapes: L tokens of a path, K ids.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from opd_verl.alignment.tree.generation_tree import NOBODY, Ints
-from opd_verl.alignment.tree.question import Path
+from opd_verl.alignment.tree.question import Floats, Path
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import Reading, ReadSettings, read_model
 
 STUDENT = "student"
-Arrays = list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class PathReader:
-    """A model at the paths."""
+    """A model, and the prompt that it reads before each path."""
 
     model: Model
     prompts: Sequence[Sequence[int]]
-    """What it reads before each path."""
 
 
 @dataclass(frozen=True)
@@ -49,51 +46,54 @@ def read_paths(
     readers: Mapping[str, PathReader],
     chosen: Sequence[ChosenPath],
     threshold: float,
-    wanted: ReadSettings,
+    settings: ReadSettings,
     folder: File,
     trust: bool,
 ) -> list[Path]:
-    """The paths with all models' log-probs. What is there already is not read again.
+    """The paths with all models' log-probs. Finished parts are not read again.
 
     Args:
         readers: STUDENT and every teacher.
-        wanted: the ids that a model is asked for in the first pass.
+        settings: the first pass.
     """
-    first = {name: _reading(one, chosen, folder / name, wanted) for name, one in readers.items()}
+    first = {name: _reading(reader, chosen, folder / name, settings) for name, reader in readers.items()}
     _read(readers, first, trust)
     columns = [
-        (one.column("topk_ids", wanted.topk), one.column("topk_log_probs", wanted.topk)) for one in first.values()
+        (reading.column("topk_ids", settings.topk), reading.column("topk_log_probs", settings.topk))
+        for reading in first.values()
     ]
     ids = [
-        probable([(side[0][row], side[1][row]) for side in columns], one.tokens, threshold)
-        for row, one in enumerate(chosen)
+        probable([(likely[row], log_probs[row]) for likely, log_probs in columns], path.tokens, threshold)
+        for row, path in enumerate(chosen)
     ]
-    # Where an id is padding, the path's own token is asked for.
-    asked = [np.where(one == NOBODY, path.tokens[:, None], one) for one, path in zip(ids, chosen, strict=True)]
-    at = ReadSettings(temperature=wanted.temperature)
-    second = {
-        name: _reading(one, chosen, folder / f"{name}.at", at, [rows.reshape(-1) for rows in asked])
-        for name, one in readers.items()
-    }
+    # Where an id is padding, the path's own token is asked for: a model must be asked for real ids, K at each position.
+    asked = [
+        np.where(known == NOBODY, path.tokens[:, None], known).reshape(-1)
+        for known, path in zip(ids, chosen, strict=True)
+    ]
+    at = ReadSettings(temperature=settings.temperature)
+    second = {name: _reading(reader, chosen, folder / f"{name}.at", at, asked) for name, reader in readers.items()}
     _read(readers, second, trust)
-    found = {name: one.column("at_ids_log_probs") for name, one in second.items()}
-    return [_path(one, ids[row], {name: rows[row] for name, rows in found.items()}) for row, one in enumerate(chosen)]
+    log_probs = {name: reading.column("at_ids_log_probs") for name, reading in second.items()}
+    return [
+        _path(path, ids[row], {name: rows[row] for name, rows in log_probs.items()}) for row, path in enumerate(chosen)
+    ]
 
 
 def read_tokens(
     readers: Mapping[str, PathReader], chosen: Sequence[ChosenPath], temperature: float, folder: File, trust: bool
-) -> dict[str, Arrays]:
+) -> dict[str, list[Floats]]:
     """Model: log-probs of the tokens of each rollout [L], nats."""
-    wanted = ReadSettings(temperature=temperature)
-    readings = {name: _reading(one, chosen, folder / name, wanted) for name, one in readers.items()}
+    settings = ReadSettings(temperature=temperature)
+    readings = {name: _reading(reader, chosen, folder / name, settings) for name, reader in readers.items()}
     _read(readers, readings, trust)
-    return {name: one.column("log_prob") for name, one in readings.items()}
+    return {name: reading.column("log_prob") for name, reading in readings.items()}
 
 
-def probable(sides: Sequence[tuple[Ints, NDArray[Any]]], tokens: Ints, threshold: float) -> Ints:
-    """The ids that some side gives more than the threshold, and the path's own, [L, K]; NOBODY behind them.
+def probable(sides: Sequence[tuple[Ints, Floats]], tokens: Ints, threshold: float) -> Ints:
+    """The ids that some side gives more than the threshold, and the path's own tokens, [L, K]; NOBODY is padding.
 
-    sides: of each model its most likely ids and their log-probs, [L, K'].
+    sides: each model's most likely ids and their log-probs, [L, K'].
     """
     above = np.log(threshold)
     rows = [
@@ -102,35 +102,39 @@ def probable(sides: Sequence[tuple[Ints, NDArray[Any]]], tokens: Ints, threshold
         )
         for place in range(len(tokens))
     ]
-    found = np.full((len(rows), max(map(len, rows))), NOBODY, np.int32)
+    padded = np.full((len(rows), max(map(len, rows))), NOBODY, np.int32)
     for place, row in enumerate(rows):
-        found[place, : len(row)] = row
-    return found
+        padded[place, : len(row)] = row
+    return padded
 
 
-def _path(one: ChosenPath, ids: Ints, log_probs: dict[str, NDArray[Any]]) -> Path:
+def _path(chosen: ChosenPath, ids: Ints, log_probs: dict[str, Floats]) -> Path:
     """Values that are not finite stay so: their nodes have no cosine."""
+    # float64 from here on: P_succ and cosines are computed in it.
     sides = {name: values.reshape(ids.shape).astype(np.float64) for name, values in log_probs.items()}
-    return Path(one.tokens, one.correct, ids, sides.pop(STUDENT), sides)
+    return Path(chosen.tokens, chosen.correct, ids, sides.pop(STUDENT), sides)
 
 
 def _reading(
     reader: PathReader,
     chosen: Sequence[ChosenPath],
     folder: File,
-    wanted: ReadSettings,
+    settings: ReadSettings,
     at_ids: Sequence[Ints] | None = None,
 ) -> Reading:
-    columns: dict[str, Any] = {"prompt_ids": reader.prompts, "response_ids": [one.tokens for one in chosen]}
+    columns: dict[str, Sequence[Sequence[int] | NDArray[np.integer]]] = {
+        "prompt_ids": reader.prompts,
+        "response_ids": [path.tokens for path in chosen],
+    }
     columns |= {} if at_ids is None else {"at_ids": at_ids}
     table = pa.table({name: pa.array(rows, pa.list_(pa.int32())) for name, rows in columns.items()})
-    return Reading(table, folder, wanted)
+    return Reading(table, folder, settings)
 
 
 def _read(readers: Mapping[str, PathReader], readings: Mapping[str, Reading], trust: bool) -> None:
-    """Each model is loaded once, whatever it reads."""
-    for path in dict.fromkeys(one.model.path for one in readers.values()):
-        names = [name for name, one in readers.items() if one.model.path == path]
+    """Each model is loaded once, however many names read with it: the student is also every self-distilling teacher."""
+    for path in dict.fromkeys(reader.model.path for reader in readers.values()):
+        names = [name for name, reader in readers.items() if reader.model.path == path]
         folder = readings[names[0]].folder
         log = folder.with_name(f"{folder.name}.log")
         model = readers[names[0]].model

@@ -1,9 +1,9 @@
-"""One alignment: contexts, rollouts, trees, targeted rollouts, tables. What is finished is kept, whatever is killed.
+"""One alignment: contexts, rollouts, trees, targeted rollouts, tables. Finished parts are kept, whatever is killed.
 
-OUT/contexts, rollouts, reading, targeted      what the models said
+OUT/contexts, rollouts, reading, targeted      responses and log-probs of the models
 OUT/nodes.parquet, nodes.jsonl                 every node of every path, for every teacher
 OUT/alignment.json, alignment.md, *.png        results
-OUT/conf/                                      what they suggest for training
+OUT/conf/                                      recipes that the results suggest for training
 """
 
 import json
@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.contexts.prepare import PreparedContexts, prepare_contexts
 from opd_verl.alignment.contexts.screening import screen_contexts
-from opd_verl.alignment.gather import PromptedModel, Responses, initial_rollouts, make_questions, prompted_models
+from opd_verl.alignment.gather import PromptedModel, make_questions, prompted_models
 from opd_verl.alignment.gradients.node_table import MINILLM, question_nodes, schema
 from opd_verl.alignment.launch import Launcher, generations
 from opd_verl.alignment.minillm import QuestionRollouts, measure_rewards
-from opd_verl.alignment.prepare import AlignmentInputs, open_inputs
-from opd_verl.alignment.responses import judged_responses
+from opd_verl.alignment.prepare import PreparedAlignment, prepare_alignment
+from opd_verl.alignment.responses import Responses, initial_rollouts, judged_responses
 from opd_verl.alignment.tree.enrich import Launched, Spent, add, enrich, say
 from opd_verl.alignment.tree.question import Question
 from opd_verl.sampling.generate import generate_in_child
@@ -33,15 +33,15 @@ from opd_verl.utils.files import json_digest, write_json
 
 @dataclass(frozen=True, eq=False)
 class AlignmentResult:
-    """What was measured."""
+    """The node table, and what it cost."""
 
     nodes: pa.Table
     questions: Sequence[Question]
     initial: int
-    """Initial rollouts."""
+    """Number of initial rollouts."""
     spent: Spent
-    """On targeted ones."""
-    plan: AlignmentInputs
+    """Cost of the targeted rollouts."""
+    prepared: PreparedAlignment
 
 
 def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> AlignmentResult:
@@ -50,22 +50,22 @@ def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> Al
     Raises ConfigError before anything is sampled if a setting, model or file cannot work, and ChildError if a model's
     process fails.
     """
-    plan, out = open_inputs(config), File(config.out)
+    prepared, out = prepare_alignment(config), File(config.out)
     sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
-    prepared = prepare_contexts(plan.student, plan.rows, config.contexts, sampler, out / "contexts")
-    seconds = sample_initial(plan, sampler, out)
-    initial = list(judged_responses(plan.job.out))
-    screen(plan, prepared, initial, sampler, config)
-    speaking = prompted_models(plan, prepared.rows, prepared.usable, config)
-    questions = make_questions(plan, initial, speaking, prepared.usable, config)
+    contexts = prepare_contexts(prepared.student, prepared.rows, config.contexts, sampler, out / "contexts")
+    seconds = sample_initial(prepared, sampler, out)
+    initial = list(judged_responses(prepared.job.out))
+    screen(prepared, contexts, initial, sampler, config)
+    models = prompted_models(prepared, contexts.rows, contexts.usable, config)
+    questions = make_questions(prepared, initial, models, contexts.usable, config)
     started = (len(initial) * config.rollouts, seconds)
-    spent, kept = grow(questions, *make_launcher(plan, questions, speaking, config, generate), started, config)
+    launcher, before = make_launcher(prepared, questions, models, config, generate)
+    spent, kept = grow(questions, launcher, before, started, config)
     if MINILLM in config.objectives:
-        rewards(questions, initial, kept, speaking, config)
-    tables = [question_nodes(one, config.nodes) for one in questions]
-    return AlignmentResult(
-        pa.concat_tables([schema(config.nodes).empty_table(), *tables]), questions, started[0], spent, plan
-    )
+        rewards(questions, initial, kept, models, config)
+    tables = [question_nodes(question, config.nodes) for question in questions]
+    nodes = pa.concat_tables([schema(config.nodes).empty_table(), *tables])
+    return AlignmentResult(nodes, questions, started[0], spent, prepared)
 
 
 def grow(
@@ -75,64 +75,67 @@ def grow(
     started: tuple[int, float],
     config: AlignmentConfig,
 ) -> tuple[Spent, list[Launched]]:
-    """Adds targeted rollouts to the trees; gives them where MiniLLM needs them: those of a large run take gigabytes.
+    """Adds targeted rollouts to the trees, and returns them for MiniLLM, which reads them all again.
+
+    Without MiniLLM the list is empty: the rollouts of a large run take gigabytes.
 
     Args:
         before: folders of earlier generations.
-        started: initial rollouts, and the seconds that they took.
+        started: number and seconds of the initial rollouts.
     """
     kept = list[Launched]()
 
-    def keep(one: Launched) -> Launched:
+    def keep(launched: Launched) -> Launched:
         if MINILLM in config.objectives:
-            kept.append(one)
-        return one
+            kept.append(launched)
+        return launched
 
     for folder in before:
-        for one in launcher.earlier(folder):
-            add(questions, keep(one))
+        for launched in launcher.earlier(folder):
+            add(questions, keep(launched))
     spent = enrich(
         questions, lambda window, wanted: keep(launcher(window, wanted)), config.targets, config.budget, started, say
     )
     return spent, kept
 
 
-def sample_initial(plan: AlignmentInputs, sampler: Sampler, out: File) -> float:
-    """The initial rollouts of every question, and the seconds that they took."""
+def sample_initial(prepared: PreparedAlignment, sampler: Sampler, out: File) -> float:
+    """Samples the initial rollouts of every question; returns the seconds that they took."""
     timer, started = out / "rollouts" / "initial.seconds.json", time.monotonic()
-    sampler.run([plan.job])
+    sampler.run([prepared.job])
+    # A run that goes on finds its rollouts at once: only the first run's time tells what a rollout costs.
     if not timer.exists():
         write_json(timer, time.monotonic() - started)
     return float(json.loads(timer.read_text()))
 
 
 def screen(
-    plan: AlignmentInputs,
-    prepared: PreparedContexts,
+    prepared: PreparedAlignment,
+    contexts: PreparedContexts,
     initial: Sequence[Responses],
     sampler: Sampler,
     config: AlignmentConfig,
 ) -> None:
-    """Tables 8 and 9, if they are asked for."""
+    """Tables 8 and 9, if they are asked for; the initial rollouts give the baseline."""
     if config.contexts.screen:
-        rates = [sum(correct for _, correct in one) / len(one) for one in initial]
+        rates = [sum(correct for _, correct in responses) / len(responses) for responses in initial]
         folder = File(config.out) / "contexts"
-        screen_contexts(plan.student, prepared, config.contexts, sampler, folder, rates, config.resamples)
+        screen_contexts(prepared.student, contexts, config.contexts, sampler, folder, rates, config.resamples)
 
 
 def make_launcher(
-    plan: AlignmentInputs,
+    prepared: PreparedAlignment,
     questions: Sequence[Question],
-    speaking: Mapping[str, PromptedModel],
+    models: Mapping[str, PromptedModel],
     config: AlignmentConfig,
     generate: Generate,
 ) -> tuple[Launcher, list[File]]:
     """The launcher, and the folders of earlier generations on the same initial rollouts.
 
-    What is ordered depends on who was read along the paths, and on these settings.
+    The models along the paths and the settings below decide what is ordered, so they name the generation.
     """
-    tree = (pq.read_schema(plan.job.out).metadata or {})[MADE_WITH].decode()
-    voice = {name: [one.model.fingerprint, one.prompts] for name, one in speaking.items()}
+    tree = (pq.read_schema(prepared.job.out).metadata or {})[MADE_WITH].decode()
+    read = {name: [prompted.model.fingerprint, prompted.prompts] for name, prompted in models.items()}
     settings = [
         asdict(config.targets),
         asdict(config.budget),
@@ -140,28 +143,27 @@ def make_launcher(
         config.incorrect_paths,
         config.seed,
     ]
-    own, before = generations(File(config.out) / "targeted" / json_digest(tree)[:8], json_digest([voice, settings]))
-    asked = plan.job.requests["prompt_ids"].to_pylist()
-    numbered = {one.number: one for one in questions}
-    return Launcher(numbered, plan.student, plan.rows, asked, config, generate, own), before
+    own, before = generations(File(config.out) / "targeted" / json_digest(tree)[:8], json_digest([read, settings]))
+    asked = prepared.job.requests["prompt_ids"].to_pylist()
+    numbered = {question.number: question for question in questions}
+    return Launcher(numbered, prepared.student, prepared.rows, asked, config, generate, own), before
 
 
 def rewards(
     questions: Sequence[Question],
     initial: Sequence[Responses],
     launched: Sequence[Launched],
-    speaking: Mapping[str, PromptedModel],
+    models: Mapping[str, PromptedModel],
     config: AlignmentConfig,
 ) -> None:
-    """MiniLLM's, of every rollout."""
+    """Measures MiniLLM's reward-to-go of every rollout."""
     groups = [
-        QuestionRollouts(question, rollouts, {name: one.prompts[question.number] for name, one in speaking.items()})
+        QuestionRollouts(question, rollouts, {name: model.prompts[question.number] for name, model in models.items()})
         for question in questions
         for rollouts in [
             initial_rollouts(initial[question.number]),
-            *(one.rollouts[question.number] for one in launched if question.number in one.rollouts),
+            *(done.rollouts[question.number] for done in launched if question.number in done.rollouts),
         ]
     ]
     folder, trust = File(config.out) / "reading" / "rollouts", config.engine.trust_remote_code
-    models = {name: one.model for name, one in speaking.items()}
-    measure_rewards(groups, models, config.temperature, folder, trust)
+    measure_rewards(groups, {name: model.model for name, model in models.items()}, config.temperature, folder, trust)

@@ -1,1 +1,1 @@
-"""From the node table to the numbers of the report (Unmasking 4 and appendix E)."""
+"""From the node table to the numbers, tables and suggestions of the report (Unmasking 4 and appendix E)."""

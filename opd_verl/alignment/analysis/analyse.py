@@ -1,19 +1,18 @@
 """From the node table to every number of the report: per teacher, and for all teachers together. Pure.
 
-The same measurements (`measures.MEANINGS`) of all paths of a teacher are averaged over its paths; all teachers together
-count a path once for each teacher, as the paper does. Intervals are bootstraps over questions.
+Each measurement (`measures.MEANINGS`) is averaged over the paths of a teacher. For all teachers together a path
+counts once for each teacher, as in the paper. Intervals are bootstraps over questions (alignment/README.md 7).
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from opd_verl.alignment.analysis.comparing import Comparison, compare
-from opd_verl.alignment.analysis.intervals import QuestionDraws, sample
+from opd_verl.alignment.analysis.intervals import QuestionDraws, draw_questions
 from opd_verl.alignment.analysis.measures import COMPARED, COSINE, MEANINGS
 from opd_verl.alignment.analysis.paths import measure_paths
 from opd_verl.alignment.analysis.points import Flags, Floats, TokenTable, numbers, read_tokens
@@ -23,7 +22,7 @@ from opd_verl.utils.files import finite
 
 ALL = "all teachers"
 EDGES = np.linspace(-1.0, 1.0, 21)
-"""Of the histogram's bins; a cosine that rounding puts outside counts in the last one."""
+"""Edges of the histogram's bins; a cosine that rounding puts outside [-1, 1] counts in the outermost bin."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ class Cosines:
 
 @dataclass(frozen=True)
 class PathGroup:
-    """The paths of one teacher, or of all."""
+    """The paths of one teacher, or of all teachers."""
 
     name: str
     paths: int
     """Paths with a decision point, each counted once for each teacher."""
     questions: int
-    """Questions with such a path."""
+    """Questions with a path that has a decision point."""
     points: int
     """Decision points with a cosine."""
     means: dict[str, Estimate]
@@ -59,14 +58,14 @@ class PathGroup:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything for one objective."""
+    """All numbers of one objective."""
 
     objective: str
     together: PathGroup
     teachers: list[PathGroup]
-    """From the highest mean cosine on."""
+    """Highest mean cosine first."""
     questions: dict[str, int]
-    """Of each difficulty; the extremely hard ones have no part in anything else."""
+    """Questions of each difficulty; extremely hard ones have no part in any other number."""
     undefined: int
     """Decision points without a cosine: student and teacher agree on their tokens."""
     resamples: int
@@ -75,21 +74,21 @@ class Analysis:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredPaths:
-    """What the groups are made of."""
+    """All paths with their measurements."""
 
     tokens: TokenTable
     values: Mapping[str, Floats]
-    """By measurement, of every path [U]."""
-    sample: QuestionDraws
+    """Measurement: its value of every path [U]."""
+    draws: QuestionDraws
 
 
 def analyse(nodes: pa.Table, objective: str, resamples: int = 2000, seed: int = 0) -> Analysis:
-    """Everything that the node table says about its teachers, for one objective.
+    """All numbers of the node table's teachers, for one objective.
 
     Raises ConfigError where the table has no cosines of this objective.
     """
     tokens = read_tokens(nodes, objective)
-    measured = MeasuredPaths(tokens, measure_paths(tokens), sample(tokens.paths.question, resamples, seed))
+    measured = MeasuredPaths(tokens, measure_paths(tokens), draw_questions(tokens.paths.question, resamples, seed))
     teacher = tokens.paths.teacher
     groups = [group(str(name), measured, teacher == name) for name in np.unique(teacher)]
     return Analysis(
@@ -103,15 +102,15 @@ def analyse(nodes: pa.Table, objective: str, resamples: int = 2000, seed: int = 
     )
 
 
-def rank(one: PathGroup) -> tuple[bool, float]:
-    """Sorts the highest mean cosine first, and last what has none."""
-    value = one.means[COSINE].value
+def rank(group: PathGroup) -> tuple[bool, float]:
+    """Sorts the highest mean cosine first, and groups without one last."""
+    value = group.means[COSINE].value
     return math.isnan(value), -value
 
 
 def group(name: str, measured: MeasuredPaths, members: Flags) -> PathGroup:
-    """The paths of the members [U]."""
-    paths, drawn, cosine = measured.tokens.paths, measured.sample, measured.values[COSINE]
+    """The numbers of the members [U]."""
+    paths, drawn, cosine = measured.tokens.paths, measured.draws, measured.values[COSINE]
     levels, known = difficulty(paths.pass_rate), members & ~np.isnan(cosine)
     return PathGroup(
         name=name,
@@ -126,21 +125,21 @@ def group(name: str, measured: MeasuredPaths, members: Flags) -> PathGroup:
 
 
 def distribution(tokens: TokenTable, members: Flags) -> Cosines:
-    """Of the members' decision points; NaN without one."""
+    """The cosines at the members' decision points; mean and deviation are NaN where there is none."""
     kept = tokens.point & members[tokens.unit]
-    found, correct = tokens.cosine[kept].clip(-1, 1), tokens.paths.correct[tokens.unit[kept]]
-    counts = [np.histogram(found[side], EDGES)[0].tolist() for side in (correct, ~correct)]
-    mean, std = (float(found.mean()), float(found.std())) if len(found) else (math.nan, math.nan)
+    cosine, correct = tokens.cosine[kept].clip(-1, 1), tokens.paths.correct[tokens.unit[kept]]
+    counts = [np.histogram(cosine[side], EDGES)[0].tolist() for side in (correct, ~correct)]
+    mean, std = (float(cosine.mean()), float(cosine.std())) if len(cosine) else (math.nan, math.nan)
     return Cosines(mean, std, *counts)
 
 
 def question_counts(nodes: pa.Table) -> dict[str, int]:
-    """Questions of each difficulty."""
+    """Number of questions of each difficulty."""
     _, first = np.unique(numbers(nodes, "question"), return_index=True)
     levels = difficulty(numbers(nodes, "pass_rate")[first])
     return {level: int((levels == level).sum()) for level in BINS}
 
 
-def to_json(analysis: Analysis) -> dict[str, Any]:
-    """Plain values, null for what is undefined."""
+def to_json(analysis: Analysis) -> dict[str, object]:
+    """Plain values for JSON; undefined values become null."""
     return finite(asdict(analysis) | {"edges": EDGES.round(2).tolist(), "meanings": MEANINGS})

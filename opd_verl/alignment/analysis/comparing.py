@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import ttest_ind, wilcoxon
@@ -12,7 +11,7 @@ from opd_verl.alignment.analysis.points import Flags, Floats
 from opd_verl.metrics.estimate import Estimate
 
 FEWEST_QUESTIONS = 6
-"""With fewer, no signed-rank test can reach p = 0.05: 2 / 2^5 = 0.0625."""
+"""With five questions the smallest p-value of a signed-rank test is 2 / 2^5 = 0.0625, above 0.05."""
 
 
 @dataclass(frozen=True)
@@ -32,34 +31,34 @@ class Comparison:
     """Questions that have both kinds."""
 
 
-def compare(values: Floats, members: Flags, correct: Flags, sample: QuestionDraws) -> Comparison:
+def compare(values: Floats, members: Flags, correct: Flags, draws: QuestionDraws) -> Comparison:
     """Both means over the members, their difference, and two tests of it; values [U], NaN where undefined."""
     kinds = members & correct, members & ~correct
-    pairs = question_differences(values, *kinds, sample)
+    pairs = question_differences(values, *kinds, draws)
     return Comparison(
-        correct=sample.mean(values, kinds[0]),
-        incorrect=sample.mean(values, kinds[1]),
-        difference=sample.difference(values, *kinds),
+        correct=draws.mean(values, kinds[0]),
+        incorrect=draws.mean(values, kinds[1]),
+        difference=draws.difference(values, *kinds),
         welch=welch(*(values[kind & ~np.isnan(values)] for kind in kinds)),
         wilcoxon=signed_rank(pairs),
         questions=len(pairs),
     )
 
 
-def question_differences(values: Floats, correct: Flags, incorrect: Flags, sample: QuestionDraws) -> Floats:
+def question_differences(values: Floats, correct: Flags, incorrect: Flags, draws: QuestionDraws) -> Floats:
     """Mean of the correct less mean of the incorrect paths of each question that has both."""
-    means = [(one.numerator / one.denominator).numpy() for one in (sample.ratio(values, correct),
-                                                                   sample.ratio(values, incorrect))]  # fmt: skip
-    found = means[0] - means[1]
-    return found[~np.isnan(found)]
+    ratios = [draws.ratio(values, members) for members in (correct, incorrect)]
+    # 0 / 0 for a question without such a path: NaN, which leaves the question out.
+    right, wrong = ((ratio.numerator / ratio.denominator).numpy() for ratio in ratios)
+    differences = right - wrong
+    return differences[~np.isnan(differences)]
 
 
 def welch(correct: Floats, incorrect: Floats) -> float:
     """p-value of Welch's t-test; NaN with fewer than two values on a side or none that vary."""
     if min(len(correct), len(incorrect)) < 2 or not (np.ptp(correct) or np.ptp(incorrect)):
         return math.nan
-    found: Any = ttest_ind(correct, incorrect, equal_var=False)
-    return float(found.pvalue)
+    return float(ttest_ind(correct, incorrect, equal_var=False).pvalue)
 
 
 def signed_rank(differences: Floats) -> float:
@@ -68,5 +67,4 @@ def signed_rank(differences: Floats) -> float:
         return math.nan
     if not differences.any():
         return 1.0
-    found: Any = wilcoxon(differences)
-    return float(found.pvalue)
+    return float(wilcoxon(differences).pvalue)

@@ -29,23 +29,24 @@ class QuestionDraws:
         return of_rollouts(chosen).grouped(torch.from_numpy(self.question))
 
     def mean(self, values: Floats, members: Flags) -> Estimate:
-        """Mean over the members with its interval; none where fewer than two questions have a part in it."""
-        found = self.ratio(values, members)
-        return estimate(found, self.drawn) if found.rollouts > 1 else alone(found.value)
+        """Mean over the members with its interval; no interval where fewer than two questions have members."""
+        ratio = self.ratio(values, members)
+        return estimate(ratio, self.drawn) if ratio.rollouts > 1 else alone(ratio.value)
 
     def difference(self, values: Floats, first: Flags, second: Flags) -> Estimate:
         """Mean over the first less mean over the second, both of the same drawn questions in each replicate."""
         ratios = [self.ratio(values, members) for members in (first, second)]
         value = ratios[0].value - ratios[1].value
-        if min(one.rollouts for one in ratios) < 2:
+        if min(ratio.rollouts for ratio in ratios) < 2:
             return alone(value)
-        above, below = (self.drawn @ one.numerator / (self.drawn @ one.denominator) for one in ratios)
-        found = above - below
-        return with_interval(value, found[~found.isnan()])
+        above, below = (self.drawn @ ratio.numerator / (self.drawn @ ratio.denominator) for ratio in ratios)
+        # NaN where a replicate drew no question with a path of one kind.
+        differences = above - below
+        return with_interval(value, differences[~differences.isnan()])
 
 
-def sample(question: Ints, resamples: int, seed: int) -> QuestionDraws:
-    """Draws of the questions; the same seed, the same draws."""
+def draw_questions(question: Ints, resamples: int, seed: int) -> QuestionDraws:
+    """Bootstrap draws of the questions; equal seeds give equal draws."""
     count = int(question.max()) + 1 if len(question) else 0
     drawn = draws(count, resamples, seed) if count else torch.zeros(resamples, 0, dtype=torch.float64)
     return QuestionDraws(question, drawn)

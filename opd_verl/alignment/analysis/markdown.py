@@ -1,4 +1,4 @@
-"""alignment.md: each table with a sentence for each of its columns."""
+"""alignment.md: the paper's tables, each with a sentence for each of its columns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from opd_verl.alignment.analysis.table import (
 
 @dataclass(frozen=True)
 class TableSection:
-    """A table and what its columns are."""
+    """A table, and a sentence about each of its columns."""
 
     title: str
     table: Callable[[Analysis], str]
@@ -45,7 +45,7 @@ SECTIONS = (
         ranking,
         (
             f"mean cosine: {MEANINGS[COSINE]}",
-            "paths: with at least one decision point.",
+            "paths: number of paths with at least one decision point.",
             f"decision points: {MEANINGS[POINTS]}",
             "decision points of a path: their mean number.",
         ),
@@ -66,8 +66,8 @@ SECTIONS = (
             *(f"{NAMES[key]}: {MEANINGS[key]}" for key in COMPARED),
             "correct, incorrect: mean over the paths of that kind.",
             "Δ: correct less incorrect.",
-            "p, Welch: t-test over paths, as the paper's p-values seem to be. It takes all paths as independent, which "
-            "those of one question are not, nor is one path under several teachers.",
+            "p, Welch: t-test over paths, as the paper's p-values seem to be. It takes all paths as independent, but "
+            "the paths of one question are not, nor is a path under several teachers.",
             f"p, Wilcoxon: signed-rank test over the questions with both kinds of path (at least {FEWEST_QUESTIONS}).",
             "questions: with both kinds of path.",
         ),
@@ -75,7 +75,7 @@ SECTIONS = (
     TableSection(
         "Correct against incorrect paths, by teacher (table 6)",
         compared_by_teacher,
-        ("All columns: as in table 4.",),
+        ("All columns: see table 4.",),
     ),
     TableSection(
         "What goes with the cosine within a path (table 5)",
@@ -98,8 +98,8 @@ SECTIONS = (
         "By difficulty (E.9)",
         levels,
         (
-            "pass rate: of the student's initial rollouts.",
-            "questions: in this range; those without a correct rollout are left out of all tables.",
+            "pass rate: share of correct ones among the student's initial rollouts.",
+            "questions: number in this range; questions without a correct rollout are left out of all tables.",
             f"Each further column: {MEANINGS[COSINE]}",
         ),
     ),
@@ -117,7 +117,7 @@ SECTIONS = (
 def to_markdown(analysis: Analysis) -> str:
     """The whole report of one objective."""
     parts = [f"# Gradient alignment, {analysis.objective}", caption(analysis)]
-    for one in SECTIONS:
-        columns = "\n".join(f"* {sentence}" for sentence in one.columns)
-        parts += [f"## {one.title}", one.table(analysis), columns]
+    for section in SECTIONS:
+        columns = "\n".join(f"* {sentence}" for sentence in section.columns)
+        parts += [f"## {section.title}", section.table(analysis), columns]
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""What is measured on one path with one teacher, by name, and what each measurement is."""
+"""Names and meanings of the measurements of one path with one teacher."""
 
 COSINE, WEIGHTED, POSITIVE, ADVANTAGE = "cosine", "weighted_cosine", "positive_share", "advantage"
 POINTS, SIGNAL = "points", "signal"
@@ -9,13 +9,13 @@ FEATURES = {
     "l2": "L2 distance",
     "similarity": "cosine of the two probability vectors",
 }
-"""Known at every token without a single rollout more (Unmasking, table 5)."""
+"""Features of a token that two forward passes tell, without any rollout (Unmasking, table 5)."""
 THRESHOLDS = (0.0, 0.3)
 """Cosines above which the selective oracle keeps a decision point (Unmasking, table 2)."""
 QUANTILES = (0.25, 0.5, 0.75)
-"""Of the KL within a path, above which the divergence filter keeps a token."""
+"""Quantiles of the KL within a path: the divergence filter keeps the tokens at or above one of them."""
 COMPARED = (COSINE, WEIGHTED, ADVANTAGE)
-"""On correct and incorrect paths (Unmasking, table 4)."""
+"""Measurements that are compared on correct and incorrect paths (Unmasking, table 4)."""
 
 
 def spearman(feature: str) -> str:
@@ -24,17 +24,17 @@ def spearman(feature: str) -> str:
 
 
 def selective(threshold: float) -> str:
-    """Name of the oracle's mean signal."""
+    """Name of the mean signal over the points that the oracle keeps."""
     return f"selective/{threshold:g}"
 
 
 def retained(threshold: float) -> str:
-    """Name of the share that the oracle keeps."""
+    """Name of the share of points that the oracle keeps."""
     return f"retained/{threshold:g}"
 
 
 def beats(threshold: float) -> str:
-    """Name of the oracle's success: 1 where its signal is above the whole path's."""
+    """Name of the flag that the oracle's mean signal is above the whole path's."""
     return f"beats/{threshold:g}"
 
 
@@ -45,10 +45,11 @@ def filtered(quantile: float) -> str:
 
 MEANINGS: dict[str, str] = {
     COSINE: "Mean cosine of the distillation gradient and the ideal one (eq. 2.12) over a path's decision points.",
-    WEIGHTED: "The same, each decision point weighted by its success range, the largest less the smallest P_succ of "
-    "its tokens: what counts is where much is at stake.",
+    WEIGHTED: "Mean cosine with each decision point weighted by its success range, the largest less the smallest "
+    "P_succ of its tokens: points with much at stake count more.",
     POSITIVE: "Share of a path's decision points with a cosine above 0.",
-    ADVANTAGE: "Mean of the teacher's less the student's expected P_succ over a path's decision points (eq. 2.1).",
+    ADVANTAGE: "Expected P_succ under the teacher less that under the student (eq. 2.1), mean over a path's decision "
+    "points.",
     POINTS: "Decision points of a path: at least two tokens with enough visits, whose P_succ differ.",
     SIGNAL: "Mean of success range times cosine over a path's decision points.",
     **{
@@ -56,21 +57,20 @@ MEANINGS: dict[str, str] = {
         for name, text in FEATURES.items()
     },
     **{
-        selective(
-            one
-        ): f"Mean signal over the decision points with a cosine above {one:g}; a path without one is left out."
-        for one in THRESHOLDS
+        selective(least): f"Mean signal over the decision points with a cosine above {least:g}; a path without such a "
+        "point is left out."
+        for least in THRESHOLDS
     },
-    **{retained(one): f"Share of a path's decision points with a cosine above {one:g}." for one in THRESHOLDS},
+    **{retained(least): f"Share of a path's decision points with a cosine above {least:g}." for least in THRESHOLDS},
     **{
-        beats(one): f"Share of paths whose mean signal with a cosine above {one:g} is larger than over all points."
-        for one in THRESHOLDS
+        beats(least): f"Share of paths whose mean signal over the points with a cosine above {least:g} is larger than "
+        "over all points."
+        for least in THRESHOLDS
     },
     **{
-        filtered(
-            one
-        ): f"Mean signal over the decision points with a KL at or above the {one:g} quantile of the path's tokens."
-        for one in QUANTILES
+        filtered(quantile): f"Mean signal over the decision points with a KL at or above the {quantile:g} quantile of "
+        "the path's tokens."
+        for quantile in QUANTILES
     },
 }
 """Every measurement of a path; each is averaged over paths."""

@@ -1,4 +1,4 @@
-"""What one path tells about one teacher: means over its decision points, and rank correlations within it.
+"""Measurements of one path with one teacher: means over its decision points, and rank correlations within it.
 
 Shapes: N tokens, U paths (a path counts once for each teacher). NaN where a path has nothing to measure.
 """
@@ -42,22 +42,23 @@ def measure_paths(tokens: TokenTable) -> dict[str, Floats]:
         SIGNAL: tokens.mean(signal, point),
         **correlations(tokens),
         **{name: values for threshold in THRESHOLDS for name, values in oracle(tokens, threshold).items()},
-        **{filtered(one): tokens.mean(signal, point & above_quantile(tokens, one)) for one in QUANTILES},
+        **{filtered(least): tokens.mean(signal, point & above_quantile(tokens, least)) for least in QUANTILES},
     }
 
 
 def oracle(tokens: TokenTable, threshold: float) -> dict[str, Floats]:
-    """Selective distillation (Unmasking E.3): the decision points with a cosine above the threshold, and no other.
+    """Selective distillation (Unmasking E.3): keeps the decision points with a cosine above the threshold.
 
-    Mean signal (success range times cosine) over them, their share, and whether the mean is above the whole path's;
-    a path that keeps none has no mean and does not beat it.
+    Measures the mean signal (success range times cosine) over the kept points, their share, and whether that mean is
+    above the mean over all points. A path that keeps no point has no mean and counts as not above.
     """
     signal, kept = tokens.success_range * tokens.cosine, tokens.cosine > threshold
-    found, full = tokens.mean(signal, kept), tokens.mean(signal, tokens.point)
+    # NaN > threshold is False, so only decision points are kept.
+    selected, full = tokens.mean(signal, kept), tokens.mean(signal, tokens.point)
     return {
-        selective(threshold): found,
+        selective(threshold): selected,
         retained(threshold): tokens.mean(kept.astype(float), tokens.point),
-        beats(threshold): np.where(np.isnan(full), np.nan, found > full),
+        beats(threshold): np.where(np.isnan(full), np.nan, selected > full),
     }
 
 
@@ -66,14 +67,14 @@ def correlations(tokens: TokenTable) -> dict[str, Floats]:
 
     NaN with fewer than 5 points, or where one side does not vary.
     """
-    found = np.full((len(FEATURES), len(tokens.paths.question)), np.nan)
+    table = np.full((len(FEATURES), len(tokens.paths.question)), np.nan)
     kept = np.flatnonzero(tokens.point)
     block = np.stack([tokens.cosine[kept], *(tokens.features[name][kept] for name in FEATURES)])
     units = tokens.unit[kept]
     for part in np.split(np.arange(len(kept)), np.flatnonzero(np.diff(units)) + 1):
         if len(part) >= FEWEST:
-            found[:, units[part[0]]] = rank_correlation(block[:, part])
-    return {spearman(name): row for name, row in zip(FEATURES, found, strict=True)}
+            table[:, units[part[0]]] = rank_correlation(block[:, part])
+    return {spearman(name): row for name, row in zip(FEATURES, table, strict=True)}
 
 
 def rank_correlation(block: Floats) -> Floats:
@@ -87,7 +88,7 @@ def rank_correlation(block: Floats) -> Floats:
 def above_quantile(tokens: TokenTable, quantile: float) -> Flags:
     """Tokens [N] whose KL is at or above the quantile within their path, as the token mask `high_divergence` counts.
 
-    Over all tokens of the path, not over its decision points: training does not know those.
+    The quantile is over all tokens of the path, not over its decision points: training does not know the latter.
     """
     kl = tokens.features["kl"]
     ends = np.flatnonzero(np.diff(tokens.unit)) + 1

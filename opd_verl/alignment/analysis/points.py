@@ -25,7 +25,7 @@ class PathTable:
     row: Ints
     """Row of the question in the prompts file."""
     number: Ints
-    """Of the path within its question."""
+    """Number of the path within its question."""
     teacher: NDArray[np.str_]
     correct: Flags
     pass_rate: Floats
@@ -37,7 +37,7 @@ class TokenTable:
 
     paths: PathTable
     unit: Ints
-    """Row of `paths` that it belongs to."""
+    """Row of `paths` that the token belongs to."""
     depth: Ints
     """Position in the response, from 0."""
     cosine: Floats
@@ -50,7 +50,7 @@ class TokenTable:
 
     @cached_property
     def point(self) -> Flags:
-        """Whether it is a decision point with a cosine."""
+        """Whether each token is a decision point with a cosine."""
         return ~np.isnan(self.cosine)
 
     def mean(self, values: Floats, kept: Flags) -> Floats:
@@ -65,7 +65,7 @@ class TokenTable:
 
 
 def objectives(nodes: pa.Table) -> list[str]:
-    """The objectives that the node table has cosines of."""
+    """The objectives whose cosines are in the node table."""
     return [name.removeprefix(COSINE) for name in nodes.column_names if name.startswith(COSINE)]
 
 
@@ -75,7 +75,7 @@ def numbers(nodes: pa.Table, name: str) -> NDArray:
 
 
 def solvable(nodes: pa.Table) -> pa.Table:
-    """Without the questions whose initial rollouts all failed: they have no correct path (Unmasking E.9)."""
+    """Leaves out the questions whose initial rollouts all failed: they have no correct path (Unmasking E.9)."""
     return nodes.filter(pa.array(numbers(nodes, "pass_rate") > 0))
 
 
@@ -105,7 +105,7 @@ def read_tokens(nodes: pa.Table, objective: str) -> TokenTable:
 
 
 def feature(rows: pa.Table, name: str) -> Floats:
-    """A single-pass feature; depth as the share of the response that lies behind."""
+    """A feature of FEATURES; depth is the share of the response before the token."""
     return numbers(rows, "depth") / numbers(rows, "length") if name == "depth" else numbers(rows, name)
 
 
@@ -117,7 +117,7 @@ def teachers(rows: pa.Table) -> tuple[NDArray[np.str_], Ints]:
 
 
 def units(columns: dict[str, NDArray]) -> tuple[Ints, Ints, Ints]:
-    """Order of the rows by question, path, teacher and depth; the number of each one's path; the first row of each."""
+    """Order of the rows by question, path, teacher and depth; each ordered row's path number; each path's first row."""
     keys = [columns[name] for name in ("question", "path", "teacher")]
     order = np.lexsort((columns["depth"], *reversed(keys)))
     new = np.zeros(len(order), dtype=bool)
@@ -128,7 +128,7 @@ def units(columns: dict[str, NDArray]) -> tuple[Ints, Ints, Ints]:
 
 
 def paths(columns: dict[str, NDArray], names: NDArray[np.str_]) -> PathTable:
-    """From one row per path and teacher."""
+    """The table of paths from columns with one row per path and teacher."""
     _, question = np.unique(columns["question"], return_inverse=True)
     return PathTable(
         question=question,

@@ -1,4 +1,4 @@
-"""From diagnosis to training: a recipe file with what one teacher's alignment suggests, and why.
+"""From diagnosis to training: a recipe file with the weights and masks that one teacher's alignment suggests, and why.
 
 `write_recipe` writes OUT/conf/recipe/aligned_TEACHER.yaml, a delta over `recipe=opd`, for
 `python -m verl.trainer.main_ppo --config-dir OUT/conf recipe=aligned_TEACHER opd.teacher.path=... ...`.
@@ -26,35 +26,36 @@ MODEL_AND_DATA = "actor_rollout_ref.model.path=STUDENT data.train_files=..."
 
 @dataclass(frozen=True)
 class Advice:
-    """Lines of `opd.tokens`, and what they rest on; no lines: nothing is suggested, and why."""
+    """Lines of `opd.tokens` and the numbers they rest on, or no lines and the reason."""
 
     why: str
     lines: dict[str, str] = field(default_factory=dict)
 
 
-def above_zero(one: Estimate) -> bool:
-    """Whether the whole interval lies above 0; an unknown one does not."""
-    return one.low > 0
+def above_zero(estimate: Estimate) -> bool:
+    """Whether the whole interval lies above 0; an unknown interval does not."""
+    return estimate.low > 0
 
 
 def direction(group: PathGroup) -> str:
-    """Whether the teacher points to success at all."""
-    found = f"Mean cosine {cell(group.means[COSINE], 4)} over {group.paths} paths of {group.questions} questions"
+    """A sentence: whether the teacher points to success at all."""
+    cosine = f"Mean cosine {cell(group.means[COSINE], 4)} over {group.paths} paths of {group.questions} questions"
     if above_zero(group.means[COSINE]):
-        return f"{found}: the teacher points to success."
-    return f"{found}: not above 0. No weight and no filter makes it a good teacher; try another one first."
+        return f"{cosine}: the teacher points to success."
+    return f"{cosine}: not above 0. No weight and no filter makes this a good teacher; try another teacher first."
 
 
 def weighting(group: PathGroup) -> Advice:
-    """Weights of correct and incorrect rollouts: 1 for the kind with the higher mean cosine, for the other the ratio.
+    """Weights of correct and incorrect rollouts: 1 for the kind with the higher mean cosine, the ratio for the other.
 
-    Only where the 95% interval of the difference excludes 0; the ratio `lower / higher` is clipped to [0, 1]. Unmasking
-    4.1: "incorrect paths exhibit significantly higher gradient alignment than correct paths".
+    Weights are suggested only where the 95% interval of the difference excludes 0. The ratio `lower / higher` is
+    clipped to [0, 1]. Unmasking 4.1: "incorrect paths exhibit significantly higher gradient alignment than correct
+    paths".
     """
-    found = group.sides[COSINE]
-    gap, values = found.difference, (found.correct.value, found.incorrect.value)
+    sides = group.sides[COSINE]
+    gap, values = sides.difference, (sides.correct.value, sides.incorrect.value)
     said = (
-        f"mean cosine {cell(found.correct, 4)} on correct paths, {cell(found.incorrect, 4)} on incorrect ones, "
+        f"mean cosine {cell(sides.correct, 4)} on correct paths, {cell(sides.incorrect, 4)} on incorrect ones, "
         f"difference {cell(gap, 4)}"
     )
     if group.questions < FEWEST_QUESTIONS:
@@ -76,19 +77,19 @@ def weighting(group: PathGroup) -> Advice:
 def filtering(group: PathGroup) -> Advice:
     """The mask `high_divergence` with the best quantile of the KL, where the cosine rises with the KL.
 
-    Only where the interval of the mean rank correlation lies above 0, and where a filter raises the mean signal.
-    Unmasking 4.3: divergence "could serve as a cheap necessary-condition filter".
+    The mask is suggested only where the interval of the mean rank correlation lies above 0 and a filter raises the mean
+    signal. Unmasking 4.3: divergence "could serve as a cheap necessary-condition filter".
     """
     rank, full = group.means[spearman("kl")], group.means[SIGNAL].value
-    signals = {one: group.means[filtered(one)].value for one in QUANTILES}
-    known = {one: value for one, value in signals.items() if not math.isnan(value)}
+    signals = {quantile: group.means[filtered(quantile)].value for quantile in QUANTILES}
+    known = {quantile: value for quantile, value in signals.items() if not math.isnan(value)}
     said = f"rank correlation of cosine and KL {cell(rank, 4)}"
-    table = ", ".join(f"{value:+.4f} above its {one:g} quantile" for one, value in known.items())
+    table = ", ".join(f"{value:+.4f} above its {quantile:g} quantile" for quantile, value in known.items())
     if group.questions < FEWEST_QUESTIONS:
         return Advice(f"No divergence filter: {too_few(group)}; {said}.")
     if not above_zero(rank):
         return Advice(f"No divergence filter: {said}, whose interval does not lie above 0.")
-    best = max(known, key=lambda one: known[one], default=None)
+    best = max(known, key=lambda quantile: known[quantile], default=None)
     if best is None or known[best] <= full:
         return Advice(
             f"No divergence filter: {said}, but mean signal {full:+.4f} at all decision points, {table or '-'}."
@@ -101,12 +102,12 @@ def filtering(group: PathGroup) -> Advice:
 
 
 def too_few(group: PathGroup) -> str:
-    """Why nothing is concluded."""
+    """The reason why nothing is concluded from few questions."""
     return f"{group.questions} questions are too few to tell (at least {FEWEST_QUESTIONS})"
 
 
 def recipe_name(teacher: str) -> str:
-    """What `recipe=` calls it."""
+    """Name of the teacher's recipe, for `recipe=`."""
     return "aligned_" + re.sub(r"[^\w.-]", "_", teacher)
 
 
@@ -114,34 +115,35 @@ def recipe_yaml(analysis: Analysis, teacher: str, conf: Path, base: str = "opd",
     """The recipe file.
 
     Args:
-        analysis: of the objective that is trained.
-        teacher: one of its teachers.
+        analysis: the analysis of the objective that is trained.
+        teacher: one of the analysed teachers.
         conf: the folder for `--config-dir`.
         base: the recipe that this one changes.
         own: the override that names the teacher, such as `opd.context.name=1c` with the base `opsd`.
 
     Raises ValueError where the analysis has no such teacher.
     """
-    group = next((one for one in analysis.teachers if one.name == teacher), None)
-    if group is None:
-        raise ValueError(f"no teacher {teacher!r} (there are: {', '.join(one.name for one in analysis.teachers)})")
+    groups = {group.name: group for group in analysis.teachers}
+    if teacher not in groups:
+        raise ValueError(f"no teacher {teacher!r} (there are: {', '.join(groups)})")
+    group = groups[teacher]
     command = f"python -m verl.trainer.main_ppo --config-dir {conf} recipe={recipe_name(teacher)} {own}"
     advices = (weighting(group), filtering(group))
     parts = [
         f"# @package _global_\n# {command} {MODEL_AND_DATA}",
-        comment(f"What the gradient alignment of teacher {teacher} suggests (objective {analysis.objective}; in "
+        comment(f"Suggested by the gradient alignment of teacher {teacher} (objective {analysis.objective}; in "
                 "brackets 95% intervals over questions)."),
         comment(direction(group)),
         f"\ndefaults: [{base}, _self_]\n",
-        *(comment(one.why) + "\n" for one in advices if not one.lines),
+        *(comment(advice.why) + "\n" for advice in advices if not advice.lines),
     ]  # fmt: skip
-    if given := [one for one in advices if one.lines]:
-        parts.append("opd:\n  tokens:\n" + "\n\n".join(section(one) for one in given))
+    if given := [advice for advice in advices if advice.lines]:
+        parts.append("opd:\n  tokens:\n" + "\n\n".join(map(section, given)))
     return "\n".join(parts).rstrip() + "\n"
 
 
 def section(advice: Advice) -> str:
-    """The lines of an advice with their reason above."""
+    """The lines of an advice under their reason."""
     lines = [f"{name}: {value}" for name, value in advice.lines.items()]
     return "\n".join([comment(advice.why, indent=4), *(f"    {line}" for line in lines)])
 
@@ -153,7 +155,7 @@ def comment(text: str, indent: int = 0) -> str:
 
 
 def write_recipe(analysis: Analysis, teacher: str, out: Path, base: str = "opd", own: str = TEACHER) -> Path:
-    """Writes OUT/conf/recipe/aligned_TEACHER.yaml; arguments as `recipe_yaml`'s. Gives its path."""
+    """Writes OUT/conf/recipe/aligned_TEACHER.yaml; arguments as in `recipe_yaml`. Returns the file's path."""
     conf = out / "conf"
     path = conf / "recipe" / f"{recipe_name(teacher)}.yaml"
     write_text(path, recipe_yaml(analysis, teacher, conf, base, own))

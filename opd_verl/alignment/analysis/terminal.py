@@ -12,7 +12,7 @@ from opd_verl.alignment.tree.difficulty import EXTREMELY_HARD
 
 
 def print_analysis(analysis: Analysis, console: Console) -> None:
-    """The two tables that say most; alignment.md has all."""
+    """Prints the two most important tables; alignment.md has all of them."""
     console.print(ranking(analysis))
     console.print(comparison(analysis))
     if gone := analysis.questions[EXTREMELY_HARD]:
@@ -25,9 +25,11 @@ def ranking(analysis: Analysis) -> Table:
     table = titled(f"Teachers by mean cosine, {analysis.objective}")
     for heading in ("teacher", "mean cosine", "weighted", "positive", "points"):
         table.add_column(heading, justify="left" if heading == "teacher" else "right", overflow="fold")
-    for one in analysis.teachers:
-        weighted, positive = one.means[WEIGHTED].value, one.means[POSITIVE].value
-        table.add_row(one.name, cell(one.means[COSINE]), number(weighted), share(alone(positive)), str(one.points))
+    for group in analysis.teachers:
+        weighted, positive = group.means[WEIGHTED].value, group.means[POSITIVE].value
+        table.add_row(
+            group.name, cell(group.means[COSINE]), number(weighted), share(alone(positive)), str(group.points)
+        )
     return table
 
 
@@ -36,14 +38,14 @@ def comparison(analysis: Analysis) -> Table:
     table = titled("Mean cosine on correct and incorrect paths")
     for heading in ("teacher", "correct", "incorrect", "difference", "p"):
         table.add_column(heading, justify="left" if heading == "teacher" else "right", overflow="fold")
-    for one in (analysis.together, *analysis.teachers):
-        found = one.sides[COSINE]
-        ends = (number(found.correct.value), number(found.incorrect.value), cell(found.difference))
-        table.add_row(one.name, *ends, probability(found.wilcoxon))
+    for group in (analysis.together, *analysis.teachers):
+        sides = group.sides[COSINE]
+        values = (number(sides.correct.value), number(sides.incorrect.value), cell(sides.difference))
+        table.add_row(group.name, *values, probability(sides.wilcoxon))
     table.caption = "p: signed-rank test over questions with both kinds of path"
     return table
 
 
 def titled(title: str) -> Table:
-    """A table of the report."""
+    """An empty table in the report's style."""
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

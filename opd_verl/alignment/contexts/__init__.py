@@ -1,1 +1,1 @@
-"""Self-distillation contexts: demonstrations, summaries, and whether they help (Unmasking, appendix E.9)."""
+"""Demonstrations and summaries that a self-distilling teacher reads: sampled, counted and screened (Unmasking E.9)."""

@@ -1,8 +1,7 @@
-"""How many questions have what a context shows (Unmasking, Table 7), and which all contexts can use."""
+"""How many questions have enough texts for each context (Unmasking, table 7), and which have enough for all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from opd_verl.alignment.contexts.demonstrations import texts
 from opd_verl.alignment.contexts.sources import SampledTexts
@@ -12,74 +11,76 @@ from opd_verl.utils.markdown import markdown_table
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """What one model was asked for, over all rounds."""
+    """Demonstrations of one model, over all rounds."""
 
     questions: int
-    """With at least one correct demonstration."""
+    """Questions with at least one correct demonstration."""
     responses: int
     cut: int
-    """Responses that did not finish: no demonstrations."""
+    """Responses that did not finish, which are no demonstrations."""
 
 
 @dataclass(frozen=True)
 class ContextCounts:
-    """Numbers of questions; None where there is no such model."""
+    """Numbers of questions; a model that was not asked has None."""
 
     questions: int
     own: SourceCounts | None
     large: SourceCounts | None
     both: int | None
-    """With at least one correct demonstration of each."""
+    """Questions with at least one correct demonstration by each of the two models."""
     lacking: dict[str, list[int]]
     """Context: the rows that have too little for it."""
     usable: list[int]
     """Rows that have enough for every context: the analysis is restricted to them."""
     summaries: int
-    """Demonstrations that a summary was asked of."""
+    """Demonstrations that were to be summarised."""
     summaries_missing: int
-    """No attempt finished with a text."""
+    """Demonstrations without a summary: no attempt finished with a text."""
     summaries_judged_otherwise: int
-    """Summaries that the judge does not judge as what they sum up."""
+    """Summaries whose verdict is not their demonstration's."""
     replaced: int
-    """Questions that had texts of their own where the sampled ones are now."""
+    """Questions whose own texts in extra_info made way for sampled ones."""
 
 
-def count(found: SampledTexts, lacking: dict[str, list[int]], before: Sequence[Mapping[str, Any]]) -> ContextCounts:
-    """The counts.
+def count(
+    sampled: SampledTexts, lacking: dict[str, list[int]], before: Sequence[Mapping[str, object]]
+) -> ContextCounts:
+    """Counts questions, demonstrations and summaries.
 
     Args:
         lacking: the rows that have too little for each context.
         before: every row's extra_info as it was given.
     """
     left_out = {row for rows in lacking.values() for row in rows}
-    summaries = found.summaries
+    summaries = sampled.summaries
     return ContextCounts(
         questions=len(before),
-        own=_asked(found.own),
-        large=_asked(found.large),
-        both=_both(found),
+        own=_asked(sampled.own),
+        large=_asked(sampled.large),
+        both=_both(sampled),
         lacking=lacking,
         usable=[row for row in range(len(before)) if row not in left_out],
         summaries=summaries.asked,
         summaries_missing=summaries.missing,
         summaries_judged_otherwise=summaries.judged_otherwise,
-        replaced=sum(any(extra.get(name) for name in found.fields) for extra in before),
+        replaced=sum(any(extra.get(name) for name in sampled.fields) for extra in before),
     )
 
 
 def _asked(judged: Sequence[Judged] | None) -> SourceCounts | None:
     if judged is None:
         return None
-    correct = sum(bool(texts(one, 1.0)) for one in judged)
-    return SourceCounts(
-        correct, sum(len(one.finished) for one in judged), sum(one.finished.count(False) for one in judged)
-    )
+    correct = sum(bool(texts(responses, 1.0)) for responses in judged)
+    finished = [flag for responses in judged for flag in responses.finished]
+    return SourceCounts(correct, len(finished), finished.count(False))
 
 
-def _both(found: SampledTexts) -> int | None:
-    if found.own is None or found.large is None:
+def _both(sampled: SampledTexts) -> int | None:
+    if sampled.own is None or sampled.large is None:
         return None
-    return sum(bool(texts(one, 1.0) and texts(other, 1.0)) for one, other in zip(found.own, found.large, strict=True))
+    pairs = zip(sampled.own, sampled.large, strict=True)
+    return sum(bool(texts(own, 1.0) and texts(large, 1.0)) for own, large in pairs)
 
 
 def to_markdown(counts: ContextCounts) -> str:
@@ -90,7 +91,9 @@ def to_markdown(counts: ContextCounts) -> str:
 def _sources(counts: ContextCounts) -> str:
     named = {"self": counts.own, "larger model": counts.large}
     rows = [
-        [name, str(one.questions), str(one.responses), str(one.cut)] for name, one in named.items() if one is not None
+        [name, str(counted.questions), str(counted.responses), str(counted.cut)]
+        for name, counted in named.items()
+        if counted is not None
     ]
     rows += [] if counts.both is None else [["both", str(counts.both), "", ""]]
     return markdown_table(
@@ -108,9 +111,9 @@ def _notes(counts: ContextCounts) -> str:
     lines = [f"The analysis is restricted to the {len(counts.usable)} questions that have enough for all contexts."]
     if counts.summaries:
         lines.append(
-            f"Of {counts.summaries} summaries {counts.summaries_missing} are missing, and the judge takes "
-            f"{counts.summaries_judged_otherwise} for something else than what they sum up."
+            f"Of {counts.summaries} summaries {counts.summaries_missing} are missing, and "
+            f"{counts.summaries_judged_otherwise} are judged otherwise than their demonstrations."
         )
     if counts.replaced:
-        lines.append(f"{counts.replaced} questions had texts in extra_info that the sampled ones took the place of.")
+        lines.append(f"Sampled texts replaced those in the extra_info of {counts.replaced} questions.")
     return "\n".join(lines)

@@ -35,7 +35,7 @@ class NeededTexts:
 
 
 def needed(contexts: ContextSettings) -> tuple[NeededTexts, NeededTexts]:
-    """Of the student, and of the larger model; a summary needs the demonstration that it sums up."""
+    """Texts needed from the student and from the larger model; a summary needs its demonstration."""
     wanted = contexts.wanted
     own = (max(wanted.get(kind, 0), wanted.get(kind + SUMMARIES, 0)) for kind in ("correct", "wrong"))
     return NeededTexts(*own), NeededTexts(wanted.get(LARGE, 0), 0)
@@ -49,6 +49,6 @@ def texts(judged: Judged, score: float) -> list[str]:
 def demonstrate(
     model: Model, rows: pa.Table, need: NeededTexts, contexts: ContextSettings, sampler: Sampler, folder: Path
 ) -> list[Judged]:
-    """The model's responses to every question, at most `contexts.trials`; none where nothing is needed."""
+    """The model's responses to every question, at most `contexts.trials` each, until nothing is lacking."""
     sizes = round_sizes(contexts.trials, contexts.per_round)
     return ask_in_rounds(model, rows, sampler, sizes, folder, need.lacking)

@@ -1,12 +1,11 @@
-"""The contexts of self-distilling teachers, from nothing but questions and models (Unmasking, appendix E.9).
+"""The contexts of self-distilling teachers, made from questions and models alone (Unmasking, appendix E.9).
 
 OUT/self, OUT/large, OUT/summaries      sampled and judged, round by round (`opd_verl.alignment.contexts.rounds`)
-OUT/contexts.json, contexts.md          how many questions have what they need
+OUT/contexts.json, contexts.md          how many questions have enough texts for each context
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -25,10 +24,10 @@ from opd_verl.utils.files import write_json, write_text
 
 @dataclass(frozen=True)
 class PreparedContexts:
-    """The questions with what the contexts show."""
+    """The questions with the texts that the contexts show."""
 
     rows: pa.Table
-    """As given, with the texts in extra_info: `CONTEXT_HOOKS[name](row)` works for every usable row."""
+    """The given rows with the texts in extra_info: `CONTEXT_HOOKS[name](row)` works for every usable row."""
     usable: list[int]
     """Rows that have enough for every context: the analysis is restricted to them."""
     counts: ContextCounts
@@ -37,22 +36,22 @@ class PreparedContexts:
 def prepare_contexts(
     student: Model, rows: pa.Table, contexts: ContextSettings, sampler: Sampler, out: Path
 ) -> PreparedContexts:
-    """Samples what the contexts show of every question, and says who has enough. Without contexts nothing is done.
+    """Samples the texts that the contexts show, and finds the questions that have enough. No contexts: does nothing.
 
     Args:
-        rows: verl's format; texts that extra_info has in the fields that are filled are replaced, and counted.
+        rows: verl's format; extra_info's own texts in the filled fields are replaced, and counted.
         sampler: the run's; demonstrations take temperature and max_tokens from `contexts`.
 
     Raises:
         ConfigError: a setting, model or prompt cannot work, or no question has enough for all contexts.
     """
     sources = open_sources(student, rows, contexts, sampler)
-    found = find_texts(sources, rows, contexts, sampler, out)
+    sampled = find_texts(sources, rows, contexts, sampler, out)
     before = [info(row) for row in rows_of(rows)]
-    filled = _filled(rows, before, found)
+    filled = _filled(rows, before, sampled)
     every = filled.to_pylist()
     lacking = {name: [place for place, row in enumerate(every) if lacks(row, name)] for name in contexts.names}
-    counts = count(found, lacking, before)
+    counts = count(sampled, lacking, before)
     if contexts.names:
         write_json(out / "contexts.json", {"settings": asdict(contexts), "counts": asdict(counts)})
         write_text(out / "contexts.md", to_markdown(counts))
@@ -61,10 +60,10 @@ def prepare_contexts(
     return PreparedContexts(filled, counts.usable, counts)
 
 
-def _filled(rows: pa.Table, before: list[dict[str, Any]], found: SampledTexts) -> pa.Table:
-    if not found.fields:
+def _filled(rows: pa.Table, before: list[dict[str, object]], sampled: SampledTexts) -> pa.Table:
+    if not sampled.fields:
         return rows
-    extra = [own | {name: texts[place] for name, texts in found.fields.items()} for place, own in enumerate(before)]
+    extra = [own | {name: texts[place] for name, texts in sampled.fields.items()} for place, own in enumerate(before)]
     return replace_column(rows, "extra_info", extra)
 
 

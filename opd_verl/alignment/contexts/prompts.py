@@ -1,4 +1,4 @@
-"""What a self-distilling teacher reads: the question behind its context, as token ids of the student's tokenizer."""
+"""Prompts of a self-distilling teacher: the question behind its context, in token ids of the student's tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ def lacks(row: Mapping[str, Any], name: str) -> bool:
 
 
 def teacher_prompt_ids(student: Model, row: Mapping[str, Any], name: str, settings: SamplingSettings) -> list[int]:
-    """Token ids [P'] of the teacher's prompt: the student's chat template and suffix, as its own prompts are made.
+    """Token ids of the teacher's prompt, made with the student's chat template and suffix, like the student's own.
 
     Args:
         row: a row of `PreparedContexts.rows`, as a dictionary.

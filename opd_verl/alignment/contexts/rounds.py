@@ -2,8 +2,8 @@
 
     FOLDER/round-00.parquet, round-01.parquet, ...       judged responses to the rows that still lacked something
 
-Each round is a rollouts file (`opd_verl.sampling.rollouts`): whatever is killed goes on where it was, and ends with the
-same responses.
+Each round is a rollouts file (`opd_verl.sampling.rollouts`): a run that is killed goes on where it was, and ends with
+the same responses.
 """
 
 import sys
@@ -42,9 +42,9 @@ def ask_in_rounds(
         sizes: responses per row in each round.
         lacks: whether a row with these responses is asked again.
     """
-    found = [Judged() for _ in range(len(rows))]
+    responses = [Judged() for _ in range(len(rows))]
     for number, size in enumerate(sizes):
-        asked = [place for place, one in enumerate(found) if lacks(one)]
+        asked = [place for place, judged in enumerate(responses) if lacks(judged)]
         if not asked:
             break
         said = f"{folder.name}, round {number + 1} of at most {len(sizes)}: {len(asked)} of {len(rows)} are asked"
@@ -54,8 +54,8 @@ def ask_in_rounds(
         job = prepare_job(model, take(rows, asked), settings, folder / f"round-{number:02d}.parquet", folder.name)
         replace(sampler, settings=settings).run([job])
         for place, row in zip(asked, _read(job.out), strict=True):
-            _add(found[place], row)
-    return found
+            _add(responses[place], row)
+    return responses
 
 
 def _read(path: Path) -> list[Judged]:
@@ -65,7 +65,7 @@ def _read(path: Path) -> list[Judged]:
     ]
 
 
-def _add(one: Judged, more: Judged) -> None:
-    one.responses += more.responses
-    one.finished += more.finished
-    one.scores += more.scores
+def _add(judged: Judged, more: Judged) -> None:
+    judged.responses += more.responses
+    judged.finished += more.finished
+    judged.scores += more.scores

@@ -1,7 +1,7 @@
 """The student answers the questions behind each context (Unmasking, E.9): is the context any help?
 
-OUT/screening/NAME.parquet             judged responses, `baseline` where no rates of it are given
-OUT/screening.json, screening.md       accuracies, and what is gained over the baseline
+OUT/screening/NAME.parquet             judged responses; `baseline` is there only if its rates are not given
+OUT/screening.json, screening.md       accuracies, and gains over the baseline
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from opd_verl.utils.files import finite, write_json, write_text
 
 @dataclass(frozen=True)
 class Screening:
-    """The table, and who is not in it."""
+    """The table, and the questions in it and left out of it."""
 
     rows: list[Screened]
     """The baseline, then every context."""
@@ -58,8 +58,8 @@ def screen_contexts(
     answered = rates > 0.0
     asked = [row for row, ever in zip(prepared.usable, answered, strict=True) if ever]
     excluded = [row for row, ever in zip(prepared.usable, answered, strict=True) if not ever]
-    found = _rates(student, prepared, asked, contexts.names, sampler, out)
-    rows = screen(rates[answered], found, resamples, sampler.settings.seed)
+    by_context = _rates(student, prepared, asked, contexts.names, sampler, out)
+    rows = screen(rates[answered], by_context, resamples, sampler.settings.seed)
     screening = Screening(rows, asked, excluded)
     write_json(out / "screening.json", finite({"responses": contexts.screen, **asdict(screening)}))
     write_text(out / "screening.md", to_markdown(rows, len(excluded), contexts.screen))

@@ -32,7 +32,7 @@ class Screened:
     questions: int
     accuracy: Estimate
     difference: Estimate | None
-    """Less the baseline, question by question; None for the baseline itself."""
+    """Accuracy less the baseline's, question by question; None for the baseline itself."""
 
 
 def screen(baseline: Array, rates: Mapping[str, Array], resamples: int, seed: int) -> list[Screened]:
@@ -45,12 +45,12 @@ def screen(baseline: Array, rates: Mapping[str, Array], resamples: int, seed: in
     return [
         Screened(
             name,
-            {kind: BinAccuracy(_mean(found[kinds == kind]), int((kinds == kind).sum())) for kind in reversed(SOLVABLE)},
-            len(found),
-            _estimate(found, resamples, seed),
-            None if name == BASELINE else _estimate(found - baseline, resamples, seed),
+            {kind: BinAccuracy(_mean(rate[kinds == kind]), int((kinds == kind).sum())) for kind in reversed(SOLVABLE)},
+            len(rate),
+            _estimate(rate, resamples, seed),
+            None if name == BASELINE else _estimate(rate - baseline, resamples, seed),
         )
-        for name, found in {BASELINE: baseline, **rates}.items()
+        for name, rate in {BASELINE: baseline, **rates}.items()
     ]
 
 
@@ -68,7 +68,10 @@ def to_markdown(rows: list[Screened], excluded: int, responses: int) -> str:
     lines = [
         [
             row.context,
-            *(f"{100 * one.accuracy:.1f} ({one.questions})" if one.questions else "" for one in row.bins.values()),
+            *(
+                f"{100 * level.accuracy:.1f} ({level.questions})" if level.questions else ""
+                for level in row.bins.values()
+            ),
             percent(row.accuracy),
             str(row.questions),
             "" if row.difference is None else percent(row.difference),

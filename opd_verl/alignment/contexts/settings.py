@@ -22,7 +22,7 @@ class ContextSettings:
     large: str | None = None
     """Model whose solutions `1c_large` shows."""
     temperature: float = 0.7
-    """Of demonstrations and summaries."""
+    """Sampling temperature of demonstrations and summaries."""
     trials: int = 60
     """The most responses that are sampled to a question in search of its demonstrations."""
     per_round: int = 8
@@ -30,15 +30,16 @@ class ContextSettings:
     screen: int = 0
     """Responses per question and context that the screening samples; 0: no screening."""
     max_tokens: int | None = None
-    """Of a demonstration, and of a summary; None: the run's."""
+    """Longest demonstration, and longest summary; None: the run's `max_tokens`."""
 
     @property
     def wanted(self) -> dict[str, int]:
-        """Field of extra_info: the most texts that one of the contexts shows of it."""
-        found: Counter[str] = Counter()
+        """Field of extra_info: the most texts that any context shows of it."""
+        most: Counter[str] = Counter()
         for name in self.names:
-            found |= Counter(NEEDS.get(name, {}))
-        return dict(found)
+            # Union of counters: the larger count of each field.
+            most |= Counter(NEEDS.get(name, {}))
+        return dict(most)
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot work, whatever the models and files."""
@@ -58,7 +59,7 @@ class ContextSettings:
             problem = f"no such context (there are: {', '.join(sorted(CONTEXT_HOOKS))})"
             raise ConfigError("contexts.names", unknown[0], problem, "register it in a module named in opd.plugins")
         if len(set(self.names)) < len(self.names):
-            raise ConfigError("contexts.names", self.names, "one is named twice", "name it once")
+            raise ConfigError("contexts.names", self.names, "a context is named twice", "name each context once")
         if self.screen and not self.names:
             raise ConfigError("contexts.screen", self.screen, "there is no context to screen", "contexts.names=[1c]")
 
@@ -67,7 +68,8 @@ class ContextSettings:
             problem = "1c_large shows the solution of a larger model"
             raise ConfigError("contexts.large", self.large, problem, "contexts.large=/path/to/model")
         if self.large and LARGE not in self.wanted:
-            raise ConfigError("contexts.large", self.large, "no context asked shows it", "add 1c_large, or drop it")
+            problem = "no context in contexts.names shows its solution"
+            raise ConfigError("contexts.large", self.large, problem, "add 1c_large, or drop it")
         if self.summariser and not any(name.endswith(SUMMARIES) for name in self.wanted):
-            problem = "no context asked shows summaries"
+            problem = "no context in contexts.names shows summaries"
             raise ConfigError("contexts.summariser", self.summariser, problem, "add sum_1c, or drop it")

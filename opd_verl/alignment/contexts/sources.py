@@ -29,14 +29,15 @@ class Sources:
 
 @dataclass(frozen=True)
 class SampledTexts:
-    """What the models gave; None for one that nothing is needed of."""
+    """Responses of the models; None for a model of which nothing is needed."""
 
     own: list[Judged] | None
-    """Of the student, to every row."""
+    """The student's responses to every row."""
     large: list[Judged] | None
+    """The larger model's responses to every row."""
     summaries: Summaries
     fields: dict[str, Texts]
-    """Field of extra_info: its texts of every row, as many as a context shows or as there are."""
+    """Field of extra_info: its texts of every row, at most as many as a context shows."""
 
 
 def open_sources(student: Model, rows: pa.Table, contexts: ContextSettings, sampler: Sampler) -> Sources:
@@ -55,7 +56,7 @@ def open_sources(student: Model, rows: pa.Table, contexts: ContextSettings, samp
 
 
 def demonstration_settings(contexts: ContextSettings, run: SamplingSettings) -> SamplingSettings:
-    """The run's, at the demonstrations' temperature and length."""
+    """The run's settings with the demonstrations' temperature and length."""
     return replace(run, n=1, temperature=contexts.temperature, max_tokens=contexts.max_tokens or run.max_tokens)
 
 
@@ -93,10 +94,11 @@ def _summaries(
 ) -> Summaries:
     wanted = {kind: contexts.wanted.get(kind + SUMMARIES, 0) for kind in SCORES}
     solutions = {
-        kind: [texts(one, SCORES[kind])[:count] for one in own or ()] for kind, count in wanted.items() if count
+        kind: [texts(judged, SCORES[kind])[:count] for judged in own or ()] for kind, count in wanted.items() if count
     }
     if not solutions:
         return Summaries({}, 0, 0, 0)
+    # The summary prompt asks its own question: the run's suffix ("put your answer in a box") has no place in it.
     settings = replace(sampler.settings, suffix="", max_prompt_tokens=None)
     return summarise(model, rows, solutions, replace(sampler, settings=settings), folder)
 
@@ -104,10 +106,10 @@ def _summaries(
 def _fields(
     own: Sequence[Judged] | None, large: Sequence[Judged] | None, contexts: ContextSettings
 ) -> dict[str, Texts]:
-    """The solutions themselves."""
+    """The demonstrations themselves."""
     given = {"correct": (own, 1.0), "wrong": (own, 0.0), LARGE: (large, 1.0)}
     return {
-        name: [texts(one, score)[: contexts.wanted[name]] for one in judged or ()]
-        for name, (judged, score) in given.items()
+        name: [texts(judged, score)[: contexts.wanted[name]] for judged in responses or ()]
+        for name, (responses, score) in given.items()
         if name in contexts.wanted
     }

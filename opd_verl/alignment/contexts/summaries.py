@@ -36,15 +36,16 @@ TRIALS = 3
 
 @dataclass(frozen=True)
 class Summaries:
-    """What became of the demonstrations."""
+    """Summaries of the demonstrations, and how many failed."""
 
     fields: dict[str, Texts]
     """`correct_summaries`, `wrong_summaries`."""
     asked: int
+    """Demonstrations that were to be summarised."""
     missing: int
-    """No attempt finished with a text."""
+    """Demonstrations for which no attempt finished with a text."""
     judged_otherwise: int
-    """The judge finds a right answer in the summary of a wrong solution, or none in that of a correct one."""
+    """Summaries of a wrong solution with the right answer, or of a correct solution without it."""
 
 
 def summarise(
@@ -60,7 +61,7 @@ def summarise(
     prompts = [_messages(questions[row], text) for _, row, text in places]
     _check(model, len(rows), origins, prompts, sampler)
     asked = replace_column(take(rows, origins), "prompt", prompts)
-    judged = ask_in_rounds(model, asked, sampler, [1] * TRIALS, folder, lambda one: not summaries(one))
+    judged = ask_in_rounds(model, asked, sampler, [1] * TRIALS, folder, lambda attempts: not summaries(attempts))
     return _collected(len(rows), list(solutions), [(kind, row) for kind, row, _ in places], judged)
 
 
@@ -68,16 +69,18 @@ def _collected(
     count: int, kinds: Sequence[str], places: Sequence[tuple[str, int]], judged: Sequence[Judged]
 ) -> Summaries:
     fields: dict[str, Texts] = {kind + SUMMARIES: [[] for _ in range(count)] for kind in kinds}
-    otherwise = 0
-    for (kind, row), one in zip(places, judged, strict=True):
-        found = summaries(one)
-        fields[kind + SUMMARIES][row] += found
-        otherwise += bool(found) and one.scores[-1] != SCORES[kind]
-    return Summaries(fields, len(places), sum(not summaries(one) for one in judged), otherwise)
+    otherwise = missing = 0
+    for (kind, row), attempts in zip(places, judged, strict=True):
+        # At most one: the rounds have one attempt each, and end with the first that gives a text.
+        usable = summaries(attempts)
+        fields[kind + SUMMARIES][row] += usable
+        missing += not usable
+        otherwise += bool(usable) and attempts.scores[-1] != SCORES[kind]
+    return Summaries(fields, len(places), missing, otherwise)
 
 
 def summaries(judged: Judged) -> list[str]:
-    """What the finished responses say behind their reasoning, where that is something."""
+    """Texts of the finished responses behind their reasoning, the empty ones left out."""
     pairs = zip(judged.responses, judged.finished, strict=True)
     said = [text.rpartition(END_OF_THINKING)[2].strip() for text, finished in pairs if finished]
     return [text for text in said if text]
@@ -90,7 +93,7 @@ def _messages(question: str, solution: str) -> list[dict[str, str]]:
 def _check(
     model: Model, count: int, places: Sequence[int], prompts: Sequence[list[dict[str, str]]], sampler: Sampler
 ) -> None:
-    """Every row's longest prompt, so that the message names the row."""
+    """Checks every row's longest prompt, so that the message names the row."""
     longest: list[list[int]] = [[] for _ in range(count)]
     for place, prompt in zip(places, prompts, strict=True):
         longest[place] = max(longest[place], encode(model.tokenizer, prompt, sampler.settings), key=len)

@@ -10,18 +10,18 @@ from opd_verl.objectives.names import Divergence, Support, Tail
 
 @dataclass(frozen=True)
 class LossSettings:
-    """As `opd.objective`: support x divergence x tail."""
+    """A further objective with the keys of `opd.objective`: support x divergence x tail."""
 
     support: Support = Support.student_topk
     k: int = 16
-    """Ids of a top-k, of those whose probability is known here (above `threshold` on some side)."""
+    """Ids of a top-k. Only ids above `targets.threshold` on some side are known here, so a top-k may have fewer."""
     divergence: Divergence = Divergence.reverse
     beta: float = 0.5
     tail: Tail = Tail.renorm
 
 
 def chosen(loss: LossSettings, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The support, bool [L, K], of the known ids (-inf: none there)."""
+    """Which of the known ids are in the support, bool [L, K]; -inf in `log_p` is padding."""
     known = log_p.isfinite()
     student, teacher = (_top(side, loss.k) & known for side in (log_p, log_q))
     return {

@@ -1,11 +1,10 @@
 """The node table: one row for each question, path, position on it and teacher.
 
-Shapes: L tokens of a path, K known ids at a position; S_u, the children with enough visits, is a part of them.
+Shapes: L tokens of a path, K known ids at a position; S_u, the children with enough visits, is a subset of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from opd_verl.alignment.tree.question import Path, Question
 GKD, SINGLE, DR_GRPO, MINILLM = "gkd", "single_sample", "dr_grpo", "minillm"
 OBJECTIVES = (GKD, SINGLE, DR_GRPO, MINILLM)
 COSINE = "cosine/"
-"""Before the name of an objective: the column of its cosines."""
+"""Prefix of a column of cosines; the objective's name follows."""
 SCHEMA = (
     ("question", pa.int32()),
     ("path", pa.int32()),
@@ -43,50 +42,51 @@ SCHEMA = (
     ("l2", pa.float64()),
     ("similarity", pa.float64()),
 )
+Column = Sequence[object] | np.ndarray
 ROUNDING = 1e-12
-"""A range of success below is none."""
+"""A smaller range of success is rounding: all children are equally good."""
 
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """What makes a child count, and which objectives are compared."""
+    """The visits that make a child count, and the objectives that are compared."""
 
     significant: float = 20.0
-    """Visits of a child of S_u (N_sig); 40 for long traces."""
+    """Effective visits from which a child belongs to S_u (N_sig); 40 for long traces."""
     objectives: Sequence[str] = (GKD,)
-    """gkd, single_sample, dr_grpo, minillm."""
+    """Any of OBJECTIVES."""
     losses: Mapping[str, LossSettings] | None = None
-    """Further ones, by name."""
+    """Further objectives, by name."""
 
     @property
     def names(self) -> list[str]:
-        """All of them."""
+        """Names of all objectives."""
         return [*self.objectives, *(self.losses or {})]
 
 
 @dataclass(frozen=True, eq=False)
 class Children:
-    """What is known of the children along a path, [L, K]; float64."""
+    """Estimates of the children along a path, [L, K], float64: differences of P_succ are small against float32."""
 
     ids: Ints
     member: Tensor
-    """S_u."""
+    """Whether a child belongs to S_u."""
     p_succ: Tensor
     visits: Tensor
-    """Effective."""
+    """Effective visits."""
     drawn: Tensor
     """Rollouts that the student took there by itself."""
     drawn_successes: Tensor
     to_go: Mapping[str, Tensor]
-    """Teacher: sum of the reward-to-go of those rollouts, where it was measured."""
+    """Teacher: sum of the reward-to-go of the drawn rollouts, where it was measured."""
 
 
 def children_of(question: Question, path: Path, significant: float) -> Children:
     """Estimates along a path, without the path's own rollout."""
     estimates = question.estimates(without=path)
     nodes = question.tree.child(question.nodes(path)[:-1, None], path.ids)
-    p_succ, visits = (torch.from_numpy(one) for one in estimates.of(nodes))
-    drawn, successes = (torch.from_numpy(one) for one in estimates.drawn(nodes))
+    p_succ, visits = map(torch.from_numpy, estimates.of(nodes))
+    drawn, successes = map(torch.from_numpy, estimates.drawn(nodes))
     to_go = {name: torch.from_numpy(question.reward_to_go(name, nodes, path)) for name in question.rewards}
     member = (visits >= significant) & torch.from_numpy(path.ids != NOBODY)
     return Children(path.ids, member, p_succ, visits, drawn, successes, to_go)
@@ -95,7 +95,7 @@ def children_of(question: Question, path: Path, significant: float) -> Children:
 def directions(
     children: Children, path: Path, teacher: str, pass_rate: float, settings: NodeSettings
 ) -> Iterator[tuple[str, Tensor]]:
-    """(objective, gradient [L, K]) of each objective, in the direction that is trained in."""
+    """(objective, gradient [L, K]) of each objective, with the sign that training follows."""
     log_p, log_q = sides(path, teacher)
     p, member, drawn = log_p.exp(), children.member, children.drawn
     for name in settings.objectives:
@@ -107,6 +107,7 @@ def directions(
             weight = local.dr_grpo_weight(drawn, children.drawn_successes, pass_rate)
             yield name, local.sampled_gradient(p, weight, drawn, member)
         elif name == MINILLM:
+            # eq. 2.10 subtracts 1 from every rollout's reward-to-go: `drawn` of them in sum.
             yield name, local.sampled_gradient(p, children.to_go[teacher] - drawn, drawn, member)
     for name, loss in (settings.losses or {}).items():
         ids = chosen(loss, log_p, log_q)
@@ -115,10 +116,10 @@ def directions(
 
 
 def sides(path: Path, teacher: str) -> tuple[Tensor, Tensor]:
-    """log p and log q at the known ids, float64 [L, K]; -inf where there is none."""
+    """log p and log q at the known ids, float64 [L, K]; -inf is padding."""
     known = torch.from_numpy(path.ids != NOBODY)
-    both = (torch.from_numpy(np.asarray(one, np.float64)) for one in (path.log_p, path.log_q[teacher]))
-    log_p, log_q = (torch.where(known, one, -torch.inf) for one in both)
+    both = (torch.from_numpy(np.asarray(side, np.float64)) for side in (path.log_p, path.log_q[teacher]))
+    log_p, log_q = (torch.where(known, side, -torch.inf) for side in both)
     return log_p, log_q
 
 
@@ -134,7 +135,7 @@ def question_nodes(question: Question, settings: NodeSettings) -> pa.Table:
 
 
 def schema(settings: NodeSettings) -> pa.Schema:
-    """Of the node table."""
+    """Columns of the node table."""
     return pa.schema([*SCHEMA, *((COSINE + name, pa.float64()) for name in settings.names)])
 
 
@@ -147,12 +148,12 @@ def path_nodes(question: Question, number: int, children: Children, teacher: str
     decision = (member.sum(-1) >= 2) & (spread > ROUNDING)
     ideal = local.local_gradient(p, children.p_succ, member)
     cosines = {
-        COSINE + name: torch.where(decision, local.cosine(ideal, found), torch.nan)
-        for name, found in directions(children, path, teacher, question.pass_rate, settings)
+        COSINE + name: torch.where(decision, local.cosine(ideal, gradient), torch.nan)
+        for name, gradient in directions(children, path, teacher, question.pass_rate, settings)
     }
-    same = {"question": question.number, "path": number, "correct": path.correct, "pass_rate": question.pass_rate}
-    same |= {"length": length, "teacher": teacher}
-    columns: dict[str, Any] = {name: [value] * length for name, value in same.items()}
+    constant = {"question": question.number, "path": number, "correct": path.correct, "pass_rate": question.pass_rate}
+    constant |= {"length": length, "teacher": teacher}
+    columns: dict[str, Column] = {name: [value] * length for name, value in constant.items()}
     columns |= {"depth": list(range(length)), "token": path.tokens, "decision": decision.numpy()}
     columns |= {"support": _lists(torch.from_numpy(children.ids.astype(np.int64)), member)}
     lists = {"p": p, "q": q, "p_succ": children.p_succ, "visits": children.visits}
@@ -160,8 +161,8 @@ def path_nodes(question: Question, number: int, children: Children, teacher: str
     columns |= {"success_range": spread.numpy()}
     columns |= {"advantage": local.teacher_advantage(p, q, children.p_succ, member).numpy()}
     columns |= {name: values.numpy() for name, values in (local.apart(log_p, log_q) | cosines).items()}
-    wanted = schema(settings)
-    return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
+    ordered = schema(settings)
+    return pa.table({name: columns[name] for name in ordered.names}, schema=ordered)
 
 
 def _lists(values: Tensor, member: Tensor) -> list[list[float]]:

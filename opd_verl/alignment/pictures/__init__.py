@@ -1,1 +1,1 @@
-"""Pictures of an alignment."""
+"""The pictures of an alignment: distributions, rankings, paths, and one question's tree."""

@@ -1,10 +1,10 @@
-"""The tree of one question as it is drawn: a few branching points with their tokens, and the text between. Pure."""
+"""The drawn tree of one question: a few branching points with their tokens, and the text between them. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from math import nan
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,8 +13,23 @@ from opd_verl.utils.plot_style import short
 
 MOST_POINTS, MOST_CHILDREN = 6, 4
 SHOWN = ("path", "correct", "depth", "token", "support", "p", "q", "p_succ", "visits", "success_range", "decision")
-Row = dict[str, Any]
 Decode = Callable[[int], str]
+
+
+class Row(TypedDict):
+    """A row of the node table: the columns of SHOWN."""
+
+    path: int
+    correct: bool
+    depth: int
+    token: int
+    support: list[int]
+    p: list[float]
+    q: list[float]
+    p_succ: list[float]
+    visits: list[float]
+    success_range: float
+    decision: bool
 
 
 @dataclass(frozen=True)
@@ -22,14 +37,14 @@ class DrawnNode:
     """A token of a branching point, or a stretch of tokens between two of them."""
 
     parent: int | None
-    """Its place in the list; None: it follows the prompt. Parents come before their children."""
+    """The parent's place in the list; None: the node follows the prompt. Parents come before their children."""
     text: str
     paths: tuple[int, ...]
-    """Representative paths that run through it; none: only other rollouts do."""
+    """Representative paths that run through the node; empty: only other rollouts do."""
     tokens: int = 1
-    """How many tokens it stands for."""
+    """Number of tokens in a stretch."""
     branch: bool = False
-    """Whether it is a token of a branching point that is shown."""
+    """Whether the node is a token of a shown branching point."""
     p: float = nan
     q: float = nan
     """Student's and teacher's probability; NaN where unknown, as in a stretch."""
@@ -38,18 +53,18 @@ class DrawnNode:
 
     @property
     def pull(self) -> float:
-        """What the teacher would add to its probability, `q - p`."""
+        """Probability that the teacher adds to the token's, `q - p`."""
         return self.q - self.p
 
 
 @dataclass(frozen=True)
 class DrawnTree:
-    """What is drawn of one question."""
+    """The nodes of one question's picture."""
 
     title: str
     nodes: Sequence[DrawnNode]
     correct: dict[int, bool]
-    """Of each path that is shown."""
+    """Shown path: whether it is correct."""
 
 
 def question_tree(
@@ -77,10 +92,10 @@ def question_tree(
     wanted = one_of_each(correct) if paths is None else list(paths)
     kept = {number: traces[number] for number in wanted}
     states = state_numbers(kept)
-    found, total = largest(kept, states, points)
-    builder = TreeBuilder(kept, states, found, decode)
+    shown, total = largest(kept, states, points)
+    builder = TreeBuilder(kept, states, shown, decode)
     builder.grow(wanted, 0, None)
-    said = f"{len(found)} of {total} branching points, each path's largest ranges of P_succ"
+    said = f"{len(shown)} of {total} branching points, each path's largest ranges of P_succ"
     title = f"Question {question}, teacher {short(teacher)}: {said}"
     return DrawnTree(title, builder.nodes, {number: correct[number] for number in kept})
 
@@ -98,34 +113,36 @@ def path_rows(nodes: pa.Table, question: int, teacher: str) -> dict[int, list[Ro
 
 
 def one_of_each(correct: dict[int, bool]) -> list[int]:
-    """The first correct path and the first incorrect one, where there are such."""
-    found = {kind: number for number, kind in reversed(correct.items())}
-    return [found[kind] for kind in (True, False) if kind in found]
+    """The first correct path and the first incorrect path, as far as there are any."""
+    # Reversed, so that the first path of a kind is the last to be written.
+    first = {kind: number for number, kind in reversed(correct.items())}
+    return [first[kind] for kind in (True, False) if kind in first]
 
 
 def state_numbers(traces: dict[int, list[Row]]) -> dict[int, list[int]]:
-    """A number for the state before each token of each path, and for its end; the same beginning, the same number."""
+    """A number for the state before each token of each path, and for its end; equal beginnings have equal numbers."""
     known: dict[tuple[int, int], int] = {}
-    found: dict[int, list[int]] = {}
+    states: dict[int, list[int]] = {}
     for number, trace in traces.items():
-        found[number] = [0]
+        states[number] = [0]
         for row in trace:
-            step = (found[number][-1], row["token"])
-            found[number].append(known.setdefault(step, len(known) + 1))
-    return found
+            step = (states[number][-1], row["token"])
+            states[number].append(known.setdefault(step, len(known) + 1))
+    return states
 
 
 def largest(traces: dict[int, list[Row]], states: dict[int, list[int]], points: int) -> tuple[set[int], int]:
     """The states with the largest success range, and how many decision points there are; a shared one counts once.
 
-    The largest of every path first, then the second largest, so that each path shows some.
+    Every path's largest point comes first, then every path's second largest, so that each path shows some.
     """
     ordered = []
     for number, trace in traces.items():
-        found = [
+        # The state at the path's end has no row.
+        ranges = [
             (-row["success_range"], state) for state, row in zip(states[number], trace, strict=False) if row["decision"]
         ]
-        ordered.append([state for _, state in sorted(found)])
+        ordered.append([state for _, state in sorted(ranges)])
     in_turn = [state for places in zip_longest(*ordered) for state in places if state is not None]
     distinct = list(dict.fromkeys(in_turn))
     return set(distinct[:points]), len(distinct)
@@ -142,12 +159,12 @@ class TreeBuilder:
     nodes: list[DrawnNode] = field(default_factory=list)
 
     def add(self, node: DrawnNode) -> int:
-        """Its place in the list."""
+        """Appends a node; returns its place in the list."""
         self.nodes.append(node)
         return len(self.nodes) - 1
 
     def grow(self, paths: Sequence[int], depth: int, parent: int | None) -> None:
-        """What follows a state that these paths share: a stretch, then a branching point, a fork, or the end."""
+        """Adds the nodes behind a state that these paths share: a stretch, then a branching point, fork or end."""
         end = depth
         while not self.stops(paths, end):
             end += 1
@@ -168,14 +185,14 @@ class TreeBuilder:
         return ended or self.states[paths[0]][at] in self.shown or len(self.groups(paths, at)) > 1
 
     def groups(self, paths: Sequence[int], at: int) -> dict[int, list[int]]:
-        """The paths by the token that they take."""
-        found: dict[int, list[int]] = {}
+        """Token: the paths that take it."""
+        by_token: dict[int, list[int]] = {}
         for number in paths:
-            found.setdefault(self.traces[number][at]["token"], []).append(number)
-        return found
+            by_token.setdefault(self.traces[number][at]["token"], []).append(number)
+        return by_token
 
     def branch(self, paths: Sequence[int], depth: int, parent: int | None) -> None:
-        """The tokens of a branching point; a path goes on behind the one that it takes."""
+        """Adds the tokens of a branching point; each path goes on behind the token that it takes."""
         row, taken = self.traces[paths[0]][depth], self.groups(paths, depth)
         for token in children(row, list(taken)):
             through = taken.get(token, [])
@@ -185,7 +202,7 @@ class TreeBuilder:
 
 
 def children(row: Row, taken: list[int]) -> list[int]:
-    """At most 4 tokens: those that paths take, then the ones with the most probability on either side; best first."""
+    """At most 4 tokens, best first: tokens that paths take, then the most probable ones of student or teacher."""
     likely = {token: max(p, q) for token, p, q in zip(row["support"], row["p"], row["q"], strict=True)}
     others = sorted(likely.keys() - set(taken), key=lambda token: (-likely[token], token))
     kept = taken + others[: max(MOST_CHILDREN - len(taken), 0)]
@@ -194,7 +211,7 @@ def children(row: Row, taken: list[int]) -> list[int]:
 
 
 def child(row: Row, token: int, parent: int | None, text: str, paths: tuple[int, ...]) -> DrawnNode:
-    """A token of a branching point; one with too few visits has no numbers."""
+    """A token of a branching point; a token with too few visits has no numbers."""
     if token not in row["support"]:
         return DrawnNode(parent, text, paths, branch=True)
     place = row["support"].index(token)

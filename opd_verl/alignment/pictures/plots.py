@@ -68,21 +68,21 @@ def draw_cosines(cosines: Cosines, path: Path) -> None:
 
 
 def ranked(analysis: Analysis) -> list[str]:
-    """Teachers with a mean cosine, best first."""
-    return [one.name for one in analysis.teachers if one.points]
+    """Names of the teachers with a mean cosine, best first."""
+    return [group.name for group in analysis.teachers if group.points]
 
 
 def draw_teachers(analysis: Analysis, path: Path) -> None:
-    """Mean cosine of each teacher with its 95% interval: over all paths, and over those of each kind."""
-    groups = [one for one in analysis.teachers if one.points]
+    """Mean cosine of each teacher with its 95% interval: over all paths, over correct and over incorrect paths."""
+    groups = [group for group in analysis.teachers if group.points]
     figure = _figure(6.4, 1.5 + 0.55 * len(groups))
     axes = figure.subplots()
-    for place, one in enumerate(groups):
-        found = one.sides[COSINE]
-        marks = [(one.means[COSINE], "all paths", "#1b1f24", "o", 7, 0.0)]
+    for place, group in enumerate(groups):
+        sides = group.sides[COSINE]
+        marks = [(group.means[COSINE], "all paths", "#1b1f24", "o", 7, 0.0)]
         marks += [
-            (found.correct, "correct paths", BLUE, "^", 5, 0.22),
-            (found.incorrect, "incorrect paths", ORANGE, "s", 5, -0.22),
+            (sides.correct, "correct paths", BLUE, "^", 5, 0.22),
+            (sides.incorrect, "incorrect paths", ORANGE, "s", 5, -0.22),
         ]
         for value, label, colour, marker, size, shift in marks:
             axes.hlines(place - shift, value.low, value.high, color=colour, linewidth=size / 3.5)
@@ -90,7 +90,7 @@ def draw_teachers(analysis: Analysis, path: Path) -> None:
                 value.value, place - shift, marker, color=colour, markersize=size, label=label if not place else None
             )
     axes.axvline(0, color="tab:gray", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(groups)), labels=[short(one.name) for one in groups])
+    axes.set_yticks(range(len(groups)), labels=[short(group.name) for group in groups])
     axes.set(xlabel="mean cosine over paths, 95% interval over questions", ylim=(len(groups) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", frameon=False, ncols=3)
@@ -98,21 +98,21 @@ def draw_teachers(analysis: Analysis, path: Path) -> None:
 
 
 def best_traces(nodes: pa.Table, analysis: Analysis) -> list[CosineTrace]:
-    """Of the best teacher: the correct and the incorrect path with the most decision points."""
+    """The best teacher's correct path and incorrect path with the most decision points."""
     names = ranked(analysis)
     tokens = read_tokens(nodes, analysis.objective)
     counts = tokens.total(np.ones(len(tokens.unit)), tokens.point)
-    found = []
+    traces = []
     for kind in KINDS:
         side = tokens.paths.correct if kind == "correct" else ~tokens.paths.correct
         candidates = np.where(side & np.isin(tokens.paths.teacher, names[:1]), counts, 0)
         if candidates.any():
-            found.append(trace(tokens, int(candidates.argmax()), kind))
-    return found
+            traces.append(trace(tokens, int(candidates.argmax()), kind))
+    return traces
 
 
 def trace(tokens: TokenTable, unit: int, kind: str) -> CosineTrace:
-    """One path's decision points."""
+    """The cosines at one path's decision points."""
     paths, here = tokens.paths, np.flatnonzero(tokens.unit == unit)
     title = f"question {paths.row[unit]}, path {paths.number[unit]} ({kind}), teacher {short(str(paths.teacher[unit]))}"
     point = tokens.point[here]
@@ -120,30 +120,33 @@ def trace(tokens: TokenTable, unit: int, kind: str) -> CosineTrace:
 
 
 def draw_oscillation(traces: Sequence[CosineTrace], path: Path) -> None:
-    """A panel for each path: up where the teacher pulls to success, down where it pulls away (Unmasking E.2)."""
+    """A panel for each path: up where the teacher pulls toward success, down where it pulls away (Unmasking E.2)."""
     figure = _figure(9.0, 2.5 * len(traces) + 0.4)
     panels = figure.subplots(len(traces), 1, squeeze=False).flatten()
-    for axes, one in zip(panels, traces, strict=True):
-        oscillation_panel(axes, one)
+    for axes, trace in zip(panels, traces, strict=True):
+        oscillation_panel(axes, trace)
     panels[-1].set_xlabel("position in the response, tokens")
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", frameon=False, ncols=3)
     _save(figure, path)
 
 
-def oscillation_panel(axes: "Axes", one: CosineTrace) -> None:
-    """Every decision point of a path, and their running mean."""
+def oscillation_panel(axes: "Axes", trace: CosineTrace) -> None:
+    """Draws every decision point of a path, and their running mean."""
     for up, colour, marker, label in ((True, BLUE, "^", "pull to success"), (False, ORANGE, "v", "pull away from it")):
-        side = one.cosine > 0 if up else one.cosine < 0
-        axes.vlines(one.place[side], 0, one.cosine[side], color=colour, linewidth=0.8, alpha=0.6)
-        axes.plot(one.place[side], one.cosine[side], marker, color=colour, markersize=3.5, label=label)
-    width = min(SMOOTHED, len(one.cosine))
-    smooth = np.convolve(one.cosine, np.ones(width) / width, mode="valid")
-    centres = np.convolve(one.place, np.ones(width) / width, mode="valid")
+        side = trace.cosine > 0 if up else trace.cosine < 0
+        axes.vlines(trace.place[side], 0, trace.cosine[side], color=colour, linewidth=0.8, alpha=0.6)
+        axes.plot(trace.place[side], trace.cosine[side], marker, color=colour, markersize=3.5, label=label)
+    width = min(SMOOTHED, len(trace.cosine))
+    smooth = np.convolve(trace.cosine, np.ones(width) / width, mode="valid")
+    # Decision points are not evenly spaced: a mean stands at the mean of its points' positions.
+    centres = np.convolve(trace.place, np.ones(width) / width, mode="valid")
     axes.plot(centres, smooth, color="#1b1f24", linewidth=1.6, label=f"mean of {width} neighbours")
     axes.axhline(0, color="tab:gray", linewidth=0.8)
-    changes = int((np.diff(np.sign(one.cosine)) != 0).sum())
-    axes.set_title(f"{one.title}: {len(one.cosine)} decision points, {changes} changes of sign", fontsize=9, loc="left")
+    changes = int((np.diff(np.sign(trace.cosine)) != 0).sum())
+    axes.set_title(
+        f"{trace.title}: {len(trace.cosine)} decision points, {changes} changes of sign", fontsize=9, loc="left"
+    )
     axes.set(ylabel="cosine", ylim=(-1.08, 1.08))
 
 

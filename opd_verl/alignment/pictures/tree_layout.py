@@ -1,4 +1,4 @@
-"""Where the parts of a question's tree stand, in inches from the upper left corner: a line for each path. Pure."""
+"""Places of the nodes of a question's tree, in inches from the upper left corner: a line for each path. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from textwrap import wrap
 from opd_verl.alignment.pictures.branches import DrawnNode, DrawnTree
 
 BOX, GAP = 1.6, 0.32
-"""Widths of a branching point's token, and of the edge before a node."""
+"""Width of a branching point's token, and width of the edge before a node."""
 LETTER, LINE = 0.072, 17
-"""Width of a letter of a stretch, and the most letters of its lines."""
+"""Width of a letter, and the most letters in a line of a stretch."""
 ROW, HEIGHT, BETWEEN = 0.56, 0.46, 0.34
-"""From one token of a branching point to the next, height of a box, and free space between two paths."""
+"""Distance of two tokens of a branching point, height of a box, and free space between two paths."""
 PROMPT, END = 0.75, 1.1
-"""Widths of the word at the beginning and of the one at the end."""
+"""Widths of the first word ("prompt") and of the last ("correct" or "incorrect")."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Fan:
     """The tokens of one branching point."""
 
     line: int
-    """The path on whose line it stands: the first one that comes through."""
+    """The first path through the branching point, on whose line it stands."""
     rows: dict[int, int]
-    """Node: its row; 0 is the token that this path takes, 1 the one below it."""
+    """Node: its row. Row 0 is the token that the path takes, row 1 is below it."""
 
 
 def lay_out(tree: DrawnTree) -> Layout:
@@ -67,14 +67,14 @@ def lay_out(tree: DrawnTree) -> Layout:
 
 
 def stretch_lines(node: DrawnNode) -> list[str]:
-    """All of a short stretch in one or two lines, else its beginning, its length, and its end."""
+    """A short stretch in one or two lines; of a longer one the beginning, the length, and the end."""
     text = node.text.replace("\n", "⏎").replace("\t", " ").strip()
     lines = wrap(text, LINE)
     return (lines or ["␣"]) if len(lines) <= 2 else [text[:LINE], f"… {node.tokens} tokens …", text[-LINE:]]
 
 
 def branching_points(tree: DrawnTree) -> list[Fan]:
-    """The tokens of each branching point; a node has those of at most one below it."""
+    """The tokens of each branching point; below a node there is at most one branching point."""
     groups: dict[int | None, list[int]] = {}
     for index, node in enumerate(tree.nodes):
         if node.branch:
@@ -83,18 +83,18 @@ def branching_points(tree: DrawnTree) -> list[Fan]:
 
 
 def fan(tree: DrawnTree, indices: Sequence[int]) -> Fan:
-    """One branching point."""
-    line = next(number for number in tree.correct if any(number in tree.nodes[one].paths for one in indices))
-    middle = next(row for row, one in enumerate(indices) if line in tree.nodes[one].paths)
-    return Fan(line, {one: row - middle for row, one in enumerate(indices)})
+    """Line and rows of one branching point's tokens."""
+    line = next(number for number in tree.correct if any(number in tree.nodes[index].paths for index in indices))
+    middle = next(row for row, index in enumerate(indices) if line in tree.nodes[index].paths)
+    return Fan(line, {index: row - middle for row, index in enumerate(indices)})
 
 
 def path_lines(paths: Sequence[int], fans: Sequence[Fan]) -> tuple[dict[int, float], float]:
-    """How far below the upper edge the line of each path is, and the height of all."""
+    """Distance of each path's line from the upper edge, and the height of all lines."""
     lines: dict[int, float] = {}
     edge = 0.0
     for number in paths:
-        rows = [row for one in fans if one.line == number for row in one.rows.values()]
+        rows = [row for fan in fans if fan.line == number for row in fan.rows.values()]
         lines[number] = edge + HEIGHT / 2 - min([0, *rows]) * ROW
         edge = lines[number] + max([0, *rows]) * ROW + HEIGHT / 2 + BETWEEN
     return lines, edge - BETWEEN
@@ -106,5 +106,7 @@ def ends(nodes: Sequence[DrawnNode]) -> dict[int, list[int]]:
     for node in nodes:
         if node.parent is not None:
             going.setdefault(node.parent, set()).update(node.paths)
-    found = {index: [one for one in node.paths if one not in going.get(index, ())] for index, node in enumerate(nodes)}
-    return {index: paths for index, paths in found.items() if paths}
+    ended = {
+        index: [path for path in node.paths if path not in going.get(index, ())] for index, node in enumerate(nodes)
+    }
+    return {index: paths for index, paths in ended.items() if paths}

@@ -1,4 +1,4 @@
-"""The picture of a question's tree: what each token promises, and where the teacher pulls (Unmasking, figure 1)."""
+"""The picture of a question's tree: P_succ of each token, and the teacher's pull (Unmasking, figure 1)."""
 
 import math
 from pathlib import Path
@@ -31,7 +31,7 @@ CAPTION = (
 
 
 def draw_tree(tree: DrawnTree, path: Path) -> None:
-    """Left to right: the text of the paths, and the tokens of each branching point in the order of their success."""
+    """Draws, left to right, the text of the paths, and each branching point's tokens in the order of their success."""
     from matplotlib.figure import Figure
 
     layout = lay_out(tree)
@@ -59,7 +59,7 @@ def largest_pull(tree: DrawnTree) -> float:
 
 
 def draw_edge(axes: "Axes", node: DrawnNode, before: Place, place: Place) -> None:
-    """From a node to what follows."""
+    """Draws the edge from a node to its child."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
 
@@ -76,7 +76,7 @@ def draw_edge(axes: "Axes", node: DrawnNode, before: Place, place: Place) -> Non
 
 
 def draw_branch(axes: "Axes", node: DrawnNode, place: Place, strongest: float) -> None:
-    """A token of a branching point: its success on the left, the teacher's pull on the right."""
+    """Draws a token of a branching point: its success on the left, the teacher's pull on the right."""
     left = Place(place.left, place.middle, place.width - PULL)
     colour, ink = success_colours(node.p_succ)
     box(axes, place, "#ffffff", 0.0)
@@ -98,7 +98,7 @@ def draw_branch(axes: "Axes", node: DrawnNode, place: Place, strongest: float) -
 
 
 def draw_pull(axes: "Axes", left: float, middle: float, pull: float, strongest: float) -> None:
-    """An arrow as long as the pull, and its number."""
+    """Draws an arrow as long as the pull, and its number."""
     up = pull > 0
     colour = FAINT if abs(pull) < SMALLEST else BLUE if up else ORANGE
     number = f"{pull:+.2f}" if abs(pull) >= SMALLEST else "0.00"
@@ -112,7 +112,7 @@ def draw_pull(axes: "Axes", left: float, middle: float, pull: float, strongest: 
 
 
 def draw_stretch(axes: "Axes", node: DrawnNode, place: Place, strongest: float) -> None:
-    """The text between two branching points."""
+    """Draws the text between two branching points."""
     lines = [printable(line) for line in stretch_lines(node)]
     for row, line in enumerate(lines):
         height = place.middle + (row - (len(lines) - 1) / 2) * 0.15
@@ -120,7 +120,7 @@ def draw_stretch(axes: "Axes", node: DrawnNode, place: Place, strongest: float) 
 
 
 def token_text(text: str) -> str:
-    """A token with its white space to be seen, shortened."""
+    """A token with visible white space, shortened."""
     seen = printable("".join(SIGNS.get(letter, letter) for letter in text)) or "(empty)"
     return seen if len(seen) <= LETTERS else f"{seen[: LETTERS - 1]}…"
 
@@ -134,9 +134,9 @@ def printable(text: str) -> str:
 
 
 def draw_ends(axes: "Axes", tree: DrawnTree, layout: Layout) -> None:
-    """How each path ends."""
+    """Writes behind each path whether it is correct."""
     for index, paths in ends(tree.nodes).items():
-        said = [f"{'✓ correct' if tree.correct[one] else '✗ incorrect'}, path {one}" for one in paths]
+        said = [f"{'✓ correct' if tree.correct[path] else '✗ incorrect'}, path {path}" for path in paths]
         look = {"ha": "left", "fontsize": 8, "fontweight": "bold"}
         colour = BLUE if tree.correct[paths[0]] else ORANGE
         words(
@@ -145,7 +145,7 @@ def draw_ends(axes: "Axes", tree: DrawnTree, layout: Layout) -> None:
 
 
 def success_colours(p_succ: float) -> tuple[str, str]:
-    """Of a token's box and of the text on it."""
+    """Colours of a token's box and of the text on it."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -158,23 +158,22 @@ def box(axes: "Axes", place: Place, colour: str | None, line: float) -> None:
     """A box around the middle of a place."""
     from matplotlib.patches import Rectangle
 
-    look: dict[str, Any] = {
-        "edgecolor": INK if line else "none",
-        "linewidth": line,
-        "zorder": 3 if colour is None else 2,
-    }
-    look |= {"fill": False} if colour is None else {"facecolor": colour}
-    axes.add_patch(Rectangle((place.left, place.middle - HEIGHT / 2), place.width, HEIGHT, **look))
+    corner = (place.left, place.middle - HEIGHT / 2)
+    # An outline is drawn above the filled boxes.
+    patch = Rectangle(corner, place.width, HEIGHT, linewidth=line, zorder=3 if colour is None else 2)
+    patch.set_edgecolor(INK if line else "none")
+    patch.set_facecolor("none" if colour is None else colour)
+    axes.add_patch(patch)
 
 
 def words(axes: "Axes", x: float, y: float, text: str, **look: Any) -> None:
-    """Text as it is: no mathematics in it."""
+    """Writes text as it is: a $ begins no formula."""
     settings: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "color": INK, "zorder": 5}
     axes.text(x, y, text, parse_math=False, **settings | look)
 
 
 def draw_scale(figure: "Figure", width: float, height: float) -> None:
-    """The colours of P_succ, and how to read the rest."""
+    """Draws the scale of P_succ's colours, and the caption."""
     from matplotlib.cm import ScalarMappable
 
     axes = figure.add_axes((MARGIN / width, 0.52 / height, 2.4 / width, 0.14 / height))

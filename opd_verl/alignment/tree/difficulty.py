@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 EASY, MEDIUM, HARD, EXTREMELY_HARD = "easy", "medium", "hard", "extremely hard"
 BINS = {EASY: "p >= 0.8", MEDIUM: "0.25 <= p < 0.8", HARD: "0 < p < 0.25", EXTREMELY_HARD: "p = 0"}
 SOLVABLE = (EASY, MEDIUM, HARD)
-"""The others have no correct rollout, hence no success probability that differs, and are left out."""
+"""Extremely hard questions have no correct rollout, so all their success probabilities are 0: they are left out."""
 
 
 def difficulty(pass_rate: NDArray[np.float64]) -> NDArray[np.str_]:

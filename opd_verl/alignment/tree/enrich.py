@@ -1,7 +1,7 @@
 """Targeted rollouts, one depth window of all questions at a time, shallow windows first.
 
-A window's targets are chosen on the trees as they then are: what shallower windows brought to a deep node is not
-sampled again.
+A window's targets are chosen on the trees as they then are: rollouts that shallower windows brought to a deep node are
+not sampled again.
 """
 
 import sys
@@ -25,11 +25,12 @@ class Order:
 
 @dataclass(frozen=True, eq=False)
 class Launched:
-    """What came of a window's orders."""
+    """The rollouts that a window's orders gave."""
 
     rollouts: Mapping[int, PackedRollouts]
     """By the question's number."""
     count: int
+    """Rollouts that were sampled; paths that had ended already are not counted."""
     seconds: float
 
 
@@ -39,7 +40,7 @@ Launch = Callable[[int, Callable[[], Sequence[Order]]], Launched]
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that targeted rollouts may cost; None: what it takes."""
+    """The most that targeted rollouts may cost; None: no limit."""
 
     rollouts: int | None = None
     minutes: float | None = None
@@ -47,7 +48,7 @@ class Budget:
     def left(self, used: int, seconds: float, initial: tuple[int, float]) -> float:
         """Rollouts that may still be launched.
 
-        initial: rollouts and seconds of the initial ones, whose rate is the first guess of the next ones'.
+        initial: number and seconds of the initial rollouts, whose rate is the first guess for the targeted ones.
         """
         limits = [float("inf")]
         if self.rollouts is not None:
@@ -78,19 +79,20 @@ def enrich(
     """Adds targeted rollouts to every question's tree.
 
     Args:
-        initial: how many initial rollouts there are, and the seconds that they took: the first guess of a rate.
-        tell: is told before each window what it wants and what may be left behind it.
+        initial: number and seconds of the initial rollouts: the first guess of a rate.
+        tell: gets a line before each window: what the window wants, and what deeper ones may want.
     """
     allowed, spent = budget or Budget(), Spent(0, 0.0, 0)
     windows = depth_windows(longest(questions), settings.first_window)
     for number, window in enumerate(windows):
-
+        # Default arguments fix this window's values: a closure would read the loop's last ones.
         def wanted(number: int = number, window: range = window, spent: Spent = spent) -> Sequence[Order]:
+            # An equal share of the rest for each window to come, so that deep windows get something too.
             share = allowed.left(spent.rollouts, spent.seconds, initial) / (len(windows) - number)
-            found = within(orders(questions, window, settings), share)
+            affordable = within(orders(questions, window, settings), share)
             rate = (spent.rollouts + initial[0]) / max(spent.seconds + initial[1], 1e-6)
-            tell(forecast(window, found, expected(questions, windows[number + 1 :], settings), rate))
-            return found
+            tell(forecast(window, affordable, expected(questions, windows[number + 1 :], settings), rate))
+            return affordable
 
         done = launch(number, wanted)
         add(questions, done)
@@ -105,34 +107,38 @@ def add(questions: Sequence[Question], done: Launched) -> None:
             question.tree.add(done.rollouts[question.number])
 
 
-def forecast(window: range, found: Sequence[Order], later: int, rate: float) -> str:
-    """What a window wants and what may be left behind it, with the time at this rate (rollouts a second)."""
+def forecast(window: range, ordered: Sequence[Order], later: int, rate: float) -> str:
+    """A line with the rollouts of a window and of deeper ones, and their time at this rate (rollouts a second)."""
 
     def cost(count: int) -> str:
         return f"{count:,} rollouts" + (f" ({count / rate / 60:.1f} min)" if rate > 0 else "")
 
     places = f"tokens {window.start + 1} to {window.stop}"
-    now = f"{len(found)} targets want {cost(sum(one.count for one in found))}"
+    now = f"{len(ordered)} targets want {cost(sum(order.count for order in ordered))}"
     return f"{places}: {now}; deeper ones at most {cost(later)} more"
 
 
 def longest(questions: Sequence[Question]) -> int:
     """Tokens of the longest path."""
-    return max((len(path.tokens) for one in questions for path in one.paths), default=0)
+    return max((len(path.tokens) for question in questions for path in question.paths), default=0)
 
 
 def orders(questions: Sequence[Question], window: range, settings: TargetSettings) -> list[Order]:
-    """What a window's targets lack; the first of every list before the second of any."""
-    found = [order for question in questions for order in _of_question(question, window, settings)]
-    return sorted(found, key=lambda one: (one.target.rank, one.target.question, one.target.path, one.target.depth))
+    """Rollouts that a window's targets lack; the first target of every list before the second of any."""
+    ordered = [order for question in questions for order in _question_orders(question, window, settings)]
+    return sorted(ordered, key=lambda order: _priority(order.target))
 
 
-def _of_question(question: Question, window: range, settings: TargetSettings) -> Iterator[Order]:
-    """No node twice, where paths share it."""
+def _priority(target: Target) -> tuple[int, int, int, int]:
+    return target.rank, target.question, target.path, target.depth
+
+
+def _question_orders(question: Question, window: range, settings: TargetSettings) -> Iterator[Order]:
+    """A node that several paths share is ordered once."""
     targets, seen = list[Target](), set[tuple[int, int]]()
-    for path, one in enumerate(question.paths):
-        nodes = question.nodes(one)
-        for target in path_targets(question, path, window, settings):
+    for number, path in enumerate(question.paths):
+        nodes = question.nodes(path)
+        for target in path_targets(question, number, window, settings):
             place = (int(nodes[target.depth]), target.token)
             if place not in seen:
                 seen.add(place)
@@ -144,15 +150,15 @@ def _of_question(question: Question, window: range, settings: TargetSettings) ->
 
 def within(wanted: Sequence[Order], allowed: float) -> list[Order]:
     """The first orders that `allowed` rollouts pay for."""
-    total = np.cumsum([one.count for one in wanted])
+    total = np.cumsum([order.count for order in wanted])
     return list(wanted[: int(np.searchsorted(total, allowed, side="right"))])
 
 
 def expected(questions: Sequence[Question], windows: Sequence[range], settings: TargetSettings) -> int:
-    """The most rollouts that these windows can take: what they lack as the trees are now."""
-    return sum(one.count for window in windows for one in orders(questions, window, settings))
+    """The most rollouts that these windows can take, on the trees as they are now."""
+    return sum(order.count for window in windows for order in orders(questions, window, settings))
 
 
 def say(text: str) -> None:
-    """A line on the terminal that no progress bar hides."""
+    """Prints to stderr, where no progress bar of stdout hides it."""
     print(text, file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""Success probabilities on a tree whose deep nodes were given rollouts of their own.
+"""Success probabilities on a tree whose deep nodes were given rollouts of their own (alignment/README.md 3).
 
-A rollout launched at a deep node says nothing of how often the student comes there: added to the counts of a node above
-(as the paper counts), it pulls that node's share of successes toward the deep node's, for good. So a node above is
-estimated over what can happen next:
+A rollout launched at a deep node says nothing about how often the student comes there. Added to the counts of a node
+above (as the paper counts), it pulls that node's share of successes toward the deep node's, and more initial rollouts
+never undo that. So a node above is estimated over what can happen next:
 
     P(u) = sum_c p(c) P(c) + (1 - sum_c p(c)) P(rest)        c: the children with launches at them or below
 
@@ -33,7 +33,7 @@ class Edge:
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """A rollout that is left out: whoever asks about a path because it succeeded must not count its own success."""
+    """A rollout that does not count: a path that was chosen because it succeeded must not vote for its own success."""
 
     nodes: Ints
     correct: bool
@@ -41,21 +41,25 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class NodeEstimate:
-    """What is known of a node."""
+    """The success probability of a node."""
 
     p_succ: float
     visits: float
-    """As many free rollouts would know it as well."""
+    """Effective visits: so many free rollouts would estimate P_succ with the same variance."""
 
 
 @dataclass
-class _Sum:
-    """Over a node's children with launches: what the estimate needs of them."""
+class _LaunchedChildren:
+    """Sums over a node's children with launches at them or below."""
 
     mass: float = 0.0
+    """Probability of all of them."""
     value: float = 0.0
+    """Sum of p P_succ."""
     variance: float = 0.0
+    """Sum of p^2 / visits: the variance of `value`, up to a factor P (1 - P)."""
     visits: float = 0.0
+    """Rollouts that the student itself took to them."""
     successes: float = 0.0
 
 
@@ -66,16 +70,16 @@ class Estimates:
     tree: GenerationTree
     left: LeftOut | None = None
     known: dict[int, NodeEstimate] = field(default_factory=dict)
-    """Nodes with launches below them; all others are told by their free rollouts."""
+    """Nodes with launches at them or below; for all other nodes P_succ is the share among their free rollouts."""
 
     def of(self, nodes: Ints) -> tuple[Floats, Floats]:
-        """P_succ and effective visits of each; NaN and 0 for NOBODY and for a node without free rollouts."""
+        """P_succ and effective visits of each node; NaN and 0 for NOBODY and for a node without free rollouts."""
         visits, successes = self.free(nodes)
-        found = np.divide(successes, visits, out=np.full(nodes.shape, np.nan), where=visits > 0)
+        p_succ = np.divide(successes, visits, out=np.full(nodes.shape, np.nan), where=visits > 0)
         for place in np.argwhere(np.isin(nodes, list(self.known))):
-            one = self.known[int(nodes[tuple(place)])]
-            found[tuple(place)], visits[tuple(place)] = one.p_succ, one.visits
-        return found, visits
+            estimated = self.known[int(nodes[tuple(place)])]
+            p_succ[tuple(place)], visits[tuple(place)] = estimated.p_succ, estimated.visits
+        return p_succ, visits
 
     def free(self, nodes: Ints) -> tuple[Floats, Floats]:
         """Visits and successes of the rollouts that were free at each node."""
@@ -86,11 +90,12 @@ class Estimates:
         return visits, successes
 
     def drawn(self, nodes: Ints) -> tuple[Floats, Floats]:
-        """The same of those that the student itself took there: free at each node's parent."""
+        """Visits and successes of the rollouts that the student itself took there: free at the node's parent."""
         visits, successes = self.free(nodes)
         return visits - self._count("launched", nodes), successes - self._count("launched_successes", nodes)
 
     def _count(self, name: str, nodes: Ints) -> Floats:
+        # NOBODY is -1: numpy reads the last node there, and np.where throws that value away.
         return np.where(nodes == NOBODY, 0, self.tree.counts[name][nodes]).astype(float)
 
 
@@ -101,30 +106,32 @@ def estimate(tree: GenerationTree, edges: Sequence[Edge], left: LeftOut | None =
         edges: every edge on the way to a launch, once, deepest first.
         left: an initial rollout that does not count.
     """
-    found, sums = Estimates(tree, left), dict[int, _Sum]()
+    estimates, sums = Estimates(tree, left), dict[int, _LaunchedChildren]()
     children = np.array([edge.child for edge in edges], np.int64)
     launched = tree.counts["launched"][children] > 0
-    counts = np.stack([*found.free(children), *found.drawn(children)], -1).tolist()
+    counts = np.stack([*estimates.free(children), *estimates.drawn(children)], -1).tolist()
+    # Deepest first: when an edge's turn comes, `sums` has all that lies below its child.
     for edge, here, (visits, successes, *drawn) in zip(edges, launched, counts, strict=True):
         below = sums.pop(edge.child, None)
         if below is not None:
-            found.known[edge.child] = _joined(below, visits, successes)
+            estimates.known[edge.child] = _joined(below, visits, successes)
         elif not here:
             continue
         else:
-            found.known[edge.child] = _alone(visits, successes)
-        _add(sums.setdefault(edge.parent, _Sum()), edge.p, found.known[edge.child], drawn)
+            estimates.known[edge.child] = _alone(visits, successes)
+        _add(sums.setdefault(edge.parent, _LaunchedChildren()), edge.p, estimates.known[edge.child], drawn)
+    # The root remains: no edge leads to it.
     rest = np.array(list(sums), np.int64)
-    for node, visits, successes in zip(sums, *found.free(rest), strict=True):
-        found.known[node] = _joined(sums[node], visits, successes)
-    return found
+    for node, visits, successes in zip(sums, *estimates.free(rest), strict=True):
+        estimates.known[node] = _joined(sums[node], visits, successes)
+    return estimates
 
 
 def _alone(visits: float, successes: float) -> NodeEstimate:
     return NodeEstimate(successes / visits if visits > 0 else float("nan"), visits)
 
 
-def _add(total: _Sum, p: float, child: NodeEstimate, drawn: Sequence[float]) -> None:
+def _add(total: _LaunchedChildren, p: float, child: NodeEstimate, drawn: Sequence[float]) -> None:
     if child.visits <= 0:
         return
     total.mass += p
@@ -134,11 +141,14 @@ def _add(total: _Sum, p: float, child: NodeEstimate, drawn: Sequence[float]) -> 
     total.successes += drawn[1]
 
 
-def _joined(below: _Sum, visits: float, successes: float) -> NodeEstimate:
-    """A node's own, of its children with launches and its free rollouts that went elsewhere."""
+def _joined(below: _LaunchedChildren, visits: float, successes: float) -> NodeEstimate:
+    """A node's estimate from its children with launches and its free rollouts that went elsewhere."""
     if below.mass <= 0.0:
         return _alone(visits, successes)
+    # float32 probabilities of all children can sum to a little more than 1.
     rest, others = max(1.0 - below.mass, 0.0), visits - below.visits
+    # Nobody went elsewhere: the children's own mean stands in for it.
     elsewhere = (successes - below.successes) / others if others > 0 else below.value / below.mass
+    # max(others, 1): what nobody visited is as unsure as one visit, not infinitely so.
     variance = below.variance + rest**2 / max(others, 1.0)
     return NodeEstimate(below.value + rest * elsewhere, 1.0 / variance)

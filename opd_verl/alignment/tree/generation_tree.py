@@ -1,7 +1,8 @@
 """The generation tree of one question: every rollout's path, as arrays and counts; no object per node (Unmasking 2.1).
 
-A node is the beginning of a response, known by a number; node 0 is the empty one. A rollout is *launched* behind a
-prefix that it was given (of 0 tokens: an initial rollout), and *free* from there on: only there did the student choose.
+A node is the beginning of a response, known by a number; node 0 is the empty beginning. A rollout is *launched* behind
+a prefix that it was given (0 tokens for an initial rollout), and *free* from there on: only there did the student
+choose.
 
 Shapes: N nodes, B rollouts, L tokens of a rollout. 40 bytes a node.
 """
@@ -14,25 +15,27 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.integer]
 ROOT, NOBODY = 0, -1
+"""The empty beginning's node, and the mark for "no such node" and "no such token"."""
 COUNTS = ("visits", "successes", "free_visits", "free_successes", "launched", "launched_successes")
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRollouts:
-    """Judged responses, one behind the other."""
+    """Judged responses, one behind the other in one array."""
 
     tokens: Ints
     """Whole paths, the given prefixes included."""
     ends: Ints
     """[B] where each path ends in `tokens`."""
     given: Ints
-    """[B] tokens of each that were not sampled."""
+    """[B] tokens of each path that were not sampled."""
     correct: NDArray[np.bool_]
 
     @classmethod
     def of(cls, paths: Sequence[Ints], given: Sequence[int], correct: Sequence[bool]) -> "PackedRollouts":
-        """From one array for each path."""
-        ends = np.cumsum([len(one) for one in paths], dtype=np.int64)
+        """Packs one array for each path."""
+        ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
+        # The empty array in front lets np.concatenate take no paths at all, and fixes the type then.
         flat = np.concatenate([np.zeros(0, np.int32), *paths])
         return cls(flat, ends, np.array(given, np.int64), np.array(correct, bool))
 
@@ -48,14 +51,18 @@ class PackedRollouts:
 
 
 class GenerationTree:
-    """Six counts for every node, int32 [N]: `visits` and `successes` of all rollouts whose path goes through it, as the
-    paper counts; `free_*` without those that were launched below it; `launched*` of those launched right there.
+    """Six counts for every node, int32 [N].
+
+    `visits` and `successes` count all rollouts whose path goes through the node, as the paper does. `free_visits` and
+    `free_successes` leave out the rollouts that were launched below the node; `launched` and `launched_successes` count
+    the rollouts that were launched exactly there.
     """
 
     def __init__(self) -> None:
         self.counts = {name: np.zeros(1, np.int32) for name in COUNTS}
         self.parent = np.full(1, NOBODY, np.int32)
-        # node * 2^32 + token, ascending, and the child that it leads to
+        # An edge's key is node * 2^32 + token: one sorted int64 array and a binary search take the place of a
+        # dictionary per node, at 12 bytes an edge. Token ids and node numbers stay below 2^31.
         self._keys, self._children = np.zeros(0, np.int64), np.zeros(0, np.int32)
 
     def __len__(self) -> int:
@@ -63,12 +70,13 @@ class GenerationTree:
 
     @property
     def nbytes(self) -> int:
-        """Of all arrays."""
-        return sum(one.nbytes for one in (self.parent, self._keys, self._children, *self.counts.values()))
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in (self.parent, self._keys, self._children, *self.counts.values()))
 
     def add(self, rollouts: PackedRollouts) -> None:
         """Counts every rollout at each node of its path."""
         nodes = self._walk(rollouts, grow=True)
+        # nodes[i] is the node behind token i, so its depth is one more than the token's.
         depth = rollouts.depths + 1
         rows = np.repeat(np.arange(len(rollouts.ends)), rollouts.ends - rollouts.starts)
         given, correct = rollouts.given[rows], rollouts.correct[rows]
@@ -78,6 +86,7 @@ class GenerationTree:
             successes = name.replace("visits", "successes") if "visits" in name else f"{name}_successes"
             self._count(name, nodes[counted])
             self._count(successes, nodes[counted & correct])
+            # No token leads to the root, so the walk above never counts it.
             began = np.ones_like(at_root) if name == "visits" else at_root
             self.counts[name][ROOT] += began.sum()
             self.counts[successes][ROOT] += (began & rollouts.correct).sum()
@@ -97,24 +106,27 @@ class GenerationTree:
         return self._keys[first:end] & 0xFFFFFFFF, self._children[first:end]
 
     def _count(self, name: str, nodes: Ints) -> None:
+        # bincount, since `counts[nodes] += 1` counts a node that is named several times only once.
         self.counts[name] += np.bincount(nodes, minlength=len(self)).astype(np.int32)
 
     def _walk(self, rollouts: PackedRollouts, grow: bool) -> Ints:
-        """The node behind every token, all rollouts a depth at a time; unknown ones are made, or NOBODY."""
-        found = np.full(len(rollouts.tokens), NOBODY, np.int32)
+        """The node behind every token, all rollouts a depth at a time; unknown nodes are made, or NOBODY."""
+        behind = np.full(len(rollouts.tokens), NOBODY, np.int32)
         at, size = np.full(len(rollouts.ends), ROOT, np.int64), len(self)
         new_keys: list[Ints] = [np.zeros(0, np.int64)]
         for rows, places in _levels(rollouts):
             keys = _keys(at[rows], rollouts.tokens[places])
             nodes = self.child(at[rows], rollouts.tokens[places])
+            # New nodes get numbers above `size` here and enter the tree after the walk. The next depth needs no look
+            # at them: below a new node every node is new too.
             if grow and (unknown := nodes == NOBODY).any():
                 fresh, which = np.unique(keys[unknown], return_inverse=True)
                 nodes[unknown] = size + which
                 new_keys.append(fresh)
                 size += len(fresh)
-            found[places] = at[rows] = nodes
+            behind[places] = at[rows] = nodes
         self._extend(np.concatenate(new_keys))
-        return found
+        return behind
 
     def _find(self, keys: Ints) -> Ints:
         if not len(self._keys):
@@ -128,7 +140,9 @@ class GenerationTree:
             return
         numbers = np.arange(len(self), len(self) + len(keys), dtype=np.int32)
         self.parent = np.concatenate([self.parent, (keys >> 32).astype(np.int32)])
-        self.counts = {name: np.concatenate([one, np.zeros(len(keys), np.int32)]) for name, one in self.counts.items()}
+        self.counts = {
+            name: np.concatenate([count, np.zeros(len(keys), np.int32)]) for name, count in self.counts.items()
+        }
         every, children = np.concatenate([self._keys, keys]), np.concatenate([self._children, numbers])
         order = np.argsort(every, kind="stable")
         self._keys, self._children = every[order], children[order]
@@ -142,6 +156,7 @@ def _levels(rollouts: PackedRollouts) -> Iterator[tuple[Ints, Ints]]:
     """For each depth: the rollouts that go so far, and where their token is."""
     lengths = rollouts.ends - rollouts.starts
     order = np.argsort(-lengths, kind="stable")
+    # Longest rollouts first: those that reach a depth are a prefix of `order`, whose length is a binary search.
     for depth, going in enumerate(np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left")):
         rows = order[:going]
         yield rows, rollouts.starts[rows] + depth

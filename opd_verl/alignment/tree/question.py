@@ -1,6 +1,6 @@
-"""One question: its tree, its representative paths, and what the models say along them.
+"""One question: its tree, its representative paths, and the models' log-probs along them.
 
-Shapes: L tokens of a path, K ids at a position.
+Shapes: L tokens of a path, K ids at a position, N nodes of the tree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ class Path:
     """[L]"""
     correct: bool
     ids: Ints
-    """[L, K] at the position of each token: those that a model gives more than the threshold, and the token itself;
-    NOBODY behind them."""
+    """[L, K] ids at the position of each token: those that some model gives more than the threshold, and the path's own
+    token; NOBODY is padding."""
     log_p: Floats
     """[L, K] student, nats."""
     log_q: Mapping[str, Floats]
@@ -32,11 +32,11 @@ class Path:
 
     @property
     def log_p_token(self) -> Floats:
-        """[L] of the path's own tokens, nats."""
+        """Student's log-probs of the path's own tokens [L], nats."""
         return self.log_p[self.ids == self.tokens[:, None]]
 
     def log_q_token(self, teacher: str) -> Floats:
-        """The same of a teacher."""
+        """A teacher's log-probs of the path's own tokens [L], nats."""
         return self.log_q[teacher][self.ids == self.tokens[:, None]]
 
 
@@ -54,31 +54,31 @@ class Question:
     """Teacher: at each node [N] the sum of the reward-to-go of the rollouts that the student took there by itself."""
 
     def nodes(self, path: Path) -> Ints:
-        """[L + 1] along a path: the root, and the node behind every token."""
-        found = self.tree.locate(PackedRollouts.of([path.tokens], [0], [path.correct]))
-        return np.concatenate([np.array([ROOT], found.dtype), found])
+        """[L + 1] nodes along a path: the root, and the node behind every token."""
+        behind = self.tree.locate(PackedRollouts.of([path.tokens], [0], [path.correct]))
+        return np.concatenate([np.array([ROOT], behind.dtype), behind])
 
     def estimates(self, without: Path | None = None) -> Estimates:
-        """Success probabilities; `without` a path's own rollout, for who asks along it."""
+        """Success probabilities; `without` is the path whose own rollout must not count."""
         left = None if without is None else LeftOut(self.nodes(without), without.correct)
         return estimate(self.tree, self.edges(), left)
 
     def edges(self) -> list[Edge]:
         """Every edge that leaves a path's node for an id whose probability is known, deepest first."""
-        found: dict[int, tuple[int, Edge]] = {}
+        by_child: dict[int, tuple[int, Edge]] = {}
         for path in self.paths:
             nodes = self.nodes(path)[:-1]
             children = self.tree.child(nodes[:, None], path.ids)
             for depth, column in np.argwhere(children != NOBODY).tolist():
-                p = float(np.exp(path.log_p[depth, column]))
-                found[int(children[depth, column])] = (depth, Edge(int(nodes[depth]), int(children[depth, column]), p))
-        return [edge for _, edge in sorted(found.values(), key=lambda one: -one[0])]
+                edge = Edge(int(nodes[depth]), int(children[depth, column]), float(np.exp(path.log_p[depth, column])))
+                by_child[edge.child] = (depth, edge)
+        return [edge for _, edge in sorted(by_child.values(), key=lambda pair: -pair[0])]
 
     def reward_to_go(self, teacher: str, nodes: Ints, without: Path) -> Floats:
         """[L, K] sums of `sum_{t' >= t} (log q - log p)` at the nodes behind a path's children, its own left out."""
-        found = np.where(nodes == NOBODY, 0.0, self.rewards[teacher][nodes])
+        sums = np.where(nodes == NOBODY, 0.0, self.rewards[teacher][nodes])
         own = (nodes == self.nodes(without)[1:, None]) & (nodes != NOBODY)
-        return found - own * reward_to_go(without.log_q_token(teacher) - without.log_p_token)[:, None]
+        return sums - own * reward_to_go(without.log_q_token(teacher) - without.log_p_token)[:, None]
 
 
 def reward_to_go(rewards: Floats) -> Floats:
@@ -87,8 +87,8 @@ def reward_to_go(rewards: Floats) -> Floats:
 
 
 def representative(correct: Sequence[bool], right: int, wrong: int, seed: Sequence[int]) -> list[int]:
-    """Rollouts of a question: `right` correct ones, then `wrong` incorrect ones, or as many as there are."""
-    generator = np.random.default_rng(seed)
+    """Rollouts to read the models along, drawn by lot: `right` correct ones, then `wrong` incorrect ones, or as many
+    as there are."""
+    order = np.random.default_rng(seed).permutation(len(correct)).tolist()
     kinds = ((True, right), (False, wrong))
-    order = generator.permutation(len(correct)).tolist()
-    return [one for kind, count in kinds for one in [row for row in order if correct[row] is kind][:count]]
+    return [row for kind, count in kinds for row in [row for row in order if correct[row] is kind][:count]]

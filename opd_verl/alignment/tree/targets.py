@@ -19,15 +19,15 @@ class TargetSettings:
     threshold: float = 0.02
     """A token counts where the student or the teacher gives it more."""
     first_window: int = 50
-    """Tokens of the first depth window; every other is twice as long as the one before."""
+    """Tokens of the first depth window; each further window is twice as long as the one before."""
     by_gradient: int = 5
     """Tokens of a path, window and teacher with the largest gradient of KL(p || q)."""
     by_difference: int = 5
-    """The same with the largest |q - p|."""
+    """Tokens of a path, window and teacher with the largest |q - p|."""
     enough: int = 100
     """Visits that a token is brought to (N_min)."""
     per_request: int = 10
-    """Rollouts from one prefix that are asked for together; what is missing is rounded up to a multiple."""
+    """Rollouts from one prefix that are asked for together; missing rollouts are rounded up to a multiple."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,43 @@ class Target:
     question: int
     path: int
     depth: int
-    """Of the node: tokens before the target."""
+    """Depth of the node: tokens before the target."""
     token: int
     rank: int
     """0: the first of its list."""
 
 
-def pull(log_p: Floats, log_q: Floats, known: np.ndarray) -> Floats:
+def depth_windows(length: int, first: int) -> list[range]:
+    """0-based depths of windows that double: tokens 1-50, 51-150, 151-350, ... The last one ends at `length`.
+
+    `depth_windows(200, 50)` is `[range(0, 50), range(50, 150), range(150, 200)]`.
+    """
+    windows, begin, width = list[range](), 0, first
+    while begin < length:
+        windows.append(range(begin, min(begin + width, length)))
+        begin, width = begin + width, 2 * width
+    return windows
+
+
+def gradient_size(log_p: Floats, log_q: Floats, known: np.ndarray) -> Floats:
     """|p (log p - log q - KL)|, the size of the gradient of KL(p || q) by each logit [L, K] (appendix D)."""
     p = np.where(known, np.exp(log_p), 0.0)
     apart = np.where(known, log_p - log_q, 0.0)
     return np.abs(p * (apart - (p * apart).sum(-1, keepdims=True)))
 
 
-def path_targets(question: Question, path: int, window: range, settings: TargetSettings) -> list[Target]:
-    """The targets of all teachers in one window of a path, best first; none twice."""
-    one = question.paths[path]
-    rows = slice(window.start, min(window.stop, len(one.tokens)))
-    found: dict[tuple[int, int], int] = {}
-    for name in one.log_q:
-        for rank, (place, token) in enumerate(_ranked(one, name, rows, settings)):
-            key = (rows.start + place, token)
-            found[key] = min(rank, found.get(key, rank))
+def path_targets(question: Question, number: int, window: range, settings: TargetSettings) -> list[Target]:
+    """The targets of all teachers in one window of path `number`, best first; none twice."""
+    path = question.paths[number]
+    rows = slice(window.start, min(window.stop, len(path.tokens)))
+    ranks: dict[tuple[int, int], int] = {}
+    for teacher in path.log_q:
+        for rank, (row, token) in enumerate(_ranked(path, teacher, rows, settings)):
+            place = (rows.start + row, token)
+            ranks[place] = min(rank, ranks.get(place, rank))
     return [
-        Target(question.number, path, depth, token, rank)
-        for (depth, token), rank in sorted(found.items(), key=lambda one: (one[1], one[0]))
+        Target(question.number, number, depth, token, rank)
+        for (depth, token), rank in sorted(ranks.items(), key=lambda ranked: (ranked[1], ranked[0]))
     ]
 
 
@@ -71,18 +83,18 @@ def _ranked(path: Path, teacher: str, rows: slice, settings: TargetSettings) -> 
     known = ids != NOBODY
     p, q = (np.where(known, np.exp(side), 0.0) for side in (log_p, log_q))
     counts = np.maximum(p, q) > settings.threshold
-    gradient = np.where(counts, pull(log_p, log_q, known), -1.0)
+    gradient = np.where(counts, gradient_size(log_p, log_q, known), -1.0)
     difference = np.where(counts, np.abs(q - p), -1.0)
     lists = [
-        _first(score, count)
+        _highest(score, count)
         for score, count in ((gradient, settings.by_gradient), (difference, settings.by_difference))
     ]
     chosen = dict.fromkeys(place for pair in _in_turn(*lists) for place in _with_rival(pair, gradient))
     return [(row, int(ids[row, column])) for row, column in chosen]
 
 
-def _first(score: Floats, count: int) -> list[tuple[int, int]]:
-    """The places of the `count` highest scores that are not negative."""
+def _highest(score: Floats, count: int) -> list[tuple[int, int]]:
+    """The places of the `count` highest scores; a negative score marks a token that does not count."""
     flat = np.argsort(-score, axis=None, kind="stable")[:count]
     places = np.stack(np.unravel_index(flat, score.shape), -1).tolist()
     return [(row, column) for row, column in places if score[row, column] >= 0.0]
@@ -90,11 +102,11 @@ def _first(score: Floats, count: int) -> list[tuple[int, int]]:
 
 def _in_turn(*lists: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     for place in range(max(map(len, lists))):
-        yield from (one[place] for one in lists if place < len(one))
+        yield from (places[place] for places in lists if place < len(places))
 
 
 def _with_rival(place: tuple[int, int], gradient: Floats) -> list[tuple[int, int]]:
-    """A token, and the other of its node with the largest gradient: one child alone says nothing."""
+    """A token, and the other token of its node with the largest gradient: one child alone has no cosine."""
     row, column = place
     others = gradient[row].copy()
     others[column] = -1.0
@@ -105,19 +117,7 @@ def _with_rival(place: tuple[int, int], gradient: Floats) -> list[tuple[int, int
 def missing(question: Question, targets: Sequence[Target], settings: TargetSettings) -> Ints:
     """Rollouts that each target lacks, a multiple of `per_request`."""
     nodes = [question.nodes(path) for path in question.paths]
-    at = np.array([nodes[one.path][one.depth] for one in targets], np.int64)
-    children = question.tree.child(at, np.array([one.token for one in targets], np.int64))
+    at = np.array([nodes[target.path][target.depth] for target in targets], np.int64)
+    children = question.tree.child(at, np.array([target.token for target in targets], np.int64))
     lack = np.maximum(settings.enough - question.estimates().of(children)[1], 0.0)
     return (np.ceil(lack / settings.per_request) * settings.per_request).astype(np.int64)
-
-
-def depth_windows(length: int, first: int) -> list[range]:
-    """The 0-based depths of each window; the last one ends at `length`.
-
-    `depth_windows(200, 50)` is `[range(0, 50), range(50, 150), range(150, 200)]`.
-    """
-    found, begin, width = list[range](), 0, first
-    while begin < length:
-        found.append(range(begin, min(begin + width, length)))
-        begin, width = begin + width, 2 * width
-    return found

@@ -136,7 +136,7 @@ def test_results_are_written(undisturbed: tuple[AlignmentResult, FakeGenerate], 
     for name in ("cosines", "teachers", "oscillation", "tree"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
     recipes = {path.stem: path.read_text() for path in (out / "conf" / "recipe").iterdir()}
-    assert f"opd.teacher.path={undisturbed[0].plan.teachers['big'].path}" in recipes["aligned_big"]
+    assert f"opd.teacher.path={undisturbed[0].prepared.teachers['big'].path}" in recipes["aligned_big"]
     assert "opd.context.name=1c" in recipes["aligned_1c"] and "defaults: [opsd, _self_]" in recipes["aligned_1c"]
 
 

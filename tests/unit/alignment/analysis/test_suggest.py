@@ -199,7 +199,7 @@ def test_too_few_questions_suggest_nothing() -> None:
 
 @pytest.mark.parametrize("mean", [FLAT, Estimate(-0.1, -0.2, -0.05), Estimate(0.3, math.nan, math.nan)])
 def test_a_teacher_that_does_not_point_to_success_is_said_to_be_no_good_one(mean: Estimate) -> None:
-    assert "No weight and no filter makes it a good teacher" in direction(group_of(mean=mean))
+    assert "No weight and no filter makes this a good teacher" in direction(group_of(mean=mean))
     assert "points to success." in direction(group_of(mean=RISING))
 
 

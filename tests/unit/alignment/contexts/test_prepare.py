@@ -255,7 +255,10 @@ def test_texts_that_are_replaced_are_counted_and_a_context_of_ones_own_reads_the
     monkeypatch.setitem(CONTEXT_HOOKS, "own", lambda sample: f"{sample['extra_info']['hint']} {sample['index']} ")
     rows = questions(correct=["old"], wrong=["old"], hint="w8")
     prepared = prepare(student, tmp_path / "out", ContextSettings(["1c", "own"]), Recorded(), rows)
-    assert prepared.counts.replaced == QUESTIONS and "took the place" in (tmp_path / "out" / "contexts.md").read_text()
+    assert (
+        prepared.counts.replaced == QUESTIONS
+        and "Sampled texts replaced" in (tmp_path / "out" / "contexts.md").read_text()
+    )
     assert all(one["correct"] != ["old"] and one["wrong"] == ["old"] for one in infos(prepared))
     row = prepared.rows.take([2]).to_pylist()[0]
     assert messages_with(row, "own")[0]["content"] == "w8 2 w5 w5"
@@ -307,10 +310,10 @@ def test_too_little_for_every_question_is_an_error_that_leaves_the_counts(studen
     ("change", "message"),
     [
         ({"names": ["2c"]}, r"contexts.names='2c': no such context \(there are: .*1c_large"),
-        ({"names": ["1c", "1c"]}, "one is named twice"),
+        ({"names": ["1c", "1c"]}, "a context is named twice"),
         ({"names": ["1c_large"]}, "contexts.large=None"),
-        ({"large": "/model"}, "contexts.large='/model': no context asked shows it"),
-        ({"summariser": "/model"}, "contexts.summariser='/model': no context asked shows summaries"),
+        ({"large": "/model"}, "contexts.large='/model': no context in contexts.names shows its solution"),
+        ({"summariser": "/model"}, "contexts.summariser='/model': no context in contexts.names shows summaries"),
         ({"names": ["1c_large"], "large": "/nope"}, "contexts.large='/nope': no such model folder"),
         ({"trials": 0}, "contexts.trials=0: must be at least 1"),
         ({"per_round": 0}, "contexts.per_round=0"),
