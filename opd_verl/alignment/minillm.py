@@ -51,6 +51,7 @@ def _add(group: QuestionRollouts, teacher: str, rewards: Sequence[Floats]) -> No
     """Adds the rewards-to-go at the nodes behind tokens that the student chose, not behind the given prefixes."""
     tree, rollouts = group.question.tree, group.rollouts
     nodes = tree.locate(rollouts)
+    # Every rollout is in the tree already: the tree was grown from these rollouts.
     assert (nodes != NOBODY).all()
     chose = rollouts.depths >= np.repeat(rollouts.given, rollouts.ends - rollouts.starts)
     values = np.concatenate([reward_to_go(reward) for reward in rewards])

@@ -135,6 +135,7 @@ def distribution(tokens: TokenTable, members: Flags) -> Cosines:
 
 def question_counts(nodes: pa.Table) -> dict[str, int]:
     """Number of questions of each difficulty."""
+    # The pass rate is the question's: any of its rows has it.
     _, first = np.unique(numbers(nodes, "question"), return_index=True)
     levels = difficulty(numbers(nodes, "pass_rate")[first])
     return {level: int((levels == level).sum()) for level in BINS}

@@ -25,6 +25,7 @@ class QuestionDraws:
 
     def ratio(self, values: Floats, members: Flags) -> Ratio:
         """Sum and number of the known values [U] of the members, by question [Q]: every path counts once."""
+        # NOT_KNOWN is NaN: `of_rollouts` counts it in neither sum, so that other paths and undefined values drop out.
         chosen = torch.from_numpy(values).masked_fill(~torch.from_numpy(members), NOT_KNOWN)
         return of_rollouts(chosen).grouped(torch.from_numpy(self.question))
 

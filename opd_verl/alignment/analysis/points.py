@@ -111,6 +111,7 @@ def feature(rows: pa.Table, name: str) -> Floats:
 
 def teachers(rows: pa.Table) -> tuple[NDArray[np.str_], Ints]:
     """The teachers' names in their order, and the number of each row's teacher."""
+    # N strings are slow to sort: number the few distinct names by name, then look each row's number up.
     encoded = rows["teacher"].combine_chunks().dictionary_encode()
     names, numbered = np.unique(np.array(encoded.dictionary.to_pylist(), dtype=str), return_inverse=True)
     return names, numbered[encoded.indices.to_numpy(zero_copy_only=False)]
@@ -119,6 +120,7 @@ def teachers(rows: pa.Table) -> tuple[NDArray[np.str_], Ints]:
 def units(columns: dict[str, NDArray]) -> tuple[Ints, Ints, Ints]:
     """Order of the rows by question, path, teacher and depth; each ordered row's path number; each path's first row."""
     keys = [columns[name] for name in ("question", "path", "teacher")]
+    # The last key of lexsort sorts first: question, then path, then teacher, then depth.
     order = np.lexsort((columns["depth"], *reversed(keys)))
     new = np.zeros(len(order), dtype=bool)
     new[:1] = True

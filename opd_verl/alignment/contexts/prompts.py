@@ -45,6 +45,7 @@ def check_prompts(
     student: Model, rows: pa.Table, usable: Sequence[int], names: Sequence[str], settings: SamplingSettings
 ) -> None:
     """Raises ConfigError, with the context and the row, for a prompt that does not fit with a response behind it."""
+    # max_prompt_tokens limits the student's own prompts; behind a context only the model's context length counts.
     open_ended = replace(settings, max_prompt_tokens=None)
     for name in names:
         ids: list[list[int]] = [[] for _ in range(len(rows))]

@@ -49,6 +49,7 @@ def ask_in_rounds(
             break
         said = f"{folder.name}, round {number + 1} of at most {len(sizes)}: {len(asked)} of {len(rows)} are asked"
         print(said, file=sys.stderr, flush=True)
+        # The folder's name is part of the seed: two models, or two rounds, never draw with the same random numbers.
         seed = request_seed(sampler.settings.seed, f"contexts/{folder.name}", number)
         settings = replace(sampler.settings, n=size, seed=seed)
         job = prepare_job(model, take(rows, asked), settings, folder / f"round-{number:02d}.parquet", folder.name)

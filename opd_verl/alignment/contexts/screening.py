@@ -50,6 +50,7 @@ def screen_contexts(
             None: sampled here.
         resamples: bootstrap replicates over questions.
     """
+    # max_prompt_tokens limits the student's own prompts; behind a context they are longer by design.
     sampler = replace(sampler, settings=replace(sampler.settings, n=contexts.screen, max_prompt_tokens=None))
     if baseline is None:
         rates = _rates(student, prepared, prepared.usable, [BASELINE], sampler, out)[BASELINE]

@@ -16,7 +16,7 @@ SHOWN = ("path", "correct", "depth", "token", "support", "p", "q", "p_succ", "vi
 Decode = Callable[[int], str]
 
 
-class Row(TypedDict):
+class NodeRow(TypedDict):
     """A row of the node table: the columns of SHOWN."""
 
     path: int
@@ -100,13 +100,13 @@ def question_tree(
     return DrawnTree(title, builder.nodes, {number: correct[number] for number in kept})
 
 
-def path_rows(nodes: pa.Table, question: int, teacher: str) -> dict[int, list[Row]]:
+def path_rows(nodes: pa.Table, question: int, teacher: str) -> dict[int, list[NodeRow]]:
     """The rows of each path of a question, by position."""
     chosen = nodes.filter((pc.field("question") == question) & (pc.field("teacher") == teacher))
-    rows = chosen.select(list(SHOWN)).to_pylist()
+    rows: list[NodeRow] = chosen.select(list(SHOWN)).to_pylist()
     if not rows:
         raise ValueError(f"the node table has no rows of question {question} and teacher {teacher!r}")
-    traces: dict[int, list[Row]] = {}
+    traces: dict[int, list[NodeRow]] = {}
     for row in sorted(rows, key=lambda row: (row["path"], row["depth"])):
         traces.setdefault(row["path"], []).append(row)
     return traces
@@ -119,7 +119,7 @@ def one_of_each(correct: dict[int, bool]) -> list[int]:
     return [first[kind] for kind in (True, False) if kind in first]
 
 
-def state_numbers(traces: dict[int, list[Row]]) -> dict[int, list[int]]:
+def state_numbers(traces: dict[int, list[NodeRow]]) -> dict[int, list[int]]:
     """A number for the state before each token of each path, and for its end; equal beginnings have equal numbers."""
     known: dict[tuple[int, int], int] = {}
     states: dict[int, list[int]] = {}
@@ -131,7 +131,7 @@ def state_numbers(traces: dict[int, list[Row]]) -> dict[int, list[int]]:
     return states
 
 
-def largest(traces: dict[int, list[Row]], states: dict[int, list[int]], points: int) -> tuple[set[int], int]:
+def largest(traces: dict[int, list[NodeRow]], states: dict[int, list[int]], points: int) -> tuple[set[int], int]:
     """The states with the largest success range, and how many decision points there are; a shared one counts once.
 
     Every path's largest point comes first, then every path's second largest, so that each path shows some.
@@ -152,7 +152,7 @@ def largest(traces: dict[int, list[Row]], states: dict[int, list[int]], points: 
 class TreeBuilder:
     """Makes the list of nodes from the traces of the paths, rows by position."""
 
-    traces: dict[int, list[Row]]
+    traces: dict[int, list[NodeRow]]
     states: dict[int, list[int]]
     shown: set[int]
     decode: Decode
@@ -201,7 +201,7 @@ class TreeBuilder:
                 self.grow(through, depth + 1, place)
 
 
-def children(row: Row, taken: list[int]) -> list[int]:
+def children(row: NodeRow, taken: list[int]) -> list[int]:
     """At most 4 tokens, best first: tokens that paths take, then the most probable ones of student or teacher."""
     likely = {token: max(p, q) for token, p, q in zip(row["support"], row["p"], row["q"], strict=True)}
     others = sorted(likely.keys() - set(taken), key=lambda token: (-likely[token], token))
@@ -210,10 +210,10 @@ def children(row: Row, taken: list[int]) -> list[int]:
     return sorted(kept, key=lambda token: (-success.get(token, -1.0), token))
 
 
-def child(row: Row, token: int, parent: int | None, text: str, paths: tuple[int, ...]) -> DrawnNode:
+def child(row: NodeRow, token: int, parent: int | None, text: str, paths: tuple[int, ...]) -> DrawnNode:
     """A token of a branching point; a token with too few visits has no numbers."""
     if token not in row["support"]:
         return DrawnNode(parent, text, paths, branch=True)
     place = row["support"].index(token)
-    p, q, p_succ, visits = (float(row[name][place]) for name in ("p", "q", "p_succ", "visits"))
+    p, q, p_succ, visits = (side[place] for side in (row["p"], row["q"], row["p_succ"], row["visits"]))
     return DrawnNode(parent, text, paths, branch=True, p=p, q=q, p_succ=p_succ, visits=visits)

@@ -151,6 +151,7 @@ def oscillation_panel(axes: "Axes", trace: CosineTrace) -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
+    # Figure, not pyplot: no global state and no display. Imported here, since matplotlib takes a second to import.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
