@@ -94,7 +94,7 @@ class AlignmentConfig(JudgedSamplingConfig):
                     f"targets.{name}", getattr(targets, name), f"must be at least {least}", f"targets.{name}={least}"
                 )
         if not 1 <= self.significant <= targets.enough:
-            problem = f"must lie between 1 and the visits that targets are brought to, targets.enough={targets.enough}"
+            problem = f"must lie between 1 and targets.enough={targets.enough}, the visits that targets are brought to"
             raise ConfigError("significant", self.significant, problem, f"significant={min(20, targets.enough)}")
 
     def _check_objectives(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import ttest_ind, wilcoxon
@@ -58,7 +59,9 @@ def welch(correct: Floats, incorrect: Floats) -> float:
     """p-value of Welch's t-test; NaN with fewer than two values on a side or none that vary."""
     if min(len(correct), len(incorrect)) < 2 or not (np.ptp(correct) or np.ptp(incorrect)):
         return math.nan
-    return float(ttest_ind(correct, incorrect, equal_var=False).pvalue)
+    # scipy makes its result types at run time: no type checker knows their fields.
+    result: Any = ttest_ind(correct, incorrect, equal_var=False)
+    return float(result.pvalue)
 
 
 def signed_rank(differences: Floats) -> float:
@@ -67,4 +70,5 @@ def signed_rank(differences: Floats) -> float:
         return math.nan
     if not differences.any():
         return 1.0
-    return float(wilcoxon(differences).pvalue)
+    result: Any = wilcoxon(differences)
+    return float(result.pvalue)
