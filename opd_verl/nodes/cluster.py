@@ -60,7 +60,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def address_of(address: str | None) -> str:
-    """The cluster's address: RAY_ADDRESS, then `ray_kwargs.ray_init.address`, then that of the last `ray start` here.
+    """The cluster's address: RAY_ADDRESS, `ray_kwargs.ray_init.address`, or the address of the last `ray start` here.
 
     Ray's "auto" is not used: it takes any cluster of this machine, another job's too, where the job starts a new one.
     """

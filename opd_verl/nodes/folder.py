@@ -32,4 +32,4 @@ class Folder:
 
     def lacks(self, name: str) -> str | None:
         """The problem if a node's file did not arrive here; None if it did."""
-        return None if (self.path / name).is_file() else f"what it writes to {self.path} does not get here"
+        return None if (self.path / name).is_file() else f"files that it writes to {self.path} do not arrive here"

@@ -43,6 +43,7 @@ def _crc(head: bytes, *rest: bytes) -> int:
 
 
 def _flags(score: TeacherScore) -> int:
+    """The header's flags: which fields a score has, and which of them are 16-bit floats."""
     flags = ENTROPY * (score.entropy is not None)
     if score.topk_log_q is not None:
         flags |= TOPK | TOPK_F16 * (score.topk_log_q.dtype == torch.float16)

@@ -213,7 +213,7 @@ class TeacherPool:
         mended = {i for i, score in second.scores.items() if _better(score, first.scores.get(i))}
         wrong = {i for i in mended if i in first.scores or i in first.failed}
         for replica in sorted({self.replica_of(questions[i].request.key) for i in wrong}):
-            self._restart(replica, "another replica scored what it could not")
+            self._restart(replica, "another replica scored rollouts that it could not")
 
     def _await_alive(self, replica: int, deadline: float) -> None:
         """Waits while Ray restarts the replica. If it is dead for good, or too slow, the next call to it fails."""

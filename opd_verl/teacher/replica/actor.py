@@ -43,7 +43,7 @@ class ScoringError(RuntimeError):
 
 
 class TeacherActor:
-    """Scores rollouts in the background. Raises at construction whatever loading the model raises.
+    """Scores rollouts in the background. The constructor loads the model, and raises what loading raises.
 
     `followers`: Ray's options for the actors that hold the other shards (`opd_verl.teacher.replica.followers`).
     `server`: one of verl's inference servers, which then scores for this actor (`opd_verl.teacher.client.servers`).

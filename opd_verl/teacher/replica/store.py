@@ -65,7 +65,7 @@ class JobStore:
 
     def finish(self, job: Job, state: RolloutState) -> None:
         """Fulfils the promise and keeps the state, evicting the oldest while there are more than max_bytes."""
-        if self.running.get(job.request.key) is not job:  # replaced or closed meanwhile: nobody wants this state
+        if self.running.get(job.request.key) is not job:  # replaced, or its step was closed
             return
         self.done[job.request.key] = self.running.pop(job.request.key)
         self.nbytes += state.nbytes

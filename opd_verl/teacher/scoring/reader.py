@@ -56,7 +56,7 @@ class Reader(Protocol):
         ...
 
     def take(self, snapshot: str) -> None:
-        """Replaces the weights by those of a snapshot's folder (`opd_verl.teacher.snapshot`)."""
+        """Copies the weights of a snapshot's folder into the model (`opd_verl.teacher.snapshot`)."""
         ...
 
 

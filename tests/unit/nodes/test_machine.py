@@ -138,7 +138,7 @@ def test_two_probes_of_one_folder_see_each_others_files_and_leave_none(tmp_path:
     probe = NodeProbe()
     with Folder(str(tmp_path / "new/run"), ".token") as folder:
         assert probe.exchange(str(tmp_path / "new/run"), ".token", ".token_1") is None
-        assert folder.lacks(".token_1") is None and "does not get here" in (folder.lacks(".token_2") or "")
+        assert folder.lacks(".token_1") is None and "do not arrive here" in (folder.lacks(".token_2") or "")
         elsewhere = NodeProbe()
         (tmp_path / "other").mkdir()
         assert "is not the driver's" in (elsewhere.exchange(str(tmp_path / "other"), ".token", ".token_2") or "")
