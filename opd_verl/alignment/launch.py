@@ -26,7 +26,7 @@ from opd_verl.alignment.tree.enrich import Launched, Order
 from opd_verl.alignment.tree.generation_tree import Ints, PackedRollouts
 from opd_verl.alignment.tree.question import Question
 from opd_verl.sampling.generate import REQUESTS_SCHEMA
-from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX, judge_response
+from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX, RewardArguments, judge_response
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import ragged
 from opd_verl.sampling.rollouts import Generate, Sampler, SamplingJob
@@ -127,16 +127,16 @@ class Launcher:
 
     def _judge(self, piece: PrefixOrder) -> bool:
         row = self.rows.slice(piece.question, 1).to_pylist()[0]
-        task = {
-            "data_source": row.get("data_source") or "",
-            "ground_truth": row["reward_model"]["ground_truth"],
-            "extra_info": row.get("extra_info") or {},
-            "solution_str": self._text(piece.prefix),
-        }
-        return judge_response((self.config.reward, task))[0] > CORRECT
+        arguments = RewardArguments(
+            data_source=row.get("data_source") or "",
+            ground_truth=row["reward_model"]["ground_truth"],
+            extra_info=row.get("extra_info") or {},
+            solution_str=self._text(piece.prefix),
+        )
+        return judge_response((self.config.reward, arguments))[0] > CORRECT
 
     def _text(self, path: Ints) -> str:
-        return self.student.tokenizer.decode(path.tolist(), skip_special_tokens=True)
+        return self.student.decode(path.tolist(), skip_special_tokens=True)
 
     def _sampled(self, pieces: Sequence[PrefixOrder], out: File) -> list[Response]:
         if not pieces:
@@ -179,4 +179,4 @@ def end_tokens(model: Model) -> set[int]:
     except OSError:
         configured = None
     listed = configured if isinstance(configured, list) else [configured]
-    return {end for end in [*listed, model.tokenizer.eos_token_id] if end is not None}
+    return {end for end in [*listed, model.tokenizer.eos_token_id] if isinstance(end, int)}

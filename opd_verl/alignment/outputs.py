@@ -38,7 +38,7 @@ def write_results(result: AlignmentResult, config: AlignmentConfig) -> Analysis:
     draw_pictures(nodes, first, out)
     if first.teachers and first.together.points:
         name = first.teachers[0].name
-        decode = result.prepared.student.tokenizer.decode
+        decode = result.prepared.student.decode
         draw_tree(question_tree(nodes, telling(nodes, name), name, lambda token: decode([token])), out / "tree.png")
     for teacher in first.teachers:
         external = result.prepared.teachers.get(teacher.name)

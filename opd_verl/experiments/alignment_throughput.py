@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from opd_verl.sampling.generate import REQUESTS
+from opd_verl.sampling.parts import REQUESTS
 from opd_verl.sampling.settings import EngineSettings, SamplingSettings
 from opd_verl.sampling.shards import MAX_TOKENS, Request, shard_requests
 from opd_verl.utils.markdown import markdown_table

@@ -1,4 +1,4 @@
-"""Work in a process of its own, so that the memory of a model is given back when it ends.
+"""Runs work in a child process, whose end gives back all memory of the model that it loaded.
 
     parent:  run_child("opd_verl.sampling.generate", task, log)
     child:   carry_out(main), where main(task, terminal) does the work
@@ -12,23 +12,27 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO, TypeVar
 
 from opd_verl.utils.files import tail
 
+Task = TypeVar("Task")
+"""The child's task: a TypedDict of plain values, since it travels as JSON."""
+
 
 class ChildError(RuntimeError):
-    """A child failed; the message has the end of its log."""
+    """A child process failed; the message shows the end of its log."""
 
 
-def run_child(module: str, task: dict[str, Any], log: Path) -> None:
-    """Runs `python -m module` on a task (JSON) and waits for it.
+def run_child(module: str, task: Mapping[str, object], log: Path) -> None:
+    """Runs `python -m module` on a task and waits for it.
 
-    Raises ChildError with the end of its log if it fails.
+    Raises ChildError with the end of the child's log if the child fails.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    # stdout and stderr go to the log, so the terminal needs a descriptor of its own, which the child inherits.
     terminal = os.dup(2)
     # The child reads the task's line and then waits for the end of its input, which comes with the parent's end.
     with log.open("w") as out:
@@ -49,16 +53,17 @@ def run_child(module: str, task: dict[str, Any], log: Path) -> None:
         raise ChildError(f"{tail(log)}\n\n{module} stopped with code {child.returncode}; the whole log: {log}")
 
 
-def carry_out(work: Callable[[dict[str, Any], TextIO], None]) -> None:
-    """In the child: calls `work` with the task and the parent's terminal; a failure's trace is the log's end."""
-    task = json.loads(sys.stdin.readline())
+def carry_out(work: Callable[[Task, TextIO], None]) -> None:
+    """Runs in the child: calls `work` with the task and the parent's terminal. A failure's traceback ends the log."""
+    task: Task = json.loads(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         work(task, os.fdopen(int(sys.argv[1]), "w"))
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # libraries that are torn down by force write pages behind the trace
+        # An ordinary exit would let vLLM and torch tear down their threads, and they print pages behind the traceback.
+        os._exit(1)
 
 
 def _die_with_parent() -> None:

@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_verl.sampling.child import carry_out, run_child
-from opd_verl.sampling.parts import Parts
-from opd_verl.sampling.settings import EngineSettings, SamplingSettings
+from opd_verl.sampling.parts import REQUESTS, Parts
+from opd_verl.sampling.settings import EngineSettings, SamplingSettings, from_fields
 from opd_verl.sampling.shards import Request, Response, SampleFunction, fill
 
 if TYPE_CHECKING:
     from opd_verl.sampling.vllm_engine import VllmEngine
 
-REQUESTS = "requests.parquet"
-"""Beside the shards: identity and prompt_ids of every prompt."""
 REQUESTS_SCHEMA = pa.schema({"identity": pa.string(), "prompt_ids": pa.list_(pa.int32())})
+"""Columns of the requests beside the shards: the name and the token ids of every prompt."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +28,48 @@ class GenerationTask:
     settings: SamplingSettings
     engine: EngineSettings
     longest: int
-    """Tokens of the longest prompt with its response, of all jobs of the model."""
+    """Tokens of the longest prompt with its response, over all jobs of the model."""
     parts: Sequence[Parts]
     log: Path
 
 
-def generate_in_child(work: GenerationTask) -> None:
-    """Samples what is missing, in a child process; starts none if nothing is."""
-    todo = [part for part in work.parts if part.missing()]
+class ChildTask(TypedDict):
+    """A GenerationTask as the child gets it: plain values."""
+
+    model: str
+    settings: dict[str, object]
+    engine: dict[str, object]
+    longest: int
+    parts: list[tuple[str, int]]
+    """Folder and number of shards of each job that lacks some."""
+
+
+def generate_in_child(task: GenerationTask) -> None:
+    """Samples all missing shards in a child process. Starts no process if none is missing."""
+    todo = [part for part in task.parts if part.missing()]
     if todo:
-        folders = [[str(part.folder), part.count] for part in todo]
-        task = asdict(work) | {"parts": folders, "log": str(work.log)}
-        run_child("opd_verl.sampling.generate", task, work.log)
+        child_task = ChildTask(
+            model=task.model,
+            settings=asdict(task.settings),
+            engine=asdict(task.engine),
+            longest=task.longest,
+            parts=[(str(part.folder), part.count) for part in todo],
+        )
+        run_child("opd_verl.sampling.generate", child_task, task.log)
 
 
 def label(folder: Path) -> str:
-    """What a progress bar calls the shards in `folder`: the file that they become."""
+    """Name of the shards in `folder` for a progress bar: the file that they become."""
     return folder.name.removesuffix(".parts").removesuffix(".parquet")
 
 
-def main(task: dict[str, Any], terminal: TextIO) -> None:
-    """The child: loads the model once, fills the shards of all jobs."""
+def main(task: ChildTask, terminal: TextIO) -> None:
+    """Runs in the child: loads the model once and fills the shards of all jobs."""
+    # vLLM takes seconds to import and changes the process; only the child does it.
     from opd_verl.sampling.vllm_engine import VllmEngine
 
-    settings, engine = SamplingSettings(**task["settings"]), EngineSettings(**task["engine"])
-    vllm = VllmEngine(task["model"], engine, settings, task["longest"])
+    settings = from_fields(SamplingSettings, task["settings"])
+    vllm = VllmEngine(task["model"], from_fields(EngineSettings, task["engine"]), settings, task["longest"])
     for folder, count in task["parts"]:
         parts = Parts(Path(folder), count)
         sample = _with_bar(vllm, terminal, f"{Path(task['model']).name}: {label(parts.folder)}", parts)
@@ -61,12 +77,12 @@ def main(task: dict[str, Any], terminal: TextIO) -> None:
 
 
 def _with_bar(vllm: "VllmEngine", terminal: TextIO, name: str, parts: Parts) -> SampleFunction:
-    """vLLM's own progress bar, a new one for each shard, on the parent's terminal and with our words."""
+    """The engine's `sample`, with vLLM's progress bar for each shard on the parent's terminal and with our words."""
     from tqdm import tqdm
 
-    def bar(*items: Any, **options: Any) -> tqdm:
+    def bar(**options: Any) -> tqdm:
         shard = f"{name}, shard {parts.count - len(parts.missing()) + 1}/{parts.count}"
-        return tqdm(*items, **(options | {"desc": shard, "file": terminal, "leave": False, "unit": "response"}))
+        return tqdm(**(options | {"desc": shard, "file": terminal, "leave": False, "unit": "response"}))
 
     def sample(requests: Sequence[Request]) -> Sequence[Response]:
         return vllm.sample(requests, bar)

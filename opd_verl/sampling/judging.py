@@ -1,14 +1,14 @@
-"""Judges the responses of finished shards in a pool of processes, resumable by itself."""
+"""Judges the responses of finished shards in a pool of processes, and can be resumed apart from the sampling."""
 
 import asyncio
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -22,16 +22,39 @@ from opd_verl.sampling.shards import shard_ranges
 from opd_verl.utils.files import digest
 
 CORRECT = 0.5
-"""A response with a score above is correct, whatever the judge's scale for wrong ones (0 or -1)."""
+"""A response with a score above this is correct, whether the judge gives wrong ones 0 or -1."""
 
 JUDGED_SCHEMA = pa.schema({"scores": pa.list_(pa.float64()), "answers": pa.list_(pa.string())})
 """Columns of a judged shard, a row per prompt, n entries each."""
 CHUNK = 16
 """Responses that a process takes at a time."""
 RESPONSE_PREFIX = "response_prefix"
-"""Column of the source: the text that a row's responses go on from; the judge reads both."""
+"""Column of the source: a text that the row's responses continue. The judge reads this text and the response."""
 
-JudgeTask = tuple[RewardSettings, dict[str, Any]]
+
+class ScoreFields(TypedDict):
+    """A reward function's result in verl's long form."""
+
+    score: float
+    pred: NotRequired[str | None]
+    """The answer that the function found in the response."""
+
+
+RewardResult = float | ScoreFields
+RewardFunction = Callable[..., RewardResult | Awaitable[RewardResult]]
+"""verl's calling convention: data_source, solution_str, ground_truth, extra_info; the function may be async."""
+
+
+class RewardArguments(TypedDict):
+    """Arguments of a reward function, under verl's names."""
+
+    data_source: str
+    solution_str: str
+    ground_truth: object
+    extra_info: dict[str, object]
+
+
+JudgeTask = tuple[RewardSettings, RewardArguments]
 Judgement = tuple[float, str]
 """Score, and the answer that was found in the response (empty: none)."""
 
@@ -44,13 +67,13 @@ def judge_shards(
     Args:
         source: the rows that were sampled from, in order.
         size: prompts per shard.
-        workers: processes; each may hold a math-verify process besides.
+        workers: processes; each may start a math-verify process of its own.
     """
     ranges = shard_ranges(len(source), size)
     total = sum(len(ranges[index]) for index in judged.missing())
     if not total:
         return
-    # Not forked: this process may have threads.
+    # Spawned, not forked: this process may have threads, and a fork copies their locks but not the threads.
     with (
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
         tqdm(total=total, desc=f"judging {judged.folder.parent.name.removesuffix('.parts')}", unit="problem") as bar,
@@ -58,68 +81,69 @@ def judge_shards(
         for index in judged.missing():
             rows = source.slice(ranges[index].start, len(ranges[index]))
             responses = generated.read(index)["responses"].to_pylist()
-            verdicts = pool.map(judge_response, _tasks(rows, responses, reward), chunksize=CHUNK)
-            judged.write(index, _table(verdicts, [len(group) for group in responses]))
+            judgements = pool.map(judge_response, _tasks(rows, responses, reward), chunksize=CHUNK)
+            judged.write(index, _table(judgements, [len(group) for group in responses]))
             bar.update(len(rows))
 
 
-def judge_settings(reward: RewardSettings) -> dict[str, Any]:
-    """What verdicts depend on: the function, and the file that it is in."""
+def judge_settings(reward: RewardSettings) -> dict[str, str | None]:
+    """Everything that scores depend on: the function's name, and the digest of the file that it is in."""
     source = inspect.getsourcefile(load_reward(reward))
     return {"path": reward.path, "name": reward.name, "file": digest(Path(source)) if source else None}
 
 
 def default_workers() -> int:
-    """Processors that this process may use."""
+    """Processors that this process may use; in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0))
 
 
 def _tasks(rows: pa.Table, responses: list[list[str]], reward: RewardSettings) -> Iterator[JudgeTask]:
-    wanted = ("data_source", "reward_model", "extra_info", RESPONSE_PREFIX)
-    columns = rows.select([name for name in wanted if name in rows.column_names])
+    needed = ("data_source", "reward_model", "extra_info", RESPONSE_PREFIX)
+    columns = rows.select([name for name in needed if name in rows.column_names])
     for row, group in zip(columns.to_pylist(), responses, strict=True):
-        known = {
-            "data_source": row.get("data_source") or "",
-            "ground_truth": row["reward_model"]["ground_truth"],
-            "extra_info": row.get("extra_info") or {},
-        }
         for text in group:
-            yield reward, known | {"solution_str": row.get(RESPONSE_PREFIX, "") + text}
+            arguments = RewardArguments(
+                data_source=row.get("data_source") or "",
+                solution_str=row.get(RESPONSE_PREFIX, "") + text,
+                ground_truth=row["reward_model"]["ground_truth"],
+                extra_info=row.get("extra_info") or {},
+            )
+            yield reward, arguments
 
 
-def _table(verdicts: Iterator[Judgement], counts: list[int]) -> pa.Table:
-    groups = [[next(verdicts) for _ in range(count)] for count in counts]
+def _table(judgements: Iterator[Judgement], counts: list[int]) -> pa.Table:
+    groups = [[next(judgements) for _ in range(count)] for count in counts]
     columns = {
-        name: [[one[place] for one in group] for group in groups] for place, name in enumerate(JUDGED_SCHEMA.names)
+        "scores": [[score for score, _ in group] for group in groups],
+        "answers": [[answer for _, answer in group] for group in groups],
     }
     return pa.table(columns, schema=JUDGED_SCHEMA)
 
 
 @cache
-def load_reward(reward: RewardSettings) -> Callable[..., Any]:
-    """The reward function, found as verl finds it. Raises ConfigError if it is not there."""
+def load_reward(reward: RewardSettings) -> RewardFunction:
+    """Loads the reward function by verl's rules. Raises ConfigError if it is not there."""
     try:
-        if reward.path == OWN_REWARD:  # verl takes seconds to import
+        if reward.path == OWN_REWARD:  # needs no import of verl, which takes seconds in every judging process
             return getattr(opd_verl.rewards, reward.name)
         from verl.utils.import_utils import load_extern_object
 
-        found: Any = load_extern_object(module_path=reward.path, object_name=reward.name)
-        return found
+        return cast("RewardFunction", load_extern_object(module_path=reward.path, object_name=reward.name))
     except (FileNotFoundError, ModuleNotFoundError, AttributeError) as error:
         remedy = "reward.path=/path/to/file.py (or pkg://a.module) reward.name=its_function"
         raise ConfigError("reward", f"{reward.path}:{reward.name}", str(error), remedy) from error
 
 
 def judge_response(task: JudgeTask) -> Judgement:
-    """One response's score and answer, by a function in verl's calling convention; a number alone is a score."""
+    """Score and answer of one response. A reward function may return a number alone, which is the score."""
     reward, arguments = task
-    found = load_reward(reward)(**arguments)
-    if inspect.isawaitable(found):
-        found = asyncio.run(_await(found))
-    fields = found if isinstance(found, dict) else {"score": found}
+    outcome = load_reward(reward)(**arguments)
+    result = asyncio.run(_awaited(outcome)) if isinstance(outcome, Awaitable) else outcome
+    fields = result if isinstance(result, dict) else ScoreFields(score=result)
     answer = fields["pred"] if "pred" in fields else last_boxed(arguments["solution_str"])
     return float(fields["score"]), "" if answer is None else str(answer)
 
 
-async def _await(found: Any) -> Any:
-    return await found
+async def _awaited(outcome: Awaitable[RewardResult]) -> RewardResult:
+    # asyncio.run takes a coroutine; a reward function may return any awaitable.
+    return await outcome

@@ -1,11 +1,10 @@
-"""A folder of finished pieces of work: whoever is killed goes on where they were."""
+"""A folder of finished shards: a command that was killed resumes with the shards that are missing."""
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,32 +12,37 @@ import pyarrow.parquet as pq
 from opd_verl.sampling.settings import differing
 from opd_verl.utils.files import write_json, write_table
 
+REQUESTS = "requests.parquet"
+"""File beside the shards: a row for each request that they answer."""
+
 
 @dataclass(frozen=True)
 class Parts:
-    """`settings.json`, and `shard-00000.parquet` and so on, one for each of `count` pieces.
+    """A folder with `settings.json` and with `shard-00000.parquet` and so on, `count` shards when it is complete.
 
-    The settings say what the pieces are made with; `open` never lets those of other settings be mixed with them.
+    `settings.json` says how the shards were made; `open` never lets shards of different settings lie in one folder.
     """
 
     folder: Path
     count: int
 
     def path(self, index: int) -> Path:
-        """The file of one piece."""
+        """The file of one shard."""
         return self.folder / f"shard-{index:05d}.parquet"
 
-    def open(self, settings: dict[str, Any]) -> None:
-        """Makes the folder ready for these settings; one made with other settings is renamed, and a message says so."""
-        kept, settings = self.folder / "settings.json", json.loads(json.dumps(settings))
-        found = json.loads(kept.read_text()) if kept.exists() else None
-        if found is not None and found != settings:
+    def open(self, settings: Mapping[str, object]) -> None:
+        """Prepares the folder for these settings. A folder of other settings is renamed, and a message says so."""
+        kept = self.folder / "settings.json"
+        # Through JSON, so that tuples and integer keys compare equal to what was read back.
+        settings = json.loads(json.dumps(settings))
+        earlier = json.loads(kept.read_text()) if kept.exists() else None
+        if earlier is not None and earlier != settings:
             aside = self._free_name()
             self.folder.rename(aside)
-            changed = ", ".join(differing(found, settings))
+            changed = ", ".join(differing(earlier, settings))
             print(f"{self.folder} was made with other settings ({changed}): now {aside.name}, a fresh one is begun",
                   file=sys.stderr, flush=True)  # fmt: skip
-        if found != settings:
+        if earlier != settings:
             write_json(kept, settings)
 
     def _free_name(self) -> Path:
@@ -48,13 +52,13 @@ class Parts:
         return aside
 
     def missing(self) -> list[int]:
-        """The pieces that are still to be made."""
+        """Numbers of the shards that are not there yet."""
         return [index for index in range(self.count) if not self.path(index).exists()]
 
     def write(self, index: int, table: pa.Table) -> None:
-        """Saves one piece."""
+        """Saves one shard. The file appears whole or not at all, so an existing shard is a finished one."""
         write_table(self.path(index), table)
 
     def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """One finished piece; these columns alone, if any are named."""
+        """Reads one finished shard: all columns, or the named ones."""
         return pq.read_table(self.path(index), columns=None if columns is None else list(columns))

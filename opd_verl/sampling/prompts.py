@@ -1,35 +1,44 @@
 """From rows to token ids: a model's tokenizer, its chat template, and what fits its context."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from opd_verl.config.errors import ConfigError, first_line
 from opd_verl.sampling.rows import Message, with_suffix
 from opd_verl.sampling.settings import SamplingSettings
 from opd_verl.utils.files import model_fingerprint
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class Model:
-    """A model that exists, before anything of it is loaded but its tokenizer."""
+    """A model that exists. Only its config and its tokenizer are loaded, no weights."""
 
     key: str
-    """The setting that names it, for messages."""
+    """The setting that names the model, for messages."""
     path: str
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     context: int | None
     """Tokens that fit; None where the model has no limit."""
 
     @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """As `model_fingerprint`."""
+    def fingerprint(self) -> dict[str, object]:
+        """Identity of the weights, from `model_fingerprint`."""
         return model_fingerprint(self.path)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of some tokens."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        assert isinstance(text, str), "a list of texts is the answer to a list of lists only"
+        return text
 
 
 def open_model(key: str, path: str, trust_remote_code: bool = False) -> Model:
-    """The model of a folder or hub name. Raises ConfigError where there is none, or no chat template."""
+    """The model of a folder or hub name. Raises ConfigError where there is no model, tokenizer or chat template."""
     from transformers import AutoTokenizer
 
     from opd_verl.checks.models import TERMINAL, load_config
@@ -45,13 +54,15 @@ def open_model(key: str, path: str, trust_remote_code: bool = False) -> Model:
     return Model(key, path, tokenizer, getattr(config, "max_position_embeddings", None))
 
 
-def encode(tokenizer: Any, messages: Sequence[Message], settings: SamplingSettings) -> list[int]:
+def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], settings: SamplingSettings) -> list[int]:
     """Token ids of the chat prompt up to and including the assistant's header, as verl makes them."""
-    return tokenizer.apply_chat_template(
+    # The template itself decides which further options it knows, so no signature can list them.
+    apply_chat_template = cast("Callable[..., list[int]]", tokenizer.apply_chat_template)
+    return apply_chat_template(
         with_suffix(messages, settings.suffix),
         add_generation_prompt=True,
         tokenize=True,
-        return_dict=False,
+        return_dict=False,  # otherwise transformers 5 returns a BatchEncoding instead of the ids
         **settings.chat_template_kwargs,
     )
 

@@ -1,17 +1,17 @@
-"""n judged responses per prompt of a file: the whole way from rows to a rollouts file.
+"""From the rows of a file to a rollouts file: n judged responses per prompt.
 
     OUT.parts/settings.json, requests.parquet, shard-*.parquet          sampled
     OUT.parts/judged/settings.json, shard-*.parquet                     judged
-    OUT                                                                 all columns of the source, and `ROLLOUT_COLUMNS`
+    OUT                                                                 the source's columns, and `ROLLOUT_COLUMNS`
 
-Whatever is killed goes on where it was, and ends with the same OUT. The parts may be deleted once OUT is there.
+A command that was killed resumes with the shards that are missing and writes the same OUT. Once OUT is there, the parts
+may be deleted.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from opd_verl.sampling import judging, shards
-from opd_verl.sampling.generate import REQUESTS, REQUESTS_SCHEMA, GenerationTask, generate_in_child
+from opd_verl.sampling.generate import REQUESTS_SCHEMA, GenerationTask, generate_in_child
 from opd_verl.sampling.judging import CORRECT
-from opd_verl.sampling.parts import Parts
+from opd_verl.sampling.parts import REQUESTS, Parts
 from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
 from opd_verl.sampling.rows import identities, read_rows
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
@@ -29,14 +29,18 @@ from opd_verl.schema import ROLLOUT_COLUMNS
 from opd_verl.utils.files import json_digest, whole, write_table
 
 MADE_WITH = b"opd_verl.sampling"
-"""Key of the rollouts file's metadata: what its rows were made with, as JSON."""
+"""Key of the rollouts file's metadata: the settings that its rows were made with, as JSON."""
 
 Generate = Callable[[GenerationTask], None]
+"""Fills the missing shards of a task; tests give one that needs no vLLM."""
+
+MadeWith = dict[str, dict[str, object]]
+"""`sampled` and `judged`: everything that the sampled tokens, and the scores, depend on."""
 
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """Rows, encoded for one model, and the file that their rollouts go to."""
+    """Rows encoded for one model, and the file that their rollouts go to."""
 
     model: Model
     source: pa.Table
@@ -47,17 +51,17 @@ class SamplingJob:
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens."""
+        """Tokens of the longest prompt."""
         return max(map(len, self.requests["prompt_ids"]))
 
     @property
     def folder(self) -> Path:
-        """Where its parts are."""
+        """Folder of the shards from which `out` is assembled."""
         return self.out.with_name(f"{self.out.name}.parts")
 
 
 def prepare_job(model: Model, rows: pa.Table, settings: SamplingSettings, out: Path, where: str) -> SamplingJob:
-    """Encodes the rows of `where`. Raises ConfigError for a prompt that does not fit."""
+    """Encodes the rows for a model. Raises ConfigError for a prompt that does not fit; `where` names the rows there."""
     source = rows.select([name for name in rows.column_names if name not in ROLLOUT_COLUMNS])
     messages = source["prompt"].to_pylist()
     ids = [encode(model.tokenizer, prompt, settings) for prompt in messages]
@@ -80,7 +84,7 @@ class Sampler:
     def run(self, jobs: Sequence[SamplingJob]) -> None:
         """Writes the rollouts files of jobs of one model, which is loaded once. Finished files are kept."""
         made_with = {job.out: _made_with(job, self.settings, self.engine, self.reward) for job in jobs}
-        todo = [job for job in jobs if _found(job.out) != made_with[job.out]]
+        todo = [job for job in jobs if _recorded(job.out) != made_with[job.out]]
         if not todo:
             return
         parts = {job.out: _open(job, self.settings, made_with[job.out]) for job in todo}
@@ -121,7 +125,8 @@ def sample_rollouts(
 
 def _made_with(
     job: SamplingJob, settings: SamplingSettings, engine: EngineSettings, reward: RewardSettings
-) -> dict[str, dict[str, Any]]:
+) -> MadeWith:
+    # Of the engine only dtype counts: the other keys decide where the model runs, not which tokens it samples.
     sampled = {
         "model": job.model.fingerprint,
         "settings": asdict(settings),
@@ -132,13 +137,13 @@ def _made_with(
     return json.loads(json.dumps({"sampled": sampled, "judged": judged}))
 
 
-def _found(out: Path) -> Any:
-    """What an existing rollouts file was made with; None if there is none, or it says nothing."""
+def _recorded(out: Path) -> MadeWith | None:
+    """The settings in an existing rollouts file's metadata; None if there is no file or no such metadata."""
     metadata = pq.read_schema(out).metadata if out.exists() else None
     return json.loads((metadata or {}).get(MADE_WITH, b"null"))
 
 
-def _open(job: SamplingJob, settings: SamplingSettings, made_with: dict[str, dict[str, Any]]) -> Parts:
+def _open(job: SamplingJob, settings: SamplingSettings, made_with: MadeWith) -> Parts:
     parts = Parts(job.folder, len(shards.shard_ranges(len(job.source), settings.prompts_per_shard)))
     parts.open(made_with["sampled"])
     write_table(parts.folder / REQUESTS, job.requests)
@@ -149,7 +154,7 @@ def _finish(
     job: SamplingJob,
     parts: Parts,
     settings: SamplingSettings,
-    made_with: dict[str, dict[str, Any]],
+    made_with: MadeWith,
     reward: RewardSettings,
     workers: int | None,
 ) -> None:
@@ -160,8 +165,8 @@ def _finish(
     _assemble(job, parts, judged, size, made_with)
 
 
-def _assemble(job: SamplingJob, parts: Parts, judged: Parts, size: int, made_with: dict[str, Any]) -> None:
-    """The rollouts file, shard by shard: no more of it than one is in memory."""
+def _assemble(job: SamplingJob, parts: Parts, judged: Parts, size: int, made_with: MadeWith) -> None:
+    """Writes the rollouts file shard by shard, so that only one shard is in memory."""
     fields = [*job.source.schema, *shards.SHARD_SCHEMA, *judging.JUDGED_SCHEMA, pa.field("model", pa.string())]
     schema = pa.schema(fields, metadata={MADE_WITH: json.dumps(made_with, sort_keys=True)})
     with whole(job.out) as partial, pq.ParquetWriter(partial, schema) as writer:

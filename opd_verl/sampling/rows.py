@@ -1,9 +1,8 @@
-"""The rows of verl-format files: read, checked, told apart."""
+"""Reads the rows of verl-format files, checks their columns, and gives every prompt a name."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.json
@@ -12,15 +11,16 @@ import pyarrow.parquet as pq
 from opd_verl.config.errors import ConfigError
 from opd_verl.utils.files import json_digest
 
-Message = dict[str, Any]
+Message = dict[str, str]
+"""A message of a chat: role and content."""
 LONGEST_LINE = 2**26
-"""Bytes of a row of a .jsonl file."""
+"""Most bytes of a row of a .jsonl file."""
 CONVERT = "python -m opd_verl.data convert {name} --out {name}.parquet"
-"""The command that makes a verl-format file of a data set."""
+"""Command that converts a data set; error messages show it."""
 
 
 def read_rows(key: str, files: Sequence[Path], limit: int | None = None) -> pa.Table:
-    """The rows of all files, one after the other; the first `limit` of them.
+    """The first `limit` rows of all files together, in the order of the files; None: all rows.
 
     `key` is the setting that names the files. Raises ConfigError for a file that is missing, of another format, empty,
     or without `prompt` (a list of messages) and `reward_model.ground_truth`.
@@ -34,7 +34,9 @@ def read_rows(key: str, files: Sequence[Path], limit: int | None = None) -> pa.T
         return pa.concat_tables(tables, promote_options="permissive").slice(0, limit)
     except pa.ArrowTypeError as error:
         names = [str(file) for file in files]
-        raise ConfigError(key, names, f"their columns have other types ({error})", "sample them one by one") from error
+        raise ConfigError(
+            key, names, f"a column has other types in one file than in another ({error})", "sample them one by one"
+        ) from error
 
 
 def _read_jsonl(file: Path) -> pa.Table:
@@ -78,8 +80,8 @@ def _has(type_: pa.DataType, *names: str) -> bool:
     return isinstance(type_, pa.StructType) and all(type_.get_field_index(name) >= 0 for name in names)
 
 
-def identities(prompts: Sequence[Sequence[Message]]) -> list[str]:
-    """A name for each prompt that the order of the others leaves alone: its text's hash, and which copy of it it is."""
+def identities(prompts: Sequence[object]) -> list[str]:
+    """A name for each prompt, which the order of the other prompts does not change: its hash and its copy's number."""
     copies: Counter[str] = Counter()
     names = []
     for prompt in prompts:
@@ -90,8 +92,8 @@ def identities(prompts: Sequence[Sequence[Message]]) -> list[str]:
 
 
 def with_suffix(messages: Sequence[Message], suffix: str) -> list[Message]:
-    """The messages, `suffix` behind the last user's text after a space, unless it ends with it already."""
-    messages = [dict(message) for message in messages]
+    """The messages with `suffix` after the last user's text and a space, unless the text ends with `suffix` already."""
+    messages = [message.copy() for message in messages]
     asked = [message for message in messages if message["role"] == "user"]
     if suffix and asked and not asked[-1]["content"].rstrip().endswith(suffix.strip()):
         asked[-1]["content"] = f"{asked[-1]['content'].rstrip()} {suffix.strip()}"

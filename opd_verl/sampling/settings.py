@@ -1,17 +1,19 @@
-"""What is sampled, by which engine, and who judges it."""
+"""Settings of sampling: the tokens, the engine, the judge, and the keys that several commands share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from opd_verl.config.errors import ConfigError
 
+Built = TypeVar("Built")
 OWN_REWARD = "pkg://opd_verl.rewards"
+"""The judge that is used where no other is named."""
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Everything that decides which tokens are sampled, the model and the prompts apart.
+    """Everything that decides which tokens are sampled, except the model and the prompts.
 
     `SamplingSettings(n=8, top_p=0.8, max_tokens=8192)` is EOPD's evaluation.
     """
@@ -27,8 +29,8 @@ class SamplingSettings:
     """Response tokens, the end-of-sequence token included."""
     seed: int = 0
     suffix: str = ""
-    """Text at the end of the last user message; a message that has it already stays as it is."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Text at the end of the last user message; a message that ends with it already stays as it is."""
+    chat_template_kwargs: dict[str, object] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs, such as {"enable_thinking": False}."""
     max_prompt_tokens: int | None = None
     """A longer prompt is an error; None: what the model's context leaves beside max_tokens."""
@@ -50,13 +52,13 @@ class SamplingSettings:
                 "temperature", self.temperature, "must not be negative", "temperature=1.0, or 0 for greedy"
             )
         if self.temperature == 0.0 and self.n > 1:
-            problem = f"greedy responses are all alike, n={self.n} of them say nothing more"
+            problem = f"greedy responses to a prompt are all the same, so n={self.n} of them say no more than 1"
             raise ConfigError("temperature", self.temperature, problem, "n=1, or temperature=1.0")
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How vLLM runs; None: what suits the device (float32 and eager on a CPU; auto and CUDA graphs on a GPU)."""
+    """How vLLM runs. None: float32 and eager on a CPU, auto and CUDA graphs on a GPU."""
 
     dtype: str | None = None
     enforce_eager: bool | None = None
@@ -67,10 +69,10 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """The judge, as in verl's reward.custom_reward_function."""
+    """The judge, given as in verl's reward.custom_reward_function."""
 
     path: str = OWN_REWARD
-    """A file, or pkg://a.module."""
+    """A Python file, or pkg://a.module."""
     name: str = "compute_score"
 
 
@@ -88,7 +90,7 @@ class JudgedSamplingConfig:
     suffix: str = ""
     """Text at the end of the last user message; a message that ends with it already stays as it is."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """verl's data.apply_chat_template_kwargs, such as {"enable_thinking": False}."""
+    """verl's data.apply_chat_template_kwargs. (`Any`, because OmegaConf refuses `object`.)"""
     seed: int = 0
     """Seed of the sampling, of the bootstrap, and of whatever else the command draws."""
     max_prompt_tokens: int | None = None
@@ -118,13 +120,18 @@ class JudgedSamplingConfig:
         )
 
 
-def differing(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:
-    """The keys, joined by dots, whose values differ."""
-    found: list[str] = []
+def from_fields(build: Callable[..., Built], values: Mapping[str, object]) -> Built:
+    """A settings dataclass from its `asdict`, after the fields have travelled as JSON."""
+    return build(**values)
+
+
+def differing(old: Mapping[str, object], new: Mapping[str, object]) -> Sequence[str]:
+    """The keys whose values differ; keys of an inner dict are joined by dots."""
+    changed: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += [f"{key}.{inner}" for inner in differing(before, after)]
+            changed += [f"{key}.{inner}" for inner in differing(before, after)]
         elif before != after:
-            found.append(key)
-    return found
+            changed.append(key)
+    return changed

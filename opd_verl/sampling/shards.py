@@ -1,4 +1,4 @@
-"""Which requests make up a shard, with which seeds, and the rows that their responses become. No engine here.
+"""The requests of a shard, their seeds, and the rows that their responses become. No engine is imported here.
 
 prompts 0..63, n = 8     ->   512 requests   ->   64 rows of 8 responses
 """
@@ -20,11 +20,9 @@ SHARD_SCHEMA = pa.schema(
         "finished": pa.list_(pa.bool_()),
     }
 )
-"""Columns of a shard, a row per prompt, n entries each; `judging.JUDGED_SCHEMA` has the judge's."""
-
-
+"""Columns of a sampled shard, a row per prompt, n entries each; `judging.JUDGED_SCHEMA` has those of the judge."""
 MAX_TOKENS = "max_tokens"
-"""Column of the requests: the most tokens behind each prompt."""
+"""Optional column of the requests: the most response tokens of each prompt."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Request:
     prompt_ids: list[int]
     seed: int
     max_tokens: int | None = None
-    """Of this response; None: the settings'."""
+    """Most tokens of this response; None: `SamplingSettings.max_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,19 @@ class Response:
     """One sampled response."""
 
     ids: list[int]
-    """The end-of-sequence token included, if it was sampled."""
+    """Sampled token ids, with the end-of-sequence token if it was sampled."""
     text: str
-    """Decoded without special tokens, as verl's reward managers do it."""
+    """The ids decoded without special tokens, as verl's reward managers decode them."""
     finished: bool
-    """Whether it ended by itself and not at max_tokens."""
+    """Whether the response ended by itself and not at max_tokens."""
 
 
 SampleFunction = Callable[[Sequence[Request]], Sequence[Response]]
-"""An engine: responses in the order of the requests, each a function of its request alone."""
+"""Samples responses in the order of the requests; each response depends on its own request alone."""
 
 
 def request_seed(seed: int, identity: str, sample: int) -> int:
-    """crc32 of run seed, prompt and sample number: no order, split or restart changes it."""
+    """Seed of one response: crc32 of run seed, prompt and sample number. No order, split or restart changes it."""
     return zlib.crc32(f"{seed}/{identity}/{sample}".encode())
 
 
@@ -66,19 +64,19 @@ def shard_ranges(prompts: int, size: int) -> list[range]:
 def shard_requests(
     identities: Sequence[str], prompts: Sequence[list[int]], n: int, seed: int, limits: Sequence[int] | None = None
 ) -> list[Request]:
-    """n requests per prompt, those of one prompt next to each other; limits: the most tokens behind each prompt."""
+    """n requests per prompt, next to each other; limits: the most response tokens of each prompt."""
     rows = zip(identities, prompts, limits or [None] * len(prompts), strict=True)
-    return [Request(ids, request_seed(seed, name, one), most) for name, ids, most in rows for one in range(n)]
+    return [Request(ids, request_seed(seed, name, number), most) for name, ids, most in rows for number in range(n)]
 
 
 def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
-    """The responses of n per prompt as rows of `SHARD_SCHEMA`."""
+    """Rows of `SHARD_SCHEMA` from the responses, of which every n belong to one prompt."""
     groups = [responses[first : first + n] for first in range(0, len(responses), n)]
     columns = {
-        "responses": [[one.text for one in group] for group in groups],
-        "response_ids": [[one.ids for one in group] for group in groups],
-        "response_tokens": [[len(one.ids) for one in group] for group in groups],
-        "finished": [[one.finished for one in group] for group in groups],
+        "responses": [[response.text for response in group] for group in groups],
+        "response_ids": [[response.ids for response in group] for group in groups],
+        "response_tokens": [[len(response.ids) for response in group] for group in groups],
+        "finished": [[response.finished for response in group] for group in groups],
     }
     return pa.table(columns, schema=SHARD_SCHEMA)
 
@@ -86,13 +84,13 @@ def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
 def fill(parts: Parts, requests: pa.Table, settings: SamplingSettings, sample: SampleFunction) -> None:
     """Samples and saves every shard that is not there yet.
 
-    requests: `identity` (string) and `prompt_ids` (list of int32), a row per prompt; `max_tokens` (int32) where it
-    differs from prompt to prompt.
+    requests: columns `identity` (string) and `prompt_ids` (list of int32), a row per prompt; `max_tokens` (int32) too
+    where the limit differs from prompt to prompt.
     """
     ranges = shard_ranges(len(requests), settings.prompts_per_shard)
     assert parts.count == len(ranges)
     for index in parts.missing():
         prompts = requests.slice(ranges[index].start, len(ranges[index])).to_pydict()
         limits = prompts.get(MAX_TOKENS)
-        wanted = shard_requests(prompts["identity"], prompts["prompt_ids"], settings.n, settings.seed, limits)
-        parts.write(index, shard_table(sample(wanted), settings.n))
+        batch = shard_requests(prompts["identity"], prompts["prompt_ids"], settings.n, settings.seed, limits)
+        parts.write(index, shard_table(sample(batch), settings.n))

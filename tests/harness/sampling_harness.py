@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny_models import save_tiny_qwen3, tiny_tokenizer
 
-from opd_verl.sampling.generate import REQUESTS, GenerationTask
+from opd_verl.sampling.generate import GenerationTask
+from opd_verl.sampling.parts import REQUESTS
 from opd_verl.sampling.shards import Request, Response, SampleFunction, fill
 
 TEMPLATE = (
