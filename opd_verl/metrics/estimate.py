@@ -1,5 +1,6 @@
 """Values with a 95% confidence interval. Without torch, for commands that only draw."""
 
+import math
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -15,8 +16,12 @@ class Estimate:
     low: float
     high: float
 
+    def text(self, form: str = ".2f", scale: float = 1.0, unit: str = "") -> str:
+        """`0.40 [0.31, 0.52]`, every number times `scale`; the value alone where the interval is undefined."""
+        value, low, high = (format(scale * number, form) for number in (self.value, self.low, self.high))
+        return f"{value}{unit}" + ("" if math.isnan(self.low) else f" [{low}, {high}]")
+
 
 def percent(interval: Estimate) -> str:
     """An estimate of a share as text, in percent: `43.8 [40.1, 47.5]`."""
-    value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return interval.text(".1f", 100)

@@ -8,11 +8,11 @@ from opd_verl.utils.markdown import markdown_table
 
 
 def before_and_after(pairs: Sequence[PairResult]) -> str:
-    """Capacity's tables 3 and 4 for every teacher."""
-    found = {(one.teacher, one.student): one for one in pairs if one.measured is not None}
-    teachers = [teacher for teacher, student in found if student == BEFORE and (teacher, AFTER) in found]
-    shape = [shape_row(teacher, found[teacher, BEFORE], found[teacher, AFTER]) for teacher in teachers]
-    force = [force_row(teacher, found[teacher, BEFORE], found[teacher, AFTER]) for teacher in teachers]
+    """Capacity's tables 3 and 4, with a row for every teacher that measured the student both times."""
+    measured = {(pair.teacher, pair.student): pair for pair in pairs if pair.measured is not None}
+    teachers = [teacher for teacher, student in measured if student == BEFORE and (teacher, AFTER) in measured]
+    shape = [shape_row(teacher, measured[teacher, BEFORE], measured[teacher, AFTER]) for teacher in teachers]
+    force = [force_row(teacher, measured[teacher, BEFORE], measured[teacher, AFTER]) for teacher in teachers]
     shape_heads = ["teacher", "rho pre", "post", "Δ", "ForkOverlap pre", "post", "Δ", "Δ(entropy gap)", "accuracy Δ"]
     force_heads = ["teacher", "destructive mass", "mean abs r", "corrective mass", "mean abs r", "Dest:Corr"]
     return (
@@ -23,24 +23,24 @@ def before_and_after(pairs: Sequence[PairResult]) -> str:
 
 
 def value(pair: PairResult, name: str) -> float:
-    """Of a measurement."""
+    """The value of one measurement."""
     assert pair.measured is not None
     return pair.measured.values[name].estimate.value
 
 
 def change(before: PairResult, after: PairResult, name: str) -> float:
-    """After less before."""
+    """A measurement after the training less the same before it."""
     return value(after, name) - value(before, name)
 
 
 def shape_row(teacher: str, before: PairResult, after: PairResult) -> list[str]:
-    """Of Capacity's table 3."""
-    rho, forks = ([value(one, name) for one in (before, after)] for name in ("rho", "fork_overlap"))
+    """A row of Capacity's table 3; shares and accuracies in percent."""
+    rho, forks = ([value(pair, name) for pair in (before, after)] for name in ("rho", "fork_overlap"))
     return [
         teacher,
-        *(f"{one:.2f}" for one in rho),
+        *(f"{number:.2f}" for number in rho),
         f"{change(before, after, 'rho'):+.2f}",
-        *(f"{100 * one:.1f}" for one in forks),
+        *(f"{100 * number:.1f}" for number in forks),
         f"{100 * change(before, after, 'fork_overlap'):+.1f}",
         f"{change(before, after, 'mean_entropy_gap'):+.3f}",
         f"{100 * change(before, after, 'student_accuracy'):+.1f}",
@@ -48,7 +48,7 @@ def shape_row(teacher: str, before: PairResult, after: PairResult) -> list[str]:
 
 
 def force_row(teacher: str, before: PairResult, after: PairResult) -> list[str]:
-    """Of Capacity's table 4."""
+    """A row of Capacity's table 4; masses and accuracies in percent, mean abs r in nats."""
     return [
         teacher,
         *(

@@ -11,36 +11,37 @@ from opd_verl.sampling.settings import JudgedSamplingConfig, SamplingSettings
 
 @dataclass
 class ProbeConfig(JudgedSamplingConfig):
-    """Who is probed, on what, and how."""
+    """The student, its teachers, the prompts, and how they are measured."""
 
     student: str | None = None
     """Folder or hub name of the model that would be trained."""
     after: str | None = None
     """The same student after its training."""
     teacher: Any = None
-    """A path, a list of paths and `name=path`, or name: path."""
+    """One path, a list of paths and `name=path`, or {name: path}."""
     prompts: Any = None
-    """verl-format files, one or a list."""
+    """verl-format files: one, or a list."""
     out: str = "runs/probe"
+    """Folder of the results."""
     rollouts: int = 100
-    """Rollouts that are measured."""
+    """Number of rollouts that are measured."""
     n: int = 4
-    """Responses per prompt behind the accuracies."""
+    """Responses per prompt for the accuracies."""
     headroom: bool = True
     """Whether the teachers answer the prompts too."""
     continuation: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
     """Shares of a rollout after which the teacher goes on in the student's place."""
     top_p: float = 1.0
     k: int = 16
-    """Ids of a top-k."""
+    """Size of the top-k that both models are compared on."""
     low_entropy: float = LOW_ENTROPY
     """Student entropy below which a token counts as committed, nats."""
     samples: int = 6
-    """Rollouts shown token by token."""
+    """Number of rollouts that tokens.json shows token by token."""
 
     @property
     def sampling(self) -> SamplingSettings:
-        """What decides which tokens are sampled."""
+        """The settings that decide which tokens are sampled."""
         return self.sampling_settings(self.n, self.top_p)
 
     def check(self) -> None:

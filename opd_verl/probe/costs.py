@@ -1,4 +1,4 @@
-"""What a top-k of the teacher keeps and costs, and how the teacher goes on in the student's place."""
+"""Probability that a top-k of the teacher holds, bytes that it costs, and the teacher in the student's place."""
 
 from collections.abc import Mapping
 
@@ -17,17 +17,17 @@ from opd_verl.teacher.score import TeacherScore
 from opd_verl.teacher.wire import encode
 
 TOKENS = 1000
-"""Of the answer whose bytes are counted."""
+"""Tokens of the sample answer whose bytes are counted."""
 
 
-def masses(pair: PairReadings, mask: Tensor) -> list[Mass]:
+def masses(readings: PairReadings, mask: Tensor) -> list[Mass]:
     """Mean cumulative probability of the teacher's k most likely ids, and the bytes that they cost (EOPD app. F)."""
-    found = padded(pair.teacher.column("masses", len(MASS_KS)))
-    return [Mass(k, of_tokens(found[..., place], mask).value, wire_bytes(k)) for place, k in enumerate(MASS_KS)]
+    shares = padded(readings.teacher.column("masses", len(MASS_KS)))
+    return [Mass(k, of_tokens(shares[..., place], mask).value, wire_bytes(k)) for place, k in enumerate(MASS_KS)]
 
 
 def wire_bytes(k: int) -> int:
-    """Bytes per response token of an answer with a top-k in float16, as it goes over the wire; its header left out."""
+    """Bytes per response token of an answer with a top-k in float16, as it is sent; the header is left out."""
 
     def size(tokens: int) -> int:
         values = torch.zeros(tokens)
@@ -35,24 +35,26 @@ def wire_bytes(k: int) -> int:
         score = TeacherScore(values, torch.ones(tokens, dtype=torch.bool), values, ids, ids.half())
         return len(encode(score, "key", 0))
 
+    # The header is what an answer without tokens takes.
     return round((size(TOKENS) - size(0)) / TOKENS)
 
 
 def continuations(
     finished: Mapping[float, NDArray[np.bool_]], correct: Tensor, prompts: Tensor, drawn: Tensor
 ) -> list[Continuation]:
-    """Accuracy of the teacher behind each share of the rollouts, alone and less that of the student's own ends.
+    """The teacher's accuracy after each share of the rollouts: alone, and less the accuracy of the student's own ends.
 
     Args:
-        finished: share: whether the continuation of each rollout is correct, [B].
-        correct: whether the rollout itself is, bool [B].
+        finished: for each share, whether the teacher's end of each rollout is correct, [B].
+        correct: whether the rollout itself is correct, bool [B].
         prompts: [B] row of each rollout's prompt.
         drawn: how often each prompt is drawn in each replicate of the bootstrap.
     """
-    found = []
+    continued = []
     for share, right in finished.items():
         teacher = torch.from_numpy(right).double()
-        own, more = (of_rollouts(one).grouped(prompts) for one in (teacher, teacher - correct.double()))
-        below = (replicates(more, drawn) < 0).double().mean().item()
-        found.append(Continuation(share, estimate(own, drawn), estimate(more, drawn), below))
-    return found
+        # The difference is taken rollout by rollout: both ends have one beginning, so the interval is a paired one.
+        accuracy, advantage = (of_rollouts(scores).grouped(prompts) for scores in (teacher, teacher - correct.double()))
+        below = (replicates(advantage, drawn) < 0).double().mean().item()
+        continued.append(Continuation(share, estimate(accuracy, drawn), estimate(advantage, drawn), below))
+    return continued

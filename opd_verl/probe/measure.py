@@ -25,7 +25,7 @@ class MeasuredValue:
 
     estimate: Estimate
     rollouts: int
-    """Rollouts that have a part in it; of an accuracy the prompts."""
+    """Number of rollouts behind the estimate; of prompts, if it is an accuracy."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,20 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class PairMeasurements:
-    """What a pair's rollouts tell."""
+    """Everything that is measured on a pair's rollouts, except continuations and masses."""
 
     values: dict[str, MeasuredValue]
     above: dict[str, float]
-    """Of a measurement in THRESHOLDS the share of the bootstrap's replicates above its threshold; none if undefined."""
+    """Share of the bootstrap's replicates above the threshold, for the measurements in THRESHOLDS that are defined."""
     depth: list[Depth]
     student_histogram: list[int]
+    """Tokens per bin of entropy, here and in the teacher's."""
     teacher_histogram: list[int]
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """The values alone."""
-        return {name: one.estimate for name, one in self.values.items()}
+        """The values without their numbers of rollouts."""
+        return {name: value.estimate for name, value in self.values.items()}
 
 
 def measure(
@@ -69,6 +70,7 @@ def measure(
     of_rollout["missing_share"] = Ratio((lengths - seen.mask.sum(-1)).double(), lengths.double())
     of_rollout["response_length"] = of_rollouts(lengths.double())
     of_prompt = accuracy_ratios(accuracies)
+    # Rollouts of one prompt are alike, so prompts are the units of the bootstrap; the accuracies are prompts already.
     grouped = {name: ratio.grouped(prompts) for name, ratio in of_rollout.items()} | of_prompt
     taking_part = {name: ratio.rollouts for name, ratio in (of_rollout | of_prompt).items()}
     values = {name: MeasuredValue(estimate(ratio, drawn), taking_part[name]) for name, ratio in grouped.items()}
@@ -85,11 +87,11 @@ def measure(
 def accuracy_ratios(accuracies: Accuracies) -> dict[str, Ratio]:
     """Accuracies and headroom, prompt by prompt."""
     student = torch.from_numpy(accuracies.student)
-    found = {"student_accuracy": of_rollouts(student)}
+    ratios = {"student_accuracy": of_rollouts(student)}
     if accuracies.teacher is not None:
         teacher = torch.from_numpy(accuracies.teacher)
-        found |= {"teacher_accuracy": of_rollouts(teacher), "headroom": of_rollouts(teacher - student)}
-    return found
+        ratios |= {"teacher_accuracy": of_rollouts(teacher), "headroom": of_rollouts(teacher - student)}
+    return ratios
 
 
 def end_reward(seen: Observed, lengths: Tensor) -> Ratio:
@@ -104,23 +106,28 @@ def reward_auroc(seen: Observed, weights: Tensor) -> MeasuredValue:
     """AUROC of the summed r_t; weights: how often each rollout is drawn [S, B]."""
     assert seen.correct is not None
     scores = (seen.reward.double() * seen.mask).sum(-1)
-    found = weighted_auroc(scores, seen.correct, weights)
+    # An AUROC is no ratio of sums over rollouts, so every replicate computes it anew with its weights.
+    drawn_values = weighted_auroc(scores, seen.correct, weights)
     value = auroc(scores, seen.correct)
-    return MeasuredValue(with_interval(value, found[~found.isnan()]), len(scores) if value == value else 0)
+    # A replicate that drew only correct or only incorrect rollouts has no AUROC.
+    interval = with_interval(value, drawn_values[~drawn_values.isnan()])
+    return MeasuredValue(interval, len(scores) if value == value else 0)
 
 
 def shares_above(ratios: Mapping[str, Ratio], drawn: Tensor) -> dict[str, float]:
-    """How sure each comparison with a threshold is."""
-    found = {name: replicates(ratios[name], drawn) for name in THRESHOLDS if name in ratios}
-    return {name: (some > THRESHOLDS[name]).double().mean().item() for name, some in found.items() if len(some)}
+    """Share of the replicates above the threshold: how sure each comparison with a threshold is."""
+    drawn_values = {name: replicates(ratios[name], drawn) for name in THRESHOLDS if name in ratios}
+    return {
+        name: (values > THRESHOLDS[name]).double().mean().item() for name, values in drawn_values.items() if len(values)
+    }
 
 
 def depth(seen: Observed, prompts: Tensor, drawn: Tensor) -> list[Depth]:
-    """Mean r_t by depth, over the depth that the rollouts have."""
-    found = by_depth(seen.reward, seen.mask, depth_buckets(seen.mask.shape[1]))
+    """Mean r_t by depth, as deep as the longest rollout."""
+    ratios = by_depth(seen.reward, seen.mask, depth_buckets(seen.mask.shape[1]))
     return [
         Depth(bucket.start, bucket.stop - 1, estimate(ratio.grouped(prompts), drawn), int(ratio.denominator.sum()))
-        for bucket, ratio in found.items()
+        for bucket, ratio in ratios.items()
     ]
 
 

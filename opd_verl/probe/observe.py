@@ -1,4 +1,4 @@
-"""What was read, as padded tensors for the measurements.
+"""The readings of a pair as padded tensors, in the form that `opd_verl.metrics.measurements` takes.
 
 Shapes: B rollouts, R response tokens, K ids.
 """
@@ -19,31 +19,31 @@ from opd_verl.probe.rollouts import Rollout
 
 @dataclass(frozen=True)
 class ObservedPair:
-    """A student and a teacher by name: what was read, and the same for the measurements."""
+    """A student and a teacher by name, their readings, and the same as tensors."""
 
     student: str
     teacher: str
-    pair: PairReadings
+    readings: PairReadings
     observed: Observed
 
 
 def padded(rows: Arrays) -> Tensor:
-    """[B, R] or [B, R, K], 0 behind each row."""
+    """[B, R] or [B, R, K]; 0 after the end of each row."""
     return pad_sequence([torch.from_numpy(np.array(row)) for row in rows], batch_first=True)
 
 
-def observe(pair: PairReadings, rollouts: list[Rollout]) -> Observed:
-    """The pair on its rollouts; a token without finite values of both models is masked."""
-    k, student, teacher = pair.k, pair.student, pair.teacher
-    own = SupportTensors(
+def observe(readings: PairReadings, rollouts: list[Rollout]) -> Observed:
+    """The pair on the student's rollouts. Tokens without finite values of both models are masked."""
+    k, student, teacher = readings.k, readings.student, readings.teacher
+    on_student_topk = SupportTensors(
         ids=padded(student.column("topk_ids", k)),
         log_q=padded(teacher.column("at_ids_log_probs", k)),
         log_p_old=padded(student.column("topk_log_probs", k)),
     )
-    others = SupportTensors(
+    on_teacher_topk = SupportTensors(
         ids=padded(teacher.column("topk_ids", k)),
         log_q=padded(teacher.column("topk_log_probs", k)),
-        log_p_old=padded(pair.log_p_at_teacher),
+        log_p_old=padded(readings.log_p_at_teacher),
     )
     values = {
         "log_p": padded(student.column("log_prob")),
@@ -51,13 +51,14 @@ def observe(pair: PairReadings, rollouts: list[Rollout]) -> Observed:
         "student_entropy": padded(student.column("entropy")),
         "teacher_entropy": padded(teacher.column("entropy")),
     }
-    mask = padded([np.ones(len(one.response_ids), np.int64) for one in rollouts])
+    mask = padded([np.ones(len(rollout.response_ids), np.int64) for rollout in rollouts])
     for value in values.values():
         mask = mask * value.isfinite()
     return Observed(
+        # 0.0 under the mask: NaN times a mask of 0 would still be NaN.
         **{name: torch.where(mask.bool(), value, 0.0) for name, value in values.items()},
         mask=mask,
-        correct=torch.tensor([one.correct for one in rollouts]),
-        truncated=torch.tensor([not one.finished for one in rollouts]),
-        overlap=measure_overlap(own, others),
+        correct=torch.tensor([rollout.correct for rollout in rollouts]),
+        truncated=torch.tensor([not rollout.finished for rollout in rollouts]),
+        overlap=measure_overlap(on_student_topk, on_teacher_topk),
     )

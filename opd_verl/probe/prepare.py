@@ -1,4 +1,4 @@
-"""What a probe is going to do, checked to the end before a model is loaded."""
+"""Checks a probe to the end before a model is loaded: models, prompts, and whether the teachers fit the student."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from opd_verl.sampling.rollouts import SamplingJob, prepare_job
 from opd_verl.sampling.rows import read_rows
 
 BEFORE, AFTER = "before", "after"
+"""Names of the student before and after its training."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,15 @@ class PreparedProbe:
     students: dict[str, Model]
     """`before`, and `after` where there is one."""
     teachers: dict[str, Model]
-    """Those that can score the student."""
+    """The teachers that can score the student."""
     rows: pa.Table
+    """The prompts' rows."""
     jobs: dict[str, SamplingJob]
-    """Student or teacher: its prompts, and its rollouts file."""
+    """Prompts and rollouts file of each student and teacher that answers."""
     per_prompt: int
     """Responses of each prompt that are measured."""
     compatibility: dict[str, list[CompatibilityCheck]]
-    """Of every teacher."""
+    """The checks of every teacher, also of those that cannot score the student."""
 
 
 def prepare_probe(config: ProbeConfig) -> PreparedProbe:
@@ -42,47 +44,47 @@ def prepare_probe(config: ProbeConfig) -> PreparedProbe:
     config.check()
     load_reward(config.reward)
     students = open_students(config)
-    opened = {name: open_one("teacher", path, config) for name, path in named("teacher", config.teacher).items()}
+    opened = {name: open_key("teacher", path, config) for name, path in named("teacher", config.teacher).items()}
     check_names(opened)
-    rows = read_rows("prompts", [Path(one) for one in strings(config.prompts)], config.rollouts)
+    rows = read_rows("prompts", [Path(file) for file in strings(config.prompts)], config.rollouts)
     per_prompt = -(-config.rollouts // len(rows))
     if per_prompt > config.n:
         problem = f"{len(rows)} prompts with n={config.n} responses each give fewer"
         raise ConfigError("rollouts", config.rollouts, problem, f"n={per_prompt}, or rollouts={config.n * len(rows)}")
-    jobs = {name: prepare_one(name, model, rows, config) for name, model in students.items()}
+    jobs = {name: job_of(name, model, rows, config) for name, model in students.items()}
     longest = jobs[BEFORE].longest_prompt + config.max_tokens
-    found = {name: check_teacher(students[BEFORE], model, longest, config) for name, model in opened.items()}
-    able = {name: opened[name] for name, checks in found.items() if not any(one.fatal for one in checks)}
-    jobs |= {name: prepare_one(name, model, rows, config) for name, model in able.items() if config.headroom}
-    return PreparedProbe(students, able, rows, jobs, per_prompt, found)
+    checked = {name: check_teacher(students[BEFORE], model, longest, config) for name, model in opened.items()}
+    able = {name: opened[name] for name, checks in checked.items() if not any(check.fatal for check in checks)}
+    jobs |= {name: job_of(name, model, rows, config) for name, model in able.items() if config.headroom}
+    return PreparedProbe(students, able, rows, jobs, per_prompt, checked)
 
 
 def open_students(config: ProbeConfig) -> dict[str, Model]:
-    """The student, and what training made of it."""
+    """The student, and the same after its training where `after` names it."""
     paths = {BEFORE: ("student", config.student), AFTER: ("after", config.after)}
-    return {name: open_one(key, path, config) for name, (key, path) in paths.items() if path is not None}
+    return {name: open_key(key, path, config) for name, (key, path) in paths.items() if path is not None}
 
 
-def open_one(key: str, path: str, config: ProbeConfig) -> Model:
-    """A model, without its weights."""
+def open_key(key: str, path: str, config: ProbeConfig) -> Model:
+    """The model that a key names, without its weights."""
     return open_model(key, path, config.engine.trust_remote_code)
 
 
 def check_names(teachers: dict[str, Model]) -> None:
-    """A teacher's folder must not be a student's. Raises ConfigError."""
+    """Raises ConfigError for a teacher named as a student: their files would be the same."""
     for name in (BEFORE, AFTER):
         if name in teachers:
             remedy = f"teacher={{big: {teachers[name].path}}}"
             raise ConfigError("teacher", name, "is the name of a student here", remedy)
 
 
-def prepare_one(name: str, model: Model, rows: pa.Table, config: ProbeConfig) -> SamplingJob:
-    """A model's prompts, and where its rollouts go."""
+def job_of(name: str, model: Model, rows: pa.Table, config: ProbeConfig) -> SamplingJob:
+    """A model's prompts, and the file for its rollouts."""
     out = Path(config.out) / "rollouts" / f"{name}.parquet"
     return prepare_job(model, rows, config.sampling, out, str(config.prompts))
 
 
 def check_teacher(student: Model, teacher: Model, longest: int, config: ProbeConfig) -> list[CompatibilityCheck]:
-    """As `compatibility`."""
+    """The checks of `compatibility` for one teacher; longest: tokens of the longest prompt with its response."""
     text_config = load_config("teacher", teacher.path, config.engine.trust_remote_code)
     return compatibility(student, teacher, text_config, longest, config.chat_template_kwargs)

@@ -1,20 +1,22 @@
-"""What a probe says of a pair besides its measurements, as written to probe.json and read by the report."""
+"""The parts of a pair's entry in probe.json besides its measurements; the probe writes them, the report reads them."""
 
 from dataclasses import dataclass, field
 
 from opd_verl.metrics.estimate import Estimate
 
 VERSION = 1
+"""Version of probe.json; a change of its form raises it."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a pair's measurements say about a run with it."""
+    """A forecast of a run with this pair, and its reason."""
 
     verdict: str
     rule: str
+    """The rule that applied, in words."""
     number: str
-    """What was measured, with its interval."""
+    """The measurement that decided, with its interval."""
     row: str
     """The paper's row that the rule rests on."""
     sure: float | None
@@ -24,13 +26,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class CompatibilityCheck:
-    """One check of compatibility and what it found."""
+    """One check of compatibility and its outcome."""
 
     what: str
     ok: bool
     detail: str
     fatal: bool = False
-    """Nothing can be measured with this teacher."""
+    """Whether this failure leaves nothing that could be measured with the teacher."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,29 @@ class Depth:
     first: int
     last: int
     reward: Estimate
+    """Nats."""
     tokens: int
 
 
 @dataclass(frozen=True)
 class Mass:
-    """Appendix F of EOPD: what a top-k of the teacher keeps, and what it costs."""
+    """Probability that a top-k of the teacher holds, and the bytes that it costs (EOPD, appendix F)."""
 
     k: int
     mass: float
-    """Mean cumulative probability."""
+    """Mean cumulative probability of the k most likely ids."""
     bytes: int
-    """Per response token on the wire, log q and entropy included."""
+    """Bytes per response token on the wire, log q and entropy included."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """The teacher behind the first `share` of the student's rollouts."""
+    """The teacher goes on after the first `share` of the student's rollouts."""
 
     share: float
     teacher: Estimate
-    """Its accuracy from there on."""
+    """Accuracy of the teacher's ends."""
     advantage: Estimate
-    """The same less the accuracy of the student's own ends (Rethinking)."""
+    """Accuracy of the teacher's ends less the accuracy of the student's own ends (Rethinking)."""
     below: float
-    """Share of the bootstrap's replicates in which it is negative."""
+    """Share of the bootstrap's replicates in which the advantage is negative."""

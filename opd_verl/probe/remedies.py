@@ -1,4 +1,4 @@
-"""What to try, with the paper that did."""
+"""Remedies that a verdict names, each with the paper that tried it."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,15 +12,15 @@ COLD_START = "a cold start on the teacher's rollouts first: pipeline=cold_start_
 ALIGNED = "teacher-aligned prompts: python -m opd_verl.data template (Rethinking)"
 SHORTER = "shorter responses, or opd.tokens.truncated=mask"
 LOW_OVERLAP = 0.72
-"""Rethinking: runs that succeed begin at about 72%."""
+"""Overlap ratio at which Rethinking's successful runs begin."""
 TRUNCATED = 0.1
-"""Share of cut rollouts from which a remedy is worth a line."""
+"""Share of cut rollouts from which a remedy is worth a line; ours."""
 LONG = 7000
-"""Tokens; Rethinking's sweet spot is 3K to 7K."""
+"""Tokens of a response at which Rethinking's best range, 3K to 7K, ends."""
 
 
 def further(values: Mapping[str, Estimate]) -> Iterator[str]:
-    """Remedies for what would go wrong whatever the verdict."""
+    """Remedies that help whatever the verdict is."""
     overlap, cut, length = (values.get(name) for name in ("overlap_ratio", "truncated_share", "response_length"))
     if overlap is not None and overlap.value < LOW_OVERLAP:
         yield f"overlap ratio {overlap.value:.0%}, where runs that succeed begin at {LOW_OVERLAP:.0%}: {COLD_START}"

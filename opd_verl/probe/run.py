@@ -1,13 +1,12 @@
-"""One probe: sample, read, measure, judge, report. What is finished is kept, whatever is killed.
+"""One probe: sample, read, measure, judge, report. A probe that was killed resumes with what is missing.
 
-OUT/rollouts, OUT/reading, OUT/continuation      what the models said
+OUT/rollouts, OUT/continuation, OUT/reading      responses, and the models' readings of them
 OUT/probe.json, probe.md, tokens.json            results
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,12 +23,13 @@ from opd_verl.probe.result import PairResult, to_json
 from opd_verl.probe.rollouts import Rollout, continue_rollouts, measured_rollouts, sample_all
 from opd_verl.probe.table import to_markdown
 from opd_verl.probe.tokens import sample_tokens
-from opd_verl.probe.verdict import Evidence, cannot, judge, ranking
+from opd_verl.probe.verdict import Evidence, cannot, decide, ranking
 from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.rollouts import Generate, accuracies
 from opd_verl.utils.files import write_json, write_text
 
 NOT_RESULTS = ("out", "workers")
+"""Settings that change no number, and are left out of probe.json."""
 NOT_FINITE = "no response token has finite log-probs and entropies of both models: are their weights NaN?"
 
 
@@ -39,82 +39,94 @@ def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[P
     Returns the pairs, the best teacher first. Raises ConfigError before anything starts if a setting, model or file
     cannot work, and ChildError if a model's process fails.
     """
-    plan = prepare_probe(config)
-    check_k("k", config.k, len(plan.students[BEFORE].tokenizer))
-    if plan.teachers:
-        sample_all(plan, config, generate)
-        rollouts = {
-            name: measured_rollouts(plan.jobs[name], plan.per_prompt, config.rollouts) for name in plan.students
-        }
-        pairs = [(*names, pair) for names, pair in read_pairs(plan, rollouts, config).items()]
-        seen = [
-            ObservedPair(student, teacher, pair, observe(pair, rollouts[student])) for student, teacher, pair in pairs
-        ]
-        results = [result(one, rollouts[one.student], plan, config, generate) for one in seen]
-        write_json(Path(config.out) / "tokens.json", {"rollouts": shown(seen, rollouts, plan, config)})
-    else:
-        results = []
-    ordered = in_order([*results, *unable(plan)])
+    prepared = prepare_probe(config)
+    check_k("k", config.k, len(prepared.students[BEFORE].tokenizer))
+    results = measure_pairs(prepared, config, generate) if prepared.teachers else []
+    ordered = in_order([*results, *unable(prepared)])
     write_report(ordered, config)
     return ordered
 
 
-def result(
-    one: ObservedPair, rollouts: list[Rollout], plan: PreparedProbe, config: ProbeConfig, generate: Generate
+def measure_pairs(prepared: PreparedProbe, config: ProbeConfig, generate: Generate) -> list[PairResult]:
+    """Samples, reads and measures all pairs, and writes tokens.json."""
+    sample_all(prepared, config, generate)
+    rollouts = {
+        name: measured_rollouts(prepared.jobs[name], prepared.per_prompt, config.rollouts)
+        for name in prepared.students
+    }
+    pairs = [
+        ObservedPair(student, teacher, readings, observe(readings, rollouts[student]))
+        for (student, teacher), readings in read_pairs(prepared, rollouts, config).items()
+    ]
+    results = [pair_result(pair, rollouts[pair.student], prepared, config, generate) for pair in pairs]
+    write_json(Path(config.out) / "tokens.json", {"rollouts": shown_rollouts(pairs, rollouts, prepared, config)})
+    return results
+
+
+def pair_result(
+    pair: ObservedPair, rollouts: list[Rollout], prepared: PreparedProbe, config: ProbeConfig, generate: Generate
 ) -> PairResult:
-    """One pair, measured and judged."""
-    student, teacher, seen = one.student, one.teacher, one.observed
-    prompts = torch.tensor([one.prompt for one in rollouts])
-    answers = Accuracies(accuracies(plan.jobs[student]), accuracies(plan.jobs[teacher]) if config.headroom else None)
-    lengths = torch.tensor([len(one.response_ids) for one in rollouts])
+    """Measures and judges one pair."""
+    student, teacher, seen = pair.student, pair.teacher, pair.observed
+    checks = prepared.compatibility[teacher]
     if not seen.mask.any():
-        return PairResult(student, teacher, plan.compatibility[teacher], cannot([NOT_FINITE]))
-    drawn = draws(len(plan.rows), config.resamples, config.seed)
+        return PairResult(student, teacher, checks, cannot([NOT_FINITE]))
+    prompts = torch.tensor([rollout.prompt for rollout in rollouts])
+    lengths = torch.tensor([len(rollout.response_ids) for rollout in rollouts])
+    teacher_accuracies = accuracies(prepared.jobs[teacher]) if config.headroom else None
+    answers = Accuracies(accuracies(prepared.jobs[student]), teacher_accuracies)
+    # The same seed for every pair: teachers are compared on the same draws of prompts.
+    drawn = draws(len(prepared.rows), config.resamples, config.seed)
     measured = measure(seen, prompts, lengths, answers, drawn, config.low_entropy)
     out = Path(config.out) / "continuation" / f"{student}-{teacher}.parquet"
-    finished = continue_rollouts(rollouts, plan.students[student], plan.teachers[teacher], plan, config, out, generate)
+    models = (prepared.students[student], prepared.teachers[teacher])
+    finished = continue_rollouts(rollouts, *models, prepared, config, out, generate)
     assert seen.correct is not None
-    going_on = continuations(finished, seen.correct, prompts, drawn)
-    verdict = judge(Evidence(measured.estimates, measured.above, going_on))
-    found = masses(one.pair, seen.mask)
-    return PairResult(student, teacher, plan.compatibility[teacher], verdict, measured, found, going_on)
+    continued = continuations(finished, seen.correct, prompts, drawn)
+    verdict = decide(Evidence(measured.estimates, measured.above, continued))
+    return PairResult(student, teacher, checks, verdict, measured, masses(pair.readings, seen.mask), continued)
 
 
-def unable(plan: PreparedProbe) -> list[PairResult]:
-    """The teachers that cannot score this student."""
+def unable(prepared: PreparedProbe) -> list[PairResult]:
+    """The results of the teachers that cannot score this student."""
     return [
-        PairResult(BEFORE, name, checks, cannot([one.detail for one in checks if one.fatal and not one.ok]))
-        for name, checks in plan.compatibility.items()
-        if name not in plan.teachers
+        PairResult(BEFORE, name, checks, cannot([check.detail for check in checks if check.fatal and not check.ok]))
+        for name, checks in prepared.compatibility.items()
+        if name not in prepared.teachers
     ]
 
 
 def in_order(results: list[PairResult]) -> list[PairResult]:
-    """The best teacher first; each before the training, then after."""
+    """The best teacher first; of each teacher the student before its training, then after it."""
     verdicts = {
-        one.teacher: (one.verdict, {} if one.measured is None else one.measured.estimates)
-        for one in results
-        if one.student == BEFORE
+        pair.teacher: (pair.verdict, {} if pair.measured is None else pair.measured.estimates)
+        for pair in results
+        if pair.student == BEFORE
     }
     order = ranking(verdicts)
-    return sorted(results, key=lambda one: (order.index(one.teacher), one.student == AFTER))
+    return sorted(results, key=lambda pair: (order.index(pair.teacher), pair.student == AFTER))
 
 
-def shown(
-    pairs: list[ObservedPair], rollouts: dict[str, list[Rollout]], plan: PreparedProbe, config: ProbeConfig
-) -> list[dict[str, Any]]:
-    """Rollouts token by token, of every pair."""
-    decode = partial(plan.students[BEFORE].tokenizer.decode, skip_special_tokens=False)
+def shown_rollouts(
+    pairs: list[ObservedPair], rollouts: dict[str, list[Rollout]], prepared: PreparedProbe, config: ProbeConfig
+) -> list[dict[str, object]]:
+    """Some rollouts of every pair token by token, as plain values."""
+    # Student and teachers have one tokenizer, or they would not be measured.
+    student = prepared.students[BEFORE]
+
+    def decode(ids: Sequence[int]) -> str:
+        return student.decode(ids, skip_special_tokens=False)
+
     return [
         rollout
-        for one in pairs
-        for rollout in sample_tokens(one, rollouts[one.student], decode, config.samples, config.low_entropy)
+        for pair in pairs
+        for rollout in sample_tokens(pair, rollouts[pair.student], decode, config.samples, config.low_entropy)
     ]
 
 
 def write_report(results: list[PairResult], config: ProbeConfig) -> None:
-    """probe.json and probe.md."""
+    """Writes probe.json and probe.md."""
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_RESULTS}
-    record = {"version": VERSION, "settings": settings, "pairs": [to_json(one) for one in results]}
+    record = {"version": VERSION, "settings": settings, "pairs": [to_json(pair) for pair in results]}
     write_json(Path(config.out) / "probe.json", record)
     write_text(Path(config.out) / "probe.md", to_markdown(results, config))

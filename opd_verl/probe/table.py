@@ -1,4 +1,4 @@
-"""A probe's results as Markdown: the verdicts, every measurement, and how sure it is."""
+"""A probe's results as Markdown: the verdicts, and every measurement with its interval."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from opd_verl.probe.before_after import before_and_after
 from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.prepare import AFTER, BEFORE
 from opd_verl.probe.result import PairResult
-from opd_verl.probe.verdict import span
 from opd_verl.utils.markdown import markdown_table
 
 UNDEFINED = {
@@ -23,109 +22,109 @@ UNDEFINED = {
     "reward_auroc": "it needs correct and incorrect rollouts",
     "end_reward": "no rollout ended by itself",
 }
-"""Why a measurement may have no value."""
+"""Why a measurement may have no value at all."""
 PARTLY = {
     "rho": "one entropy is constant, or a single token",
     "fork_overlap": "fewer than five tokens",
     "overlap_advantage": "no shared id",
 }
+"""Why single rollouts may have no part in a measurement."""
 
 
-def cell(name: str, one: Estimate) -> str:
-    """`42.0% [40.1, 43.9]`, or why there is none."""
-    if math.isnan(one.value):
+def cell(name: str, estimate: Estimate) -> str:
+    """A measurement as `42.0% [40.1, 43.9]` or `0.420 [0.401, 0.439]`, or the reason why it is undefined."""
+    if math.isnan(estimate.value):
         return f"undefined: {UNDEFINED.get(name, 'nothing to measure')}"
-    if not MEANINGS[name].percent:
-        ends = "" if math.isnan(one.low) else f" [{one.low:.3f}, {one.high:.3f}]"
-        return f"{one.value:.3f}{ends}"
-    ends = "" if math.isnan(one.low) else f" [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-    return f"{100 * one.value:.1f}%{ends}"
+    return estimate.text(".1f", 100, "%") if MEANINGS[name].percent else estimate.text(".3f")
 
 
 def verdict_table(pairs: Sequence[PairResult]) -> str:
     """A row for each pair, from the best teacher on."""
     rows = [
         [
-            one.teacher,
-            one.verdict.verdict,
-            "" if one.verdict.sure is None else f"{one.verdict.sure:.0%}",
-            one.verdict.number,
-            one.verdict.rule,
-            one.verdict.row,
+            pair.teacher,
+            pair.verdict.verdict,
+            "" if pair.verdict.sure is None else f"{pair.verdict.sure:.0%}",
+            pair.verdict.number,
+            pair.verdict.rule,
+            pair.verdict.row,
         ]
-        for one in pairs
+        for pair in pairs
     ]
     return markdown_table(["teacher", "verdict", "sure", "measured", "because", "rests on"], rows)
 
 
 def measurement_table(pairs: Sequence[PairResult]) -> str:
     """Every measurement, a column for each pair that could be measured."""
-    shown = [one for one in pairs if one.measured is not None]
-    heads = ["measurement", *(f"{one.student}, {one.teacher}" for one in shown), "what it is", "defined in"]
+    measured = [pair for pair in pairs if pair.measured is not None]
+    pair_heads = [f"{pair.student}, {pair.teacher}" for pair in measured]
+    heads = ["measurement", *pair_heads, "what it is", "defined in"]
     rows = []
     for name, meaning in MEANINGS.items():
-        cells = [measured_cell(name, one) for one in shown]
+        cells = [measured_cell(name, pair) for pair in measured]
         if any(cells):
             rows.append([f"`{name}`", *cells, meaning.text, meaning.paper])
     return markdown_table(heads, rows)
 
 
 def measured_cell(name: str, pair: PairResult) -> str:
-    """One measurement of one pair, with the rollouts that had no part in it where the reason is known."""
+    """One measurement of one pair; with the number of rollouts that had no part in it, where the reason is known."""
     assert pair.measured is not None
-    found = pair.measured.values.get(name)
-    if found is None:
+    measured = pair.measured.values.get(name)
+    if measured is None:
         return ""
-    left_out = pair.measured.values["response_length"].rollouts - found.rollouts
+    left_out = pair.measured.values["response_length"].rollouts - measured.rollouts
     note = f" ({left_out} rollouts left out: {PARTLY[name]})" if name in PARTLY and left_out > 0 else ""
-    return cell(name, found.estimate) + (note if found.rollouts else "")
+    return cell(name, measured.estimate) + (note if measured.rollouts else "")
 
 
 def depth_table(pair: PairResult) -> str:
-    """r_t by depth."""
+    """Mean r_t by position in the response."""
     assert pair.measured is not None
-    rows = [[f"{one.first} to {one.last}", str(one.tokens), span(one.reward)] for one in pair.measured.depth]
+    rows = [
+        [f"{depth.first} to {depth.last}", str(depth.tokens), depth.reward.text()] for depth in pair.measured.depth
+    ]
     return markdown_table(["positions", "tokens", "mean r_t, nats"], rows)
 
 
 def mass_table(pair: PairResult) -> str:
-    """What a top-k keeps and costs."""
-    rows = [[str(one.k), f"{one.mass:.4f}", str(one.bytes)] for one in pair.masses]
+    """The probability that a top-k of the teacher holds, and the bytes that it costs."""
+    rows = [[str(mass.k), f"{mass.mass:.4f}", str(mass.bytes)] for mass in pair.masses]
     return markdown_table(["k", "teacher mass", "bytes per token"], rows)
 
 
 def continuation_table(pair: PairResult) -> str:
-    """The teacher in the student's place."""
+    """Accuracy of the teacher that goes on in the student's place."""
     rows = [
-        [f"{one.share:.0%}", cell("accuracy", one.teacher), cell("headroom", one.advantage)]
-        for one in pair.continuation
+        [f"{going_on.share:.0%}", cell("accuracy", going_on.teacher), cell("headroom", going_on.advantage)]
+        for going_on in pair.continuation
     ]
-    return markdown_table(["behind", "teacher's accuracy", "less the student's own"], rows)
+    return markdown_table(["after", "teacher's accuracy", "less the student's own"], rows)
 
 
 def to_markdown(pairs: Sequence[PairResult], config: ProbeConfig) -> str:
-    """probe.md."""
-    before = [one for one in pairs if one.student == BEFORE]
+    """The content of probe.md."""
+    before = [pair for pair in pairs if pair.student == BEFORE]
     parts = [f"# Probe of {config.student}", verdict_table(before)]
-    remedies = [f"* {one.teacher}: {remedy}" for one in before for remedy in one.verdict.remedies]
+    remedies = [f"* {pair.teacher}: {remedy}" for pair in before for remedy in pair.verdict.remedies]
     parts += ["To try:\n\n" + "\n".join(remedies)] if remedies else []
-    if any(one.student == AFTER for one in pairs):
+    if any(pair.student == AFTER for pair in pairs):
         parts.append(f"## Before and after\n\n{before_and_after(pairs)}")
     parts.append(f"## Measurements\n\n{measurement_table(pairs)}")
-    for one in pairs:
-        parts.append(f"## {one.student}, {one.teacher}")
-        parts.append(
-            "\n".join(f"* {'ok' if done.ok else 'PROBLEM'}: {done.what}: {done.detail}" for done in one.compatibility)
-        )
-        if one.measured is not None:
-            parts += [depth_table(one), mass_table(one)]
-            parts += [continuation_table(one)] if one.continuation else []
+    for pair in pairs:
+        checks = [
+            f"* {'ok' if check.ok else 'PROBLEM'}: {check.what}: {check.detail}" for check in pair.compatibility
+        ]
+        parts += [f"## {pair.student}, {pair.teacher}", "\n".join(checks)]
+        if pair.measured is not None:
+            parts += [depth_table(pair), mass_table(pair)]
+            parts += [continuation_table(pair)] if pair.continuation else []
     parts.append(caption(config))
     return "\n\n".join(parts) + "\n"
 
 
 def caption(config: ProbeConfig) -> str:
-    """How the numbers were made."""
+    """The settings behind the numbers, in words."""
     return (
         f"{config.rollouts} rollouts at temperature {config.temperature:g}, top-p {config.top_p:g}, at most "
         f"{config.max_tokens} tokens; accuracies of n = {config.n} responses per prompt; k = {config.k}; seed "

@@ -25,34 +25,34 @@ SHOWN = (
     "truncated_share",
     "response_length",
 )
-"""Measurements on the terminal; probe.md has all."""
+"""Measurements that the terminal shows; probe.md has all."""
 COLOURS = {GAIN: "green", NO_HEADROOM: "yellow", REGRESSION: "red", CANNOT: "red"}
 
 
 def print_verdicts(results: Sequence[PairResult], config: ProbeConfig, console: Console) -> None:
-    """A panel for each teacher, the best first, and its main measurements."""
-    for one in results:
-        if one.student == BEFORE:
-            console.print(Panel(said(one), title=f"{one.teacher}: {one.verdict.verdict}", title_align="left",
-                                border_style=COLOURS[one.verdict.verdict]))  # fmt: skip
-        if one.measured is not None:
-            console.print(measured_table(one))
+    """Prints a panel and the main measurements of each teacher, the best teacher first."""
+    for pair in results:
+        if pair.student == BEFORE:
+            console.print(Panel(in_words(pair), title=f"{pair.teacher}: {pair.verdict.verdict}", title_align="left",
+                                border_style=COLOURS[pair.verdict.verdict]))  # fmt: skip
+        if pair.measured is not None:
+            console.print(measured_table(pair))
     console.print(caption(config))
     console.print(f"{config.out}: probe.md, probe.json, tokens.json")
 
 
-def said(pair: PairResult) -> str:
-    """The verdict in words."""
+def in_words(pair: PairResult) -> str:
+    """The verdict: rule, number, source, remedies and failed checks."""
     verdict = pair.verdict
     sure = "" if verdict.sure is None else f" (sure: {verdict.sure:.0%})"
     lines = [f"{verdict.rule}{sure}", verdict.number, f"rests on {verdict.row}"]
     lines += [f"try: {remedy}" for remedy in verdict.remedies]
-    lines += [f"{one.what}: {one.detail}" for one in pair.compatibility if not one.ok]
+    lines += [f"{check.what}: {check.detail}" for check in pair.compatibility if not check.ok]
     return "\n".join(lines)
 
 
 def measured_table(pair: PairResult) -> Table:
-    """Its main measurements."""
+    """A pair's main measurements."""
     assert pair.measured is not None
     table = Table("measurement", "value", title=f"{pair.student} on {pair.teacher}", title_justify="left", box=None)
     for name in SHOWN:

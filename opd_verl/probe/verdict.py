@@ -1,4 +1,6 @@
-"""What a pair's measurements say about a run of OPD with it, by rules that each rest on a paper's row. Pure.
+"""The verdict on a pair: what its measurements forecast for a run of OPD. Each rule rests on a paper's row. Pure.
+
+The first rule that applies decides:
 
 1. a teacher that is less accurate than the student: regression (Rethinking, reverse distillation)
 2. Dest:Corr above 1: regression (Capacity table 4: every pair above 1 lost, every pair below gained)
@@ -19,35 +21,36 @@ from opd_verl.probe.remedies import ALIGNED, COLD_START, MASK, MASKED_GAIN, MORE
 GAIN, NO_HEADROOM, REGRESSION, CANNOT = "gain expected", "no headroom", "regression risk", "cannot distil"
 RANK = (GAIN, NO_HEADROOM, REGRESSION, CANNOT)
 THRESHOLDS = {"dest_corr": 1.0, "headroom": 0.0, "overlap_teacher_mass": 0.9}
-"""Of the rules. Rethinking's healthy runs have 97-99% of the mass on shared ids; 90% is ours."""
+"""Thresholds of the rules. Rethinking's healthy runs have 97-99% of the mass on shared ids; the 90% is ours."""
 NEGLIGIBLE = 1e-4
-"""Nats per token of Q3 force below which Dest:Corr is a ratio of rounding errors; Capacity's weakest pair has 0.01."""
+"""Q3 force, nats per token, below which Dest:Corr is a ratio of rounding errors; Capacity's weakest pair has 0.01."""
 ALIGNED_RHO, ALIGNED_FORKS = 0.78, 0.82
-"""Capacity table 3: the lowest of the pairs that only lost (Qwen2.5-3B from 7B-GRPO); gaining pairs: rho <= 0.61."""
+"""The lowest values of the pairs that only lost in Capacity's table 3 (Qwen2.5-3B from 7B-GRPO); the pairs that gained
+have rho <= 0.61."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rules read."""
+    """The numbers that the rules read."""
 
     values: Mapping[str, Estimate]
     above: Mapping[str, float]
-    """Of a measurement in THRESHOLDS the share of the bootstrap's replicates above its threshold."""
+    """Share of the bootstrap's replicates above the threshold, for each measurement in THRESHOLDS."""
     continuation: Sequence[Continuation] = ()
 
     def sure_below(self, name: str) -> float | None:
-        """Share of the replicates at or below the threshold."""
+        """Share of the replicates at or below the threshold; None where there are none."""
         return 1 - self.above[name] if name in self.above else None
 
 
-def judge(seen: Evidence) -> Verdict:
-    """The first rule that applies decides; remedies for what else would go wrong come last."""
-    found = next(verdict for rule in RULES if (verdict := rule(seen)) is not None)
-    return replace(found, remedies=[*found.remedies, *further(seen.values)])
+def decide(seen: Evidence) -> Verdict:
+    """The verdict of the first rule that applies. Its remedies come first, then those for other risks."""
+    first = next(verdict for rule in RULES if (verdict := rule(seen)) is not None)
+    return replace(first, remedies=[*first.remedies, *further(seen.values)])
 
 
 def worse_teacher(seen: Evidence) -> Verdict | None:
-    """Rule 1."""
+    """Rule 1: the teacher is less accurate, with its whole interval."""
     headroom = seen.values.get("headroom")
     if headroom is None or not headroom.high < 0:
         return None
@@ -57,23 +60,23 @@ def worse_teacher(seen: Evidence) -> Verdict | None:
 
 
 def destructive(seen: Evidence) -> Verdict | None:
-    """Rule 2."""
+    """Rule 2: Dest:Corr is above 1."""
     ratio = seen.values["dest_corr"]
     if not ratio.value > THRESHOLDS["dest_corr"] or seen.values["q3_force"].value < NEGLIGIBLE:
         return None
     row = "Capacity table 4: the three pairs above 1 (1.52 to 2.13) lost on every benchmark"
     rule = "on confident tokens the teacher pulls harder against correct rollouts than against incorrect ones"
     remedies = [MASK, OTHER, MASKED_GAIN]
-    return Verdict(REGRESSION, rule, f"Dest:Corr {span(ratio)}", row, seen.above.get("dest_corr"), remedies)
+    return Verdict(REGRESSION, rule, f"Dest:Corr {ratio.text()}", row, seen.above.get("dest_corr"), remedies)
 
 
 def mismatched(seen: Evidence) -> Verdict | None:
-    """Rule 3."""
-    lost = [one for one in seen.continuation if one.advantage.high < 0]
+    """Rule 3: the teacher is lost in the student's states, or shares too little of its probable tokens."""
+    lost = [continuation for continuation in seen.continuation if continuation.advantage.high < 0]
     headroom = seen.values.get("headroom")
     if lost and headroom is not None and headroom.low > 0:
-        worst = min(lost, key=lambda one: one.advantage.value)
-        number = points(f"continuation advantage behind {worst.share:.0%} of a rollout", worst.advantage)
+        worst = min(lost, key=lambda continuation: continuation.advantage.value)
+        number = points(f"continuation advantage after {worst.share:.0%} of a rollout", worst.advantage)
         row = "Rethinking: reward quality falls with the teacher's continuation advantage"
         rule = "the teacher is better from the start, but worse than the student where the student has led"
         return Verdict(REGRESSION, rule, number, row, worst.below, [COLD_START, ALIGNED])
@@ -81,7 +84,7 @@ def mismatched(seen: Evidence) -> Verdict | None:
     if mass is None or not mass.value < THRESHOLDS["overlap_teacher_mass"]:
         return None
     row = "Rethinking: in runs that succeed shared ids hold 97-99% of the probability"
-    number = f"teacher probability on shared top-k {span(mass)}"
+    number = f"teacher probability on shared top-k {mass.text()}"
     sure = seen.sure_below("overlap_teacher_mass")
     return Verdict(
         REGRESSION, "their likely tokens differ: other thinking patterns", number, row, sure, [COLD_START, ALIGNED]
@@ -89,7 +92,7 @@ def mismatched(seen: Evidence) -> Verdict | None:
 
 
 def no_headroom(seen: Evidence) -> Verdict | None:
-    """Rule 4."""
+    """Rule 4: the teacher is not clearly more accurate."""
     headroom = seen.values.get("headroom")
     if headroom is None:
         return aligned(seen)
@@ -102,19 +105,19 @@ def no_headroom(seen: Evidence) -> Verdict | None:
 
 
 def aligned(seen: Evidence) -> Verdict | None:
-    """Rule 4 for a teacher that did not answer."""
+    """Rule 4 for a teacher that did not answer: the entropy shapes agree already."""
     rho, forks = seen.values.get("rho"), seen.values.get("fork_overlap")
     if rho is None or forks is None or not (rho.value >= ALIGNED_RHO and forks.value >= ALIGNED_FORKS):
         return None
     row = "Capacity table 3: all four pairs with rho >= 0.78 and ForkOverlap >= 82% lost"
-    number = f"rho {span(rho)}, ForkOverlap {span(forks)}"
+    number = f"rho {rho.text()}, ForkOverlap {forks.text()}"
     return Verdict(NO_HEADROOM, "the entropy shapes agree already", number, row, None, [OTHER])
 
 
 def gain(seen: Evidence) -> Verdict:
-    """Rule 5."""
+    """Rule 5: none of the others applies."""
     ratio, headroom = seen.values["dest_corr"], seen.values.get("headroom")
-    number = ", ".join([f"Dest:Corr {span(ratio)}", *([points("headroom", headroom)] if headroom else [])])
+    number = ", ".join([f"Dest:Corr {ratio.text()}", *([points("headroom", headroom)] if headroom else [])])
     if math.isnan(ratio.value):
         return Verdict(GAIN, "nothing speaks against it, but Dest:Corr is undefined", number, "none", None)
     row = "Capacity table 4: the three pairs below 1 (0.34 to 0.41) gained"
@@ -126,23 +129,18 @@ def gain(seen: Evidence) -> Verdict:
 RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (worse_teacher, destructive, mismatched, no_headroom, gain)
 
 
-def span(one: Estimate) -> str:
-    """`0.40 [0.31, 0.52]`."""
-    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" if one.low == one.low else f"{one.value:.2f}"
-
-
-def points(name: str, one: Estimate) -> str:
-    """A difference of accuracies in percentage points."""
-    return f"{name} {100 * one.value:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}] points"
+def points(name: str, difference: Estimate) -> str:
+    """A difference of accuracies in percentage points: `headroom +20.0 [+15.0, +25.0] points`."""
+    return f"{name} {difference.text('+.1f', 100)} points"
 
 
 def cannot(problems: list[str]) -> Verdict:
-    """Of a teacher that cannot score this student."""
+    """The verdict on a teacher that cannot score this student."""
     return Verdict(CANNOT, "the teacher cannot score the student's tokens", "; ".join(problems), "none", 1.0)
 
 
 def ranking(verdicts: Mapping[str, tuple[Verdict, Mapping[str, Estimate]]]) -> list[str]:
-    """Teachers from the best: by verdict, then by headroom, then by Dest:Corr; what is undefined comes last."""
+    """Teachers from the best: by verdict, then by headroom, then by Dest:Corr; undefined numbers come last."""
 
     def key(name: str) -> tuple[int, float, float]:
         verdict, values = verdicts[name]

@@ -16,10 +16,9 @@ from opd_verl.probe.verdict import (
     REGRESSION,
     Evidence,
     cannot,
-    judge,
+    decide,
     points,
     ranking,
-    span,
 )
 
 NAN = math.nan
@@ -48,7 +47,7 @@ def verdict(
 ) -> Verdict:
     values = {name: one for name, one in (HEALTHY | changes).items() if one is not None}
     continuation = [] if going_on is None else [Continuation(0.5, near(0.3), near(going_on), 0.97)]
-    return judge(Evidence(values, ABOVE | (above or {}), continuation))
+    return decide(Evidence(values, ABOVE | (above or {}), continuation))
 
 
 def test_a_healthy_pair_gains_and_is_as_sure_as_its_weaker_half() -> None:
@@ -134,5 +133,5 @@ def test_teachers_are_ranked_by_verdict_then_headroom_then_force() -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert span(Estimate(1.0, NAN, NAN)) == "1.00"
+    assert Estimate(1.0, NAN, NAN).text() == "1.00"
     assert points("headroom", Estimate(-0.051, -0.2, 0.1)) == "headroom -5.1 [-20.0, +10.0] points"
