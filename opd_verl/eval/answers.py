@@ -1,7 +1,7 @@
-"""What n answers to one problem say together: the majority's correctness, and how diverse they are. Pure.
+"""Statistics over the n answers to one problem: the majority's correctness, and how diverse the answers are. Pure.
 
-An answer is the text that the judge found in a response, white space aside; the empty one is no answer and casts no
-vote. Different writings of one number are different answers.
+An answer is the text that the judge found in a response, without white space. The empty text is no answer and casts no
+vote. One number written in two ways counts as two answers.
 """
 
 from collections import Counter
@@ -16,15 +16,15 @@ def normal(answer: str) -> str:
 
 
 def votes(answers: Sequence[str]) -> Counter[str]:
-    """How often each answer was given; responses without one are left out."""
+    """Number of responses that gave each answer; responses without an answer are left out."""
     return Counter(filter(None, map(normal, answers)))
 
 
 def majority(answers: Sequence[str], correct: Sequence[bool]) -> float:
-    """Correctness of the most frequent answer, 0 to 1: maj@n. A tie is settled by lot, in expectation.
+    """Correctness of the most frequent answer, 0 to 1: maj@n. A tie counts as the mean over the leading answers.
 
-    Two responses with the same answer may be judged differently by a judge that reads more than the answer; the answer
-    then counts as the mean of its verdicts. 0 where there is no answer.
+    A judge that reads more than the answer may judge two responses with one answer differently; the answer then counts
+    as the mean of its judgements. 0 where there is no answer.
     """
     count = votes(answers)
     if not count:
@@ -43,5 +43,5 @@ def distinct_share(answers: Sequence[str]) -> float:
 def answer_entropy(answers: Sequence[str]) -> float:
     """Entropy of the empirical distribution of the answers, nats: 0 for one answer, ln n for n different ones."""
     share = np.array(list(votes(answers).values()), np.float64)
-    share /= share.sum() or 1.0
-    return float(-(share * np.log(share)).sum()) + 0.0
+    share /= share.sum() or 1.0  # without an answer the sum is 0, and the entropy of nothing is 0
+    return float(-(share * np.log(share)).sum()) + 0.0  # + 0.0 turns -0.0 into 0.0

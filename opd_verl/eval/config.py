@@ -13,34 +13,39 @@ from opd_verl.sampling.settings import JudgedSamplingConfig, SamplingSettings
 
 @dataclass
 class EvalConfig(JudgedSamplingConfig):
-    """What is measured, how, and where the results go."""
+    """The models, the benchmarks, and how they are measured."""
 
     models: Any = None
-    """Folders or hub names: a list (names are made of the paths, or `name=path`), or name: path."""
+    """Folders or hub names: one path, a list of paths and `name=path`, or {name: path}."""
     benchmarks: Any = None
-    """verl-format .parquet or .jsonl files: a list, or name: file."""
+    """verl-format .parquet or .jsonl files, given like the models."""
     teacher: str | None = None
-    """A model of `models` (its name or path), or one more: the top of the gap."""
+    """Name or path of a model of `models`, or the path of a further model: the top of the gap."""
     before: str | None = None
     """The student before its training, given like the teacher: the bottom of the gap."""
     out: str = "runs/eval"
+    """Folder of the results."""
     preset: str | None = None
-    """Name of the preset that set the keys from `n` to `chat_template_kwargs`; for the record."""
+    """Name of the preset that set n, temperature, top_p, top_k, max_tokens, suffix and chat_template_kwargs. Nothing
+    but the table's caption reads it."""
     n: int = 8
+    """Responses per problem."""
     top_p: float = 1.0
     top_k: int = -1
+    """-1: no limit."""
     max_tokens: int = 8192
     ks: list[int] | None = None
     """k of pass@k; None: 1, 2, 4, ... and n."""
     limit: int | None = None
-    """Problems of each benchmark, from its beginning."""
+    """Number of problems of each benchmark, from its beginning; None: all."""
     entropy: bool = True
+    """Whether the token entropies of the models' own responses are read."""
     entropy_responses: int | None = 256
-    """Responses of each benchmark whose token entropies are read; None: all."""
+    """Number of responses of each benchmark whose token entropies are read; None: all."""
 
     @property
     def sampling(self) -> SamplingSettings:
-        """The part that decides which tokens are sampled."""
+        """The settings that decide which tokens are sampled."""
         return self.sampling_settings(self.n, self.top_p, self.top_k)
 
     @property

@@ -1,6 +1,6 @@
-"""Token entropies of a model at its own response tokens: which responses, and the summary. Pure.
+"""Token entropies of a model at its own response tokens: the choice of responses, and the summary. Pure.
 
-Full-vocabulary, temperature 1, nats, pooled over tokens.
+Entropies are over the full vocabulary at temperature 1, in nats, pooled over tokens.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,13 @@ class EntropySummary:
     high_share: float
     """Share of tokens with at least `HIGH_ENTROPY` nats, 0 to 1."""
     counts: list[int]
-    """[BINS + 1] tokens per bin of `BIN_WIDTH` nats, from 0."""
+    """[BINS + 1] tokens per bin of `BIN_WIDTH` nats, from 0; the last bin has no upper end."""
 
 
 def summarise(entropies: Sequence[NDArray[np.float32]]) -> EntropySummary:
-    """Pools the entropies [R] of each response. At least one token must be there."""
-    pooled = np.concatenate([np.asarray(one, np.float64) for one in entropies])
+    """Pools the entropies [R] of each response. There must be at least one token."""
+    pooled = np.concatenate([np.asarray(response, np.float64) for response in entropies])
+    # Rounding in float32 can leave an entropy slightly below 0.
     bins = np.minimum((pooled.clip(min=0.0) / BIN_WIDTH).astype(np.int64), BINS)
     return EntropySummary(
         responses=len(entropies),
@@ -47,5 +48,5 @@ def chosen(problems: int, n: int, count: int | None, seed: int) -> list[tuple[in
 
 
 def draw(total: int, count: int, seed: int) -> NDArray[np.int64]:
-    """`count` different numbers below `total`, sorted; the same for the same seed."""
+    """`count` different numbers below `total`, sorted; the seed decides which."""
     return np.sort(np.random.default_rng(seed).choice(total, count, replace=False))

@@ -1,10 +1,9 @@
-"""Estimates over problems and their confidence intervals. Pure numpy, float64.
+"""Estimates over problems, and their confidence intervals. Pure numpy, float64.
 
 Shapes: N problems, n samples of each, R bootstrap replicates.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,10 @@ from opd_verl.metrics.estimate import ENDS, Estimate
 Array = NDArray[np.float64]
 
 
-def pass_at_k(correct: NDArray[Any], n: int, k: int) -> Array:
-    """Per problem the unbiased pass@k: 1 - C(n-c, k) / C(n, k) for c correct of n samples (Chen et al. 2021).
+def pass_at_k(correct: NDArray[np.integer], n: int, k: int) -> Array:
+    """Unbiased pass@k of each problem: 1 - C(n-c, k) / C(n, k) for c correct of n samples (Chen et al. 2021).
 
-    As a product, 1 - prod_{i=n-c+1}^{n} (1 - k/i): no factorial overflows, and a factor is 0 where k > n - c.
+    Computed as 1 - prod_{i=n-c+1}^{n} (1 - k/i): no factorial overflows, and one factor is 0 where k > n - c.
 
     Args:
         correct: [N] number of correct samples, 0..n.
@@ -27,6 +26,7 @@ def pass_at_k(correct: NDArray[Any], n: int, k: int) -> Array:
     """
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs k samples, there are n={n}")
+    # Computed once for each different count: N problems have at most n + 1 of them.
     counts, place = np.unique(correct, return_inverse=True)
     return np.array([1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)) for c in counts], np.float64)[place]
 
@@ -44,6 +44,7 @@ def stratified_replicates(strata: Sequence[Array], count: int, seed: int) -> Arr
     """
     means = []
     for index, values in enumerate(strata):
+        # The stratum's index is part of the seed, so that two benchmarks of one size get different draws.
         rng = np.random.default_rng([seed, index])
         draws = (values[rng.integers(len(values), size=len(values))].mean() for _ in range(count))
         means.append(np.fromiter(draws, np.float64, count))
@@ -53,17 +54,17 @@ def stratified_replicates(strata: Sequence[Array], count: int, seed: int) -> Arr
 def interval(strata: Sequence[Array], count: int, seed: int) -> Estimate:
     """Mean over strata of their means, with the bootstrap's percentiles.
 
-    Problems that all have one value give an interval of no width: the bootstrap cannot know better.
+    If all problems have one value, the interval has no width; a bootstrap cannot know better.
     """
     low, high = np.quantile(stratified_replicates(strata, count, seed), ENDS)
     return Estimate(mean_of_means(strata), float(low), float(high))
 
 
 def mean_of_means(strata: Sequence[Array]) -> float:
-    """The mean over strata of their means: a benchmark counts as much as another, whatever its size."""
+    """Mean over strata of their means: every benchmark counts the same, whatever its size."""
     return float(np.mean([values.mean() for values in strata]))
 
 
 def gap_recovery(before: float, after: float, teacher: float) -> float | None:
-    """(after - before) / (teacher - before): the share of the gap that was closed (Rethinking); None without a gap."""
+    """Share of the gap that was closed: (after - before) / (teacher - before) (Rethinking). None without a gap."""
     return (after - before) / (teacher - before) if teacher > before else None

@@ -1,4 +1,4 @@
-"""The two pictures: pass@k with its intervals, and the distribution of token entropies; a panel per benchmark."""
+"""Two pictures with a panel per benchmark: pass@k with its intervals, and the distribution of token entropies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ PANELS_IN_A_LINE = 3
 
 
 def draw_pass_at_k(rows: Sequence[Row], path: Path) -> None:
-    """pass@k over k, with the band of its 95% interval."""
+    """Draws pass@k over k, with the band of its 95% interval."""
     _draw(rows, path, pass_panel)
 
 
 def draw_entropies(rows: Sequence[Row], path: Path) -> None:
-    """Share of tokens per bin of entropy, on a logarithmic scale."""
+    """Draws the share of tokens per bin of entropy, on a logarithmic scale."""
     _draw([row for row in rows if row.entropy], path, lambda axes, rows: entropy_panel(axes, entropy_counts(rows)))
 
 
@@ -46,7 +46,7 @@ def _draw(rows: Sequence[Row], path: Path, panel: "Callable[[Axes, Sequence[Row]
 
 
 def pass_panel(axes: "Axes", rows: Sequence[Row]) -> None:
-    """One benchmark's models, each named at the end of its line."""
+    """Draws one benchmark's models, each named at the end of its line."""
     ends = []
     for index, row in enumerate(rows):
         ks, intervals = list(row.pass_at), list(row.pass_at.values())
@@ -60,12 +60,12 @@ def pass_panel(axes: "Axes", rows: Sequence[Row]) -> None:
 
 
 def entropy_counts(rows: Sequence[Row]) -> dict[str, Sequence[int]]:
-    """Model: its tokens per bin."""
+    """Tokens per bin of entropy of each model."""
     return {row.model: row.entropy.counts for row in rows if row.entropy}
 
 
 def entropy_panel(axes: "Axes", counts: Mapping[str, Sequence[int]]) -> None:
-    """Shares of the tokens of each model per bin of entropy; the threshold of a high one is dotted."""
+    """Draws the share of each model's tokens per bin of entropy; the threshold of a high entropy is dotted."""
     edges = np.arange(BINS + 2) * BIN_WIDTH
     first_high = round(HIGH_ENTROPY / BIN_WIDTH)
     for index, (name, tokens) in enumerate(counts.items()):

@@ -1,4 +1,4 @@
-"""What an evaluation is going to do, checked to the end before a model is loaded."""
+"""Checks an evaluation to the end before a model is loaded: models, benchmarks and every prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,20 +26,22 @@ class Benchmark:
 
     @property
     def digest(self) -> str:
-        """Of the file's bytes."""
+        """Digest of the file's bytes."""
         return digest(self.path)
 
 
 @dataclass(frozen=True)
 class PreparedEvaluation:
-    """Everything that is needed, by name."""
+    """Models and benchmarks by name, and the prompts encoded for each pair of them."""
 
     models: dict[str, Model]
     benchmarks: dict[str, Benchmark]
     jobs: dict[tuple[str, str], SamplingJob]
-    """(model, benchmark): its prompts, encoded, and its rollouts file."""
+    """(model, benchmark): encoded prompts, and the rollouts file."""
     teacher: str | None
+    """Name of the model that is the top of the gap."""
     before: str | None
+    """Name of the model that is the bottom of the gap."""
 
 
 def prepare_evaluation(config: EvalConfig) -> PreparedEvaluation:
@@ -65,11 +67,11 @@ def prepare_evaluation(config: EvalConfig) -> PreparedEvaluation:
 def with_roles(
     models: Mapping[str, str], roles: Mapping[str, str | None]
 ) -> tuple[dict[str, str], dict[str, str | None]]:
-    """The models with those of the roles added, and each role's name among them.
+    """Adds the roles' models to the models, and gives each role the name of its model.
 
-    A role's value is a model's name or path, or the path of one more model, which is named after its role.
+    A role's value is the name or path of a model, or the path of a further model, which is named after its role.
     """
-    models, found = dict(models), dict.fromkeys(roles)
+    models, names = dict(models), dict.fromkeys(roles)
     for role, value in roles.items():
         if value is None:
             continue
@@ -80,10 +82,10 @@ def with_roles(
                 problem = f"another model is named {role!r} already ({models[name]})"
                 raise ConfigError(role, value, problem, f"models={{student: {models[name]}}}")
             models[name] = value
-        found[role] = name
-    if found.get("teacher") and found.get("teacher") == found.get("before"):
+        names[role] = name
+    if names.get("teacher") and names.get("teacher") == names.get("before"):
         raise ConfigError("before", roles["before"], "is the teacher too", "name the student before its training")
-    return models, found
+    return models, names
 
 
 def _key(path: str, config: EvalConfig) -> str:
@@ -92,7 +94,7 @@ def _key(path: str, config: EvalConfig) -> str:
 
 
 def open_benchmarks(paths: Mapping[str, str], limit: int | None) -> dict[str, Benchmark]:
-    """The benchmarks' rows, the first `limit` of each. Raises ConfigError as `read_rows`."""
+    """Reads the first `limit` rows of each benchmark. Raises ConfigError as `read_rows` does."""
     if AVERAGE in paths:
         raise ConfigError("benchmarks", paths[AVERAGE], f"{AVERAGE!r} is the name of their mean", "rename the file")
     return {name: Benchmark(Path(path), read_rows("benchmarks", [Path(path)], limit)) for name, path in paths.items()}

@@ -1,4 +1,4 @@
-"""From judged rollouts to the rows of the table. Pure: pyarrow and numpy.
+"""Makes the rows of the table from judged rollouts. Pure: pyarrow and numpy.
 
 Shapes: N problems, n samples of each.
 """
@@ -16,12 +16,12 @@ from opd_verl.metrics.estimate import Estimate
 from opd_verl.sampling.judging import CORRECT
 
 AVERAGE = "average"
-"""The benchmark of a row that is the mean over all of them."""
+"""Benchmark name of a row that is the mean over all benchmarks."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model on one benchmark. Shares are 0 to 1; means are over problems (and their samples)."""
+    """The numbers of one model on one benchmark. Shares are 0 to 1; means are over problems and their samples."""
 
     model: str
     benchmark: str
@@ -31,27 +31,27 @@ class Row:
     accuracy: Estimate
     """avg@n."""
     pass_at: dict[int, Estimate]
-    """k: unbiased pass@k."""
+    """Unbiased pass@k for each k."""
     majority: Estimate
-    """maj@n, by the answer's text."""
+    """maj@n; answers are compared as texts."""
     length: float
-    """Mean response tokens, the end-of-sequence token included."""
+    """Mean response length, tokens, the end-of-sequence token included."""
     truncated: float
     """Share of responses cut at max_tokens."""
     unanswered: float
     """Share of responses in which no answer was found."""
     distinct: float
-    """Different answers over n."""
+    """Mean number of different answers over n."""
     answer_entropy: float
-    """Of the empirical distribution of a problem's answers, nats."""
+    """Mean entropy of the empirical distribution of a problem's answers, nats."""
     entropy: EntropySummary | None = None
-    """Of the tokens; None where it was not asked for, and in averages."""
+    """Token entropies; None where they were not asked for, and in averages."""
     gap_recovery: float | None = None
-    """(accuracy - before) / (teacher - before); None for those two, and without a gap."""
+    """(accuracy - before) / (teacher - before); None for these two models, and without a gap."""
 
 
 Values = dict[str, Array]
-"""Name of a metric: its value for each problem, [N]."""
+"""Metric's name: its value for each problem, [N]."""
 
 
 def problem_values(rollouts: pa.Table, ks: Sequence[int]) -> Values:
@@ -76,7 +76,7 @@ def problem_values(rollouts: pa.Table, ks: Sequence[int]) -> Values:
 def make_row(
     model: str, benchmark: str, n: int, ks: Sequence[int], strata: Sequence[Values], resamples: int, seed: int
 ) -> Row:
-    """One row; several strata (benchmarks) count equally."""
+    """Makes one row; several strata (benchmarks) count equally."""
 
     def with_interval(name: str) -> Estimate:
         return interval([values[name] for values in strata], resamples, seed)
@@ -101,7 +101,7 @@ def make_row(
 
 
 def with_gap_recovery(rows: Sequence[Row], before: str | None, teacher: str | None) -> list[Row]:
-    """All rows; those of other models than the two with the share of the gap between these that they closed."""
+    """Adds the gap recovery rate to the rows of all models except `before` and `teacher`."""
     accuracy = {(row.model, row.benchmark): row.accuracy.value for row in rows}
     if before is None or teacher is None:
         return list(rows)

@@ -1,4 +1,4 @@
-"""One evaluation: sample, judge, read entropies, estimate, report. What is finished is kept, whatever is killed.
+"""One evaluation: sample, judge, read entropies, estimate, report. A killed evaluation resumes with what is missing.
 
 OUT/rollouts/MODEL/BENCHMARK.parquet      a rollouts file (`opd_verl.sampling.rollouts`), its parts beside it
 OUT/entropy/MODEL/BENCHMARK/              token entropies of some of its responses
@@ -26,37 +26,38 @@ from opd_verl.utils.files import write_json, write_text
 def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list[Row]:
     """Measures every model on every benchmark and writes the results to `config.out`.
 
-    Returns a row per model and benchmark, and of several benchmarks the average. Raises ConfigError before anything
-    starts if a setting, model or file cannot work, and ChildError if a model's process fails.
+    Returns a row per model and benchmark and, with several benchmarks, their averages. Raises ConfigError before
+    anything starts if a setting, model or file cannot work, and ChildError if a model's process fails.
     """
-    plan = prepare_evaluation(config)
+    prepared = prepare_evaluation(config)
     sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
-    for model in plan.models:
-        jobs = [job for (owner, _), job in plan.jobs.items() if owner == model]
+    for model in prepared.models:
+        jobs = [job for (owner, _), job in prepared.jobs.items() if owner == model]
         sampler.run(jobs)
-    found = token_entropies(plan, config) if config.entropy else {}
-    rows = make_rows(plan, config, found)
-    write_report(rows, plan, config)
+    entropies = token_entropies(prepared, config) if config.entropy else {}
+    rows = make_rows(prepared, config, entropies)
+    write_report(rows, prepared, config)
     return rows
 
 
-def token_entropies(plan: PreparedEvaluation, config: EvalConfig) -> dict[tuple[str, str], EntropySummary]:
-    """(model, benchmark): entropies of the model at its own tokens, on `config.entropy_responses` of its responses."""
+def token_entropies(prepared: PreparedEvaluation, config: EvalConfig) -> dict[tuple[str, str], EntropySummary]:
+    """(model, benchmark): token entropies of the model at `config.entropy_responses` of its own responses."""
     folder, summaries = Path(config.out) / "entropy", {}
-    for name, model in plan.models.items():
+    for name, model in prepared.models.items():
         readings = {
             benchmark: Reading(_requests(job, config), folder / name / benchmark)
-            for (owner, benchmark), job in plan.jobs.items()
+            for (owner, benchmark), job in prepared.jobs.items()
             if owner == name
         }
         trust, log = config.engine.trust_remote_code, folder / name / "entropy.log"
         read_model(model.path, model.fingerprint, list(readings.values()), trust, log)
-        summaries |= {(name, benchmark): summarise(one.column("entropy")) for benchmark, one in readings.items()}
+        for benchmark, reading in readings.items():
+            summaries[name, benchmark] = summarise(reading.column("entropy"))
     return summaries
 
 
 def _requests(job: SamplingJob, config: EvalConfig) -> pa.Table:
-    """The prompts and responses to read; the same (problem, sample) pairs for every model."""
+    """The prompts and responses to read. The (problem, sample) pairs are the same for every model."""
     prompts = job.requests["prompt_ids"].to_pylist()
     responses = pq.read_table(job.out, columns=["response_ids"])["response_ids"].to_pylist()
     picked = chosen(len(prompts), config.n, config.entropy_responses, config.seed)
@@ -67,27 +68,30 @@ def _requests(job: SamplingJob, config: EvalConfig) -> pa.Table:
     return pa.table(columns, schema=READ_SCHEMA)
 
 
-def make_rows(plan: PreparedEvaluation, config: EvalConfig, found: dict[tuple[str, str], EntropySummary]) -> list[Row]:
+def make_rows(
+    prepared: PreparedEvaluation, config: EvalConfig, entropies: dict[tuple[str, str], EntropySummary]
+) -> list[Row]:
     """The table's rows: benchmark by benchmark, then the average; within each the models in their order."""
     columns = ["scores", "answers", "response_tokens", "finished"]
     values = {
-        name: problem_values(pq.read_table(job.out, columns=columns), config.pass_ks) for name, job in plan.jobs.items()
+        name: problem_values(pq.read_table(job.out, columns=columns), config.pass_ks)
+        for name, job in prepared.jobs.items()
     }
     rows = []
-    for benchmark in [*plan.benchmarks, *([AVERAGE] if len(plan.benchmarks) > 1 else [])]:
-        for model in plan.models:
-            strata = list(plan.benchmarks) if benchmark == AVERAGE else [benchmark]
-            measured = [values[model, one] for one in strata]
+    for benchmark in [*prepared.benchmarks, *([AVERAGE] if len(prepared.benchmarks) > 1 else [])]:
+        for model in prepared.models:
+            strata = list(prepared.benchmarks) if benchmark == AVERAGE else [benchmark]
+            measured = [values[model, stratum] for stratum in strata]
             row = make_row(model, benchmark, config.n, config.pass_ks, measured, config.resamples, config.seed)
-            rows.append(replace(row, entropy=found.get((model, benchmark))))
-    return with_gap_recovery(rows, plan.before, plan.teacher)
+            rows.append(replace(row, entropy=entropies.get((model, benchmark))))
+    return with_gap_recovery(rows, prepared.before, prepared.teacher)
 
 
-def write_report(rows: list[Row], plan: PreparedEvaluation, config: EvalConfig) -> None:
-    """The tables and pictures."""
+def write_report(rows: list[Row], prepared: PreparedEvaluation, config: EvalConfig) -> None:
+    """Writes the tables and pictures."""
     out = Path(config.out)
     write_text(out / "table.md", to_markdown(rows, config))
     draw_pass_at_k(rows, out / "pass_at_k.png")
     if config.entropy:
         draw_entropies(rows, out / "entropy.png")
-    write_json(out / "table.json", to_json(rows, plan, config))
+    write_json(out / "table.json", to_json(rows, prepared, config))

@@ -1,4 +1,4 @@
-"""The rows as a table: JSON with every number, Markdown, and a short one on the terminal."""
+"""The rows as a table: JSON with every number, Markdown, and a short table on the terminal."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
 from opd_verl.utils.markdown import markdown_table
 
 NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
-"""Settings that are told elsewhere in the table, or change nothing."""
+"""Settings that stand elsewhere in the table or change no number."""
 Columns = dict[str, Callable[[Row], str]]
 
 
@@ -26,7 +26,7 @@ def _share(number: float | None) -> str:
 
 
 def columns(n: int, ks: Sequence[int]) -> Columns:
-    """Heading: what a row shows under it."""
+    """Heading: function that gives a row's cell."""
     return {
         "benchmark": lambda row: row.benchmark,
         "model": lambda row: row.model,
@@ -44,23 +44,23 @@ def columns(n: int, ks: Sequence[int]) -> Columns:
     }
 
 
-def filled_columns(found: Columns, rows: Sequence[Row]) -> Columns:
-    """The columns in which a row has something."""
-    return {heading: cell for heading, cell in found.items() if any(cell(row) for row in rows)}
+def filled_columns(headings: Columns, rows: Sequence[Row]) -> Columns:
+    """The columns that are not empty."""
+    return {heading: cell for heading, cell in headings.items() if any(cell(row) for row in rows)}
 
 
-def to_json(rows: Sequence[Row], plan: PreparedEvaluation, config: EvalConfig) -> dict[str, Any]:
-    """Everything: settings, models, benchmarks, rows. Nothing in it depends on when or in which folder it was made."""
+def to_json(rows: Sequence[Row], prepared: PreparedEvaluation, config: EvalConfig) -> dict[str, object]:
+    """Settings, models, benchmarks and rows. Nothing in it depends on the time or on the folder of the results."""
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_RESULTS}
     return {
         "settings": settings | {"ks": config.pass_ks},
-        "models": {name: model.fingerprint for name, model in plan.models.items()},
+        "models": {name: model.fingerprint for name, model in prepared.models.items()},
         "benchmarks": {
-            name: {"path": str(one.path), "digest": one.digest, "problems": len(one.rows)}
-            for name, one in plan.benchmarks.items()
+            name: {"path": str(benchmark.path), "digest": benchmark.digest, "problems": len(benchmark.rows)}
+            for name, benchmark in prepared.benchmarks.items()
         },
-        "teacher": plan.teacher,
-        "before": plan.before,
+        "teacher": prepared.teacher,
+        "before": prepared.before,
         "entropy_bin_width": BIN_WIDTH,
         "rows": [asdict(row) for row in rows],
     }
@@ -68,31 +68,30 @@ def to_json(rows: Sequence[Row], plan: PreparedEvaluation, config: EvalConfig) -
 
 def rows_from_json(table: Mapping[str, Any]) -> list[Row]:
     """The rows of `to_json`. Raises KeyError or TypeError for a table of another form."""
-    return [_row(row) for row in table["rows"]]
-
-
-def _row(content: Mapping[str, Any]) -> Row:
-    entropy = content["entropy"]
-    return Row(
-        **dict(content)
-        | {
-            "accuracy": Estimate(**content["accuracy"]),
-            "pass_at": {int(k): Estimate(**one) for k, one in content["pass_at"].items()},
-            "majority": Estimate(**content["majority"]),
-            "entropy": None if entropy is None else EntropySummary(**entropy),
-        }
-    )
+    return [
+        Row(
+            **dict(content)
+            | {
+                "accuracy": Estimate(**content["accuracy"]),
+                # JSON has no integer keys.
+                "pass_at": {int(k): Estimate(**estimate) for k, estimate in content["pass_at"].items()},
+                "majority": Estimate(**content["majority"]),
+                "entropy": None if content["entropy"] is None else EntropySummary(**content["entropy"]),
+            }
+        )
+        for content in table["rows"]
+    ]
 
 
 def to_markdown(rows: Sequence[Row], config: EvalConfig) -> str:
-    """All columns, and the settings in a line below."""
-    found = filled_columns(columns(config.n, config.pass_ks), rows)
-    table = markdown_table(list(found), [[cell(row) for cell in found.values()] for row in rows])
+    """All columns that are not empty, and the settings in a line below."""
+    filled = filled_columns(columns(config.n, config.pass_ks), rows)
+    table = markdown_table(list(filled), [[cell(row) for cell in filled.values()] for row in rows])
     return f"{table}\n\n{caption(config)}\n"
 
 
 def caption(config: EvalConfig) -> str:
-    """How the numbers were made, in one sentence each."""
+    """The settings behind the numbers, and the meaning of the brackets."""
     how = "greedy" if config.temperature == 0 else f"temperature {config.temperature:g}, top-p {config.top_p:g}"
     preset = f"preset {config.preset}: " if config.preset else ""
     return (
@@ -102,9 +101,9 @@ def caption(config: EvalConfig) -> str:
 
 
 def print_table(rows: Sequence[Row], config: EvalConfig, console: Console) -> None:
-    """What fits 80 columns: one interval, and no entropies."""
+    """Prints what fits 80 columns: accuracy with its interval, the other shares without, no entropies."""
     n = config.n
-    found: Columns = {
+    short: Columns = {
         "benchmark": lambda row: row.benchmark,
         "model": lambda row: row.model,
         f"avg@{n} %": lambda row: percent(row.accuracy),
@@ -116,8 +115,8 @@ def print_table(rows: Sequence[Row], config: EvalConfig, console: Console) -> No
         "gap": lambda row: _share(row.gap_recovery),
     }
     table = Table(caption=caption(config), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in (found := filled_columns(found, rows)):
+    for heading in (filled := filled_columns(short, rows)):
         table.add_column(heading, justify="left" if heading in ("benchmark", "model") else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(cell(row) for cell in found.values()))
+        table.add_row(*(cell(row) for cell in filled.values()))
     console.print(table)

@@ -16,7 +16,6 @@ from opd_verl.experiments.staged import FINDINGS, run
 from opd_verl.probe.config import ProbeConfig
 from opd_verl.probe.result import PairResult
 from opd_verl.probe.run import probe
-from opd_verl.probe.verdict import span
 from opd_verl.quickstart.evaluate import RESPONSE_LIMIT
 from opd_verl.quickstart.paths import Paths
 from opd_verl.quickstart.prepare import prepare
@@ -47,7 +46,8 @@ def row(pair: str, seed: int, before: PairResult, outcome: dict[str, Measurement
     verdict, values = before.verdict, before.measured.estimates
     sure = "" if verdict.sure is None else f" ({verdict.sure:.0%})"
     after = [f"{outcome[name].accuracy:.3f}" if name in outcome else "" for name in ("before", "opd", "opd_masked")]
-    return [f"{pair}, seed {seed}", verdict.verdict + sure, span(values["dest_corr"]), span(values["headroom"]), *after]
+    numbers = [values[name].text() for name in ("dest_corr", "headroom")]
+    return [f"{pair}, seed {seed}", verdict.verdict + sure, *numbers, *after]
 
 
 def summary(outcomes: Sequence[dict[str, Measurement]]) -> list[str]:

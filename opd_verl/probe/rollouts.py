@@ -83,9 +83,7 @@ def continue_rollouts(
     if not starts:
         return {}
     prompts = [rollout.prompt_ids + rollout.response_ids[:length] for _, rollout, length in starts]
-    texts = [
-        student.decode(rollout.response_ids[:length], skip_special_tokens=True) for _, rollout, length in starts
-    ]
+    texts = [student.decode(rollout.response_ids[:length], skip_special_tokens=True) for _, rollout, length in starts]
     source = prepared.rows.take([rollout.prompt for _, rollout, _ in starts])
     source = source.append_column(RESPONSE_PREFIX, pa.array(texts))
     names = identities([[{"share": share, "prompt": ids}] for (share, _, _), ids in zip(starts, prompts, strict=True)])

@@ -51,8 +51,7 @@ def measure_pairs(prepared: PreparedProbe, config: ProbeConfig, generate: Genera
     """Samples, reads and measures all pairs, and writes tokens.json."""
     sample_all(prepared, config, generate)
     rollouts = {
-        name: measured_rollouts(prepared.jobs[name], prepared.per_prompt, config.rollouts)
-        for name in prepared.students
+        name: measured_rollouts(prepared.jobs[name], prepared.per_prompt, config.rollouts) for name in prepared.students
     }
     pairs = [
         ObservedPair(student, teacher, readings, observe(readings, rollouts[student]))

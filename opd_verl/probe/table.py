@@ -81,9 +81,7 @@ def measured_cell(name: str, pair: PairResult) -> str:
 def depth_table(pair: PairResult) -> str:
     """Mean r_t by position in the response."""
     assert pair.measured is not None
-    rows = [
-        [f"{depth.first} to {depth.last}", str(depth.tokens), depth.reward.text()] for depth in pair.measured.depth
-    ]
+    rows = [[f"{depth.first} to {depth.last}", str(depth.tokens), depth.reward.text()] for depth in pair.measured.depth]
     return markdown_table(["positions", "tokens", "mean r_t, nats"], rows)
 
 
@@ -112,9 +110,7 @@ def to_markdown(pairs: Sequence[PairResult], config: ProbeConfig) -> str:
         parts.append(f"## Before and after\n\n{before_and_after(pairs)}")
     parts.append(f"## Measurements\n\n{measurement_table(pairs)}")
     for pair in pairs:
-        checks = [
-            f"* {'ok' if check.ok else 'PROBLEM'}: {check.what}: {check.detail}" for check in pair.compatibility
-        ]
+        checks = [f"* {'ok' if check.ok else 'PROBLEM'}: {check.what}: {check.detail}" for check in pair.compatibility]
         parts += [f"## {pair.student}, {pair.teacher}", "\n".join(checks)]
         if pair.measured is not None:
             parts += [depth_table(pair), mass_table(pair)]

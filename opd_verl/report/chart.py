@@ -1,4 +1,4 @@
-"""A chart, drawn twice: as a PNG on white, and as SVG for the page, whose colours follow the page's theme."""
+"""A chart is drawn twice: as a PNG on white, and as SVG for the page, whose colours follow the page's theme."""
 
 import io
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -14,8 +14,12 @@ from matplotlib.figure import Figure
 from opd_verl.utils.files import whole
 from opd_verl.utils.plot_style import COLOURS
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 INK, FAINT, GRID = "#0a0b0c", "#0d0e0f", "#0f0e0d"
-"""Stand for the page's colours of text, of small text and of lines in the SVG."""
+"""Placeholder colours of text, small text and lines in the SVG. `inline` replaces them by the page's variables, so each
+must be a colour that nothing else has."""
 THEMES: dict[str, dict[str, str]] = {
     "svg": {"ink": INK, "faint": FAINT, "grid": GRID},
     "png": {"ink": "#1b1f24", "faint": "#57606a", "grid": "#d8dee4"},
@@ -31,7 +35,7 @@ DPI = 160
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of what is not a series."""
+    """Colours of text, small text and lines; series have colours of their own."""
 
     ink: str
     faint: str
@@ -43,16 +47,16 @@ class Chart:
     """One picture of the report."""
 
     name: str
-    """Of its PNG, and its id in the page; unique."""
+    """Name of its PNG, and its id in the page; unique."""
     title: str
     text: str
-    """What it shows and how to read it."""
+    """Explains what the chart shows and how to read it."""
     draw: Callable[[Figure, Theme], None]
     values: str = ""
     """The chart in words, for readers who cannot see it."""
     width: float = 3.5
     height: float = 2.2
-    """Inches."""
+    """Width and height in inches."""
 
 
 def png(chart: Chart, path: Path) -> None:
@@ -70,14 +74,15 @@ def png(chart: Chart, path: Path) -> None:
 
 def svg(chart: Chart) -> str:
     """The chart as an `<svg>` that stands within HTML."""
-    figure, found = _drawn(chart, "svg"), io.StringIO()
+    figure, content = _drawn(chart, "svg"), io.StringIO()
+    # Text stays text, and ids do not change from run to run.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name}):
-        figure.savefig(found, format="svg", transparent=True)
-    return inline(found.getvalue(), chart)
+        figure.savefig(content, format="svg", transparent=True)
+    return inline(content.getvalue(), chart)
 
 
 def inline(text: str, chart: Chart) -> str:
-    """Matplotlib's file within a page: no header, ids and a name of its own, the page's colours."""
+    """Matplotlib's SVG file as a part of a page: no header, ids of its own, a name, and the page's colours."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)
@@ -92,7 +97,10 @@ def inline(text: str, chart: Chart) -> str:
 
 
 def scoped_ids(body: str, name: str) -> str:
-    """Ids that something refers to get the chart's name before them; the others go."""
+    """Prefixes ids that something refers to with the chart's name, and removes the others.
+
+    All charts share one page, and matplotlib gives the same ids in each.
+    """
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
     body = re.sub(r' id="([^"]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", body)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
@@ -106,7 +114,7 @@ def _drawn(chart: Chart, theme: str) -> Figure:
     return figure
 
 
-def _settings(theme: Mapping[str, str]) -> Any:
+def _settings(theme: Mapping[str, str]) -> "dict[RcKeyType, object]":
     ink, faint, grid = theme["ink"], theme["faint"], theme["grid"]
     return {
         "font.size": 8,

@@ -1,4 +1,4 @@
-"""Training metrics over steps, every run in the same small chart, named by its letter at the end of its line."""
+"""Training metrics over steps: a small chart per metric with all runs, each named by a letter at its line's end."""
 
 import math
 import re
@@ -16,21 +16,21 @@ from opd_verl.report.runs import Points, ReportedRun, last, metrics_of, points, 
 from opd_verl.utils.plot_style import End, label_ends, series
 
 MARKED = 15
-"""Points of a line that get a marker, at most, beside those that stand alone."""
+"""Most points of a line that get a marker, besides those that stand alone."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric worth a chart."""
+    """A metric that gets a chart."""
 
     metric: str
     title: str
     unit: str
     reading: str
     line: float | None = None
-    """Where a value changes what it means."""
+    """Value at which a horizontal line is drawn: the target, or the border of a meaning."""
     beside: str | None = None
-    """A metric that is drawn dotted in the same chart."""
+    """Another metric that is drawn dotted in the same chart."""
 
 
 CURVES = (
@@ -38,7 +38,12 @@ CURVES = (
     Curve(
         "opd/reverse_kl", "Reverse KL", "nats", "How far the student is from the teacher on its own tokens; to 0.", 0
     ),
-    Curve("opd/overlap_ratio", "Top-k overlap", "share", "Of the student's top-k in the teacher's. Rises if it works."),
+    Curve(
+        "opd/overlap_ratio",
+        "Top-k overlap",
+        "share",
+        "Share of the student's top-k in the teacher's. Rises if it works.",
+    ),
     Curve(
         "opd/overlap_advantage",
         "Advantage of the overlap",
@@ -60,7 +65,7 @@ CURVES = (
         "Pearson's r",
         "Whether both hesitate at the same tokens. Near 1: same shape.",
     ),
-    Curve("opd/fork_overlap", "Fork overlap", "share", "Of the 20% most uncertain tokens, how many both share."),
+    Curve("opd/fork_overlap", "Fork overlap", "share", "How many of the 20% most uncertain tokens both share."),
     Curve(
         "opd/dest_corr",
         "Dest:Corr",
@@ -68,9 +73,12 @@ CURVES = (
         "Force on confident tokens, correct rollouts over wrong ones. Above the line at 1: regression.",
         1.0,
     ),
-    Curve("opd/gated_share", "Gated share", "share", "Of tokens at which the extra forward KL applies."),
+    Curve("opd/gated_share", "Gated share", "share", "Share of tokens at which the extra forward KL applies."),
     Curve(
-        "opd/truncated_share", "Truncated rollouts", "share", "Cut at the length limit. High: the reward is not final."
+        "opd/truncated_share",
+        "Truncated rollouts",
+        "share",
+        "Share cut at the length limit. High: the reward is not final.",
     ),
     Curve("response_length/mean", "Response length", "tokens", "A sudden rise or fall comes before most collapses."),
     Curve(
@@ -86,7 +94,7 @@ VALIDATION = re.compile(r"val-core/(.+)/(acc|reward)/(mean@\d+)")
 
 
 def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
-    """A chart for each metric that a run has."""
+    """A chart for each metric that a run logged."""
     logged = metrics_of(runs)
     chosen = [*(curve for curve in CURVES if curve.metric in logged), *filter(None, map(validation, logged))]
     return [chart(curve, runs) for curve in chosen if any(points(run, curve.metric) for run in runs)]
@@ -107,13 +115,13 @@ def chart(curve: Curve, runs: Sequence[ReportedRun]) -> Chart:
 
 
 def last_values(curve: Curve, runs: Sequence[ReportedRun]) -> str:
-    """Where each line ends, in words."""
-    found = ((run, last(run, curve.metric)) for run in runs)
-    return "; ".join(f"{run.title}: {end[1]:.4g} {curve.unit} at step {end[0]}" for run, end in found if end)
+    """The last value of each line, in words."""
+    ends = ((run, last(run, curve.metric)) for run in runs)
+    return "; ".join(f"{run.title}: {end[1]:.4g} {curve.unit} at step {end[0]}" for run, end in ends if end)
 
 
 def draw(curve: Curve, runs: Sequence[ReportedRun], figure: Figure, theme: Theme) -> None:
-    """Lines with gaps where values are missing."""
+    """Draws all lines, with gaps where values are missing."""
     axes, ends = figure.subplots(), []
     if curve.line is not None:
         axes.axhline(curve.line, color=theme.ink, linewidth=0.9, zorder=1)
@@ -128,7 +136,10 @@ def draw(curve: Curve, runs: Sequence[ReportedRun], figure: Figure, theme: Theme
 
 
 def draw_line(axes: Axes, run: ReportedRun, metric: str, label: str, dotted: bool = False) -> list[End]:
-    """A run's line; no end where nothing is known. Dotted: thin, without markers and without a place in a legend."""
+    """Draws a run's line and returns its end; no end if the run has no value.
+
+    dotted: without markers and without a place in a legend.
+    """
     line = with_gaps(points(run, metric))
     if not line:
         return []
@@ -144,6 +155,6 @@ def draw_line(axes: Axes, run: ReportedRun, metric: str, label: str, dotted: boo
 def marked(line: Points) -> list[int]:
     """Places of the points that get a marker: some at equal distances, and all that no line reaches."""
     known = [math.isfinite(value) for _, value in line]
-    joined = [False, *(one and other for one, other in pairwise(known)), False]
+    joined = [False, *(before and after for before, after in pairwise(known)), False]
     alone = [at for at, value in enumerate(known) if value and not joined[at] and not joined[at + 1]]
     return sorted({*range(0, len(line), -(-len(line) // MARKED)), *alone})

@@ -1,4 +1,4 @@
-"""Mean r_t by depth in the response: over training as a heat map, of a probe as a line."""
+"""Mean r_t by depth in the response: a heat map over a training's steps, a line for a probe."""
 
 import math
 from collections.abc import Sequence
@@ -24,21 +24,21 @@ INTRO = (
 
 
 def charts(runs: Sequence[ReportedRun]) -> list[Chart]:
-    """A map for each run that logs depths, on one scale for all; one chart of all probes' pairs."""
+    """A map for each run that logs depths, all on one scale, and one chart of all probes' pairs."""
     maps = [run for run in runs if any(points(run, metric) for metric in depth_metrics(run).values())]
     limit = largest(maps)
-    found = [
+    drawn = [
         Chart(f"depth_{run.letter.lower()}", run.title, map_text(run), partial(draw_map, run, limit), "", 3.9, 2.4)
         for run in maps
     ]
     pairs = [(run, pair) for run, pair in every_pair(runs) if pair.depth]
     if pairs:
-        found.append(Chart("depth_probe", "Probe", line_text(pairs), partial(draw_lines, pairs), "", 3.9, 2.4))
-    return found
+        drawn.append(Chart("depth_probe", "Probe", line_text(pairs), partial(draw_lines, pairs), "", 3.9, 2.4))
+    return drawn
 
 
 def map_text(run: ReportedRun) -> str:
-    """The ends of the last column in words."""
+    """The first and last known cell of the last step, in words."""
     steps, grid = grid_of(run)
     buckets, final = list(depth_metrics(run)), grid[:, -1]
     known = [at for at in range(len(buckets)) if not math.isnan(final[at])]
@@ -49,7 +49,7 @@ def map_text(run: ReportedRun) -> str:
 
 
 def line_text(pairs: Sequence[tuple[ReportedRun, ProbedPair]]) -> str:
-    """The ends of each line in words."""
+    """The ends of each line, in words."""
     lines = [f"{pair.name}: {pair.depth[0].reward.value:.3f} to {pair.depth[-1].reward.value:.3f}" for _, pair in pairs]
     return f"First to last stretch, nats, with 95% intervals. {'; '.join(lines)}."
 
@@ -61,16 +61,17 @@ def largest(runs: Sequence[ReportedRun]) -> float:
 
 
 def grid_of(run: ReportedRun) -> tuple[list[int], np.ndarray]:
-    """Steps that have a depth, and r_t [buckets, steps]; NaN where a bucket has no token."""
+    """Steps with a depth metric, and r_t [buckets, steps]; NaN where a bucket has no token."""
     rows = [dict(points(run, metric)) for metric in depth_metrics(run).values()]
     steps = sorted({step for row in rows for step in row})
     return steps, np.array([[row.get(step, math.nan) for step in steps] for row in rows])
 
 
 def draw_map(run: ReportedRun, limit: float, figure: Figure, theme: Theme) -> None:
-    """Steps to the right, depth downwards."""
+    """Draws the map: steps to the right, depth downwards."""
     axes, (steps, grid) = figure.subplots(), grid_of(run)
-    edges = [(one + other) / 2 for one, other in pairwise(steps)]
+    # Each cell reaches halfway to the next step, since steps need not be evenly spaced.
+    edges = [(before + after) / 2 for before, after in pairwise(steps)]
     first, final = (edges[0] - steps[0], steps[-1] - edges[-1]) if edges else (0.5, 0.5)
     borders = [steps[0] - first, *edges, steps[-1] + final]
     mesh = axes.pcolormesh(borders, range(len(grid) + 1), grid, cmap=SCALE, vmin=-limit, vmax=limit, rasterized=True)
@@ -91,11 +92,11 @@ def draw_map(run: ReportedRun, limit: float, figure: Figure, theme: Theme) -> No
 
 
 def draw_lines(pairs: Sequence[tuple[ReportedRun, ProbedPair]], figure: Figure, theme: Theme) -> None:
-    """A line for each pair through the middles of its buckets."""
+    """Draws a line for each pair through the middles of its buckets."""
     axes, ends = figure.subplots(), []
     axes.axhline(0, color=theme.ink, linewidth=0.9)
     for index, (_, pair) in enumerate(pairs):
-        middles = [(one.first + one.last) / 2 for one in pair.depth]
-        ends += line_with_band(axes, middles, [one.reward for one in pair.depth], index, pair.name)
+        middles = [(depth.first + depth.last) / 2 for depth in pair.depth]
+        ends += line_with_band(axes, middles, [depth.reward for depth in pair.depth], index, pair.name)
     axes.set(xlabel="token position", ylabel="mean r_t, nats")
     label_ends(axes, ends)

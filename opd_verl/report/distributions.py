@@ -23,49 +23,51 @@ PASS_INTRO = (
 
 def entropy_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     """A chart for each teacher of a probe, and for each benchmark of an evaluation."""
-    found: list[tuple[str, str, Mapping[str, Sequence[int]]]] = [
+    histograms: list[tuple[str, str, Mapping[str, Sequence[int]]]] = [
         (f"entropies_{run.letter.lower()}_probe_{number}", f"{run.letter} probe, teacher {teacher}", counts)
         for run in runs
         for number, (teacher, counts) in enumerate(probe_counts(run).items(), 1)
     ]
     for run, benchmark, rows in evaluated(runs):
         if counts := entropy_counts(rows):
-            found.append((f"entropies_{run.letter.lower()}_{slug(benchmark)}", f"{run.letter} {benchmark}", counts))
+            histograms.append(
+                (f"entropies_{run.letter.lower()}_{slug(benchmark)}", f"{run.letter} {benchmark}", counts)
+            )
     return [
         Chart(name, title, entropy_text(counts), partial(draw_entropies, counts), "", 3.9, 2.6)
-        for name, title, counts in found
+        for name, title, counts in histograms
     ]
 
 
 def entropy_text(counts: Mapping[str, Sequence[int]]) -> str:
-    """How many tokens each has."""
+    """Number of tokens behind each line."""
     return f"Tokens: {', '.join(f'{name} {sum(bins)}' for name, bins in counts.items())}."
 
 
 def probe_counts(run: ReportedRun) -> dict[str, dict[str, list[int]]]:
-    """Teacher: whose tokens, and their histogram. The teacher's own is of the first student's rollouts."""
-    found: dict[str, dict[str, list[int]]] = {}
+    """Teacher: the histograms of all students and of the teacher, which is taken on the first student's rollouts."""
+    by_teacher: dict[str, dict[str, list[int]]] = {}
     for pair in run.pairs:
         if pair.histograms:
-            counts = found.setdefault(pair.teacher, {})
+            counts = by_teacher.setdefault(pair.teacher, {})
             counts |= {f"student {pair.student}": pair.histograms["student"]} if "student" in pair.histograms else {}
             counts |= (
                 {"teacher": counts.get("teacher") or pair.histograms["teacher"]} if "teacher" in pair.histograms else {}
             )
-    return found
+    return by_teacher
 
 
 def pass_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     """A chart for each benchmark of each evaluation."""
-    found = []
+    drawn = []
     for run, benchmark, rows in evaluated(runs):
         name = f"pass_at_k_{run.letter.lower()}_{slug(benchmark)}"
-        found.append(Chart(name, f"{run.letter} {benchmark}", pass_text(rows), partial(draw_pass, rows), "", 3.5, 2.3))
-    return found
+        drawn.append(Chart(name, f"{run.letter} {benchmark}", pass_text(rows), partial(draw_pass, rows), "", 3.5, 2.3))
+    return drawn
 
 
 def pass_text(rows: Sequence[Row]) -> str:
-    """The ends of each line in words."""
+    """The ends of each line, in words."""
     lines = []
     for row in rows:
         first, final = min(row.pass_at), max(row.pass_at)
@@ -76,25 +78,25 @@ def pass_text(rows: Sequence[Row]) -> str:
 
 
 def evaluated(runs: Sequence[ReportedRun]) -> list[tuple[ReportedRun, str, list[Row]]]:
-    """Rows of each run and benchmark."""
-    found = []
+    """The rows of each run and benchmark."""
+    groups = []
     for run in runs:
         rows = run.evaluation.rows if run.evaluation else []
         for name in dict.fromkeys(row.benchmark for row in rows):
-            found.append((run, name, [row for row in rows if row.benchmark == name]))
-    return found
+            groups.append((run, name, [row for row in rows if row.benchmark == name]))
+    return groups
 
 
 def slug(name: str) -> str:
-    """For a file's name."""
+    """A name as a part of a file name."""
     return re.sub(r"\W+", "_", name).strip("_").lower()
 
 
 def draw_entropies(counts: Mapping[str, Sequence[int]], figure: Figure, theme: Theme) -> None:
-    """One panel."""
+    """Draws the evaluation's entropy panel."""
     entropy_panel(figure.subplots(), counts)
 
 
 def draw_pass(rows: Sequence[Row], figure: Figure, theme: Theme) -> None:
-    """One panel."""
+    """Draws the evaluation's pass@k panel."""
     pass_panel(figure.subplots(), rows)

@@ -1,7 +1,7 @@
-"""What the runs are and where they stand: tables of text and numbers, as HTML."""
+"""Tables about the runs as HTML: files, last values, alerts, measurements and evaluations."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from opd_verl.eval.table import columns, filled_columns
@@ -33,26 +33,27 @@ KEY_MEASUREMENTS = (
     "dest_corr",
     "reward_auroc",
 )
-"""Shown first; all others can be opened."""
+"""Measurements that are shown first; the reader can open the others."""
 
 
 def number(value: float) -> str:
-    """Four digits; a dash where it is not known."""
+    """A number with four digits; a dash for NaN."""
     if math.isnan(value):
         return "-"
     return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
-def estimate(found: Estimate | None) -> str:
-    """`0.43 [0.4, 0.46]`, the interval smaller."""
-    if found is None:
+def estimate_html(estimate: Estimate | None) -> str:
+    """`0.43 [0.4, 0.46]`, the interval in small type; a dash for NaN, nothing for None."""
+    if estimate is None:
         return ""
-    interval = "" if math.isnan(found.low + found.high) else f" <small>[{found.low:.3g}, {found.high:.3g}]</small>"
-    return ("-" if math.isnan(found.value) else f"{found.value:.3g}") + interval
+    low, high = estimate.low, estimate.high
+    interval = "" if math.isnan(low + high) else f" <small>[{low:.3g}, {high:.3g}]</small>"
+    return ("-" if math.isnan(estimate.value) else f"{estimate.value:.3g}") + interval
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> str:
-    """Cells are HTML. It scrolls within its own box, by keyboard too; a row's first cell is its heading."""
+    """A table of HTML cells. It scrolls within its own box, by keyboard too; a row's first cell is its heading."""
     head = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
     body = "\n".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
@@ -69,7 +70,7 @@ def badge(run: ReportedRun) -> str:
 
 
 def key(runs: Sequence[ReportedRun]) -> str:
-    """Letter, line and name of each run, as all charts have them."""
+    """The legend: letter, line and name of each run, the same in all charts."""
     return f'<ul class="runs">{"".join(f"<li>{badge(run)} {swatch(run)} {escape(run.name)}</li>" for run in runs)}</ul>'
 
 
@@ -83,10 +84,10 @@ def swatch(run: ReportedRun) -> str:
 
 
 def runs_table(runs: Sequence[ReportedRun]) -> str:
-    """A row for each run: what its folder has, recipe, steps, and the last value of each key metric that a run has."""
+    """A row for each run: the parts of its folder, recipe, steps, and the last value of each key metric."""
     logged = metrics_of(runs)
-    wanted = KEY_METRICS | {name: f"{match[1]}, {match[3]}" for name in logged if (match := VALIDATION.fullmatch(name))}
-    chosen = {name: title for name, title in wanted.items() if name in logged}
+    titles = KEY_METRICS | {name: f"{match[1]}, {match[3]}" for name in logged if (match := VALIDATION.fullmatch(name))}
+    chosen = {name: title for name, title in titles.items() if name in logged}
     rows = [
         [
             f"{badge(run)} {escape(run.name)}<br><small>{escape(parts_text(run))}</small>",
@@ -106,22 +107,22 @@ def steps_text(run: ReportedRun) -> str:
 
 
 def parts_text(run: ReportedRun) -> str:
-    """Which kinds of files the folder has."""
+    """The kinds of files that the folder has."""
     parts = {"training": run.steps, "probe": run.pairs, "evaluation": run.evaluation, "tokens": run.shown}
-    return ", ".join(name for name, found in parts.items() if found)
+    return ", ".join(name for name, content in parts.items() if content)
 
 
 def last_text(run: ReportedRun, metric: str) -> str:
-    """The last known value; with its step where the run went on without."""
-    found = last(run, metric)
-    if found is None:
+    """The last known value, with its step if the run went on without the metric."""
+    end = last(run, metric)
+    if end is None:
         return "-"
-    step, value = found
+    step, value = end
     return number(value) + ("" if step == run.steps[-1]["step"] else f" <small>(step {step})</small>")
 
 
 def alert_box(runs: Sequence[ReportedRun]) -> str:
-    """Every alert that was ever active; "" where none was."""
+    """Every alert that was ever active; "" if there is none."""
     lines = "".join(alert_line(run, name, active) for run in runs for name, active in alerts(run))
     head = '<h3><span class="sign" aria-hidden="true">!</span> Alerts</h3>'
     return f'<div class="box warn">{head}<ul>{lines}</ul></div>' if lines else ""
@@ -135,7 +136,7 @@ def alert_line(run: ReportedRun, name: str, active: Sequence[int]) -> str:
 
 
 def measurement_tables(runs: Sequence[ReportedRun]) -> str:
-    """A column for each pair of all probes: what decides first, the rest to be opened."""
+    """A column for each pair of all probes: the key measurements, and the others behind a button."""
     pairs = every_pair(runs)
     if not pairs:
         return ""
@@ -143,32 +144,32 @@ def measurement_tables(runs: Sequence[ReportedRun]) -> str:
     first = [name for name in KEY_MEASUREMENTS if name in names]
     rest = [name for name in names if name not in first]
     headings = ["measurement", *(f"{badge(run)} {escape(pair.name)}" for run, pair in pairs)]
-    found = table(headings, [measurement_row(name, [pair for _, pair in pairs]) for name in first], "Key measurements")
+    tables = table(headings, [measurement_row(name, [pair for _, pair in pairs]) for name in first], "Key measurements")
     if rest:
         more = table(headings, [measurement_row(name, [pair for _, pair in pairs]) for name in rest], "Measurements")
-        found += f"<details><summary>{len(rest)} more measurements</summary>{more}</details>"
-    return found
+        tables += f"<details><summary>{len(rest)} more measurements</summary>{more}</details>"
+    return tables
 
 
 def measurement_row(name: str, pairs: Sequence[ProbedPair]) -> list[str]:
-    """One measurement of all pairs; its meaning shows under the mouse."""
+    """One measurement of all pairs; the mouse over its name shows the meaning."""
     meaning = MEANINGS.get(name)
     title = "; ".join(filter(None, (meaning.text, meaning.paper))) if meaning else ""
     label = f'<abbr title="{escape(title)}">{escape(name)}</abbr>' if title else escape(name)
-    return [label, *(estimate(pair.measurements.get(name)) for pair in pairs)]
+    return [label, *(estimate_html(pair.measurements.get(name)) for pair in pairs)]
 
 
 def evaluation_tables(runs: Sequence[ReportedRun]) -> str:
-    """The evaluation's own columns, for each run that has one."""
+    """A table for each run that has an evaluation, with the evaluation's own columns."""
     return "".join(evaluation_table(run) for run in runs if run.evaluation)
 
 
 def evaluation_table(run: ReportedRun) -> str:
-    """One evaluation."""
+    """The table of one evaluation."""
     assert run.evaluation
     rows = run.evaluation.rows
-    found: Mapping = filled_columns(columns(run.evaluation.n, run.evaluation.ks), rows)
-    cells = [[escape(cell(row)) for cell in found.values()] for row in rows]
+    filled = filled_columns(columns(run.evaluation.n, run.evaluation.ks), rows)
+    cells = [[escape(cell(row)) for cell in filled.values()] for row in rows]
     return (
-        f"<p>{badge(run)} {escape(run.name)}</p>{table(list(map(escape, found)), cells, f'Evaluation of {run.name}')}"
+        f"<p>{badge(run)} {escape(run.name)}</p>{table(list(map(escape, filled)), cells, f'Evaluation of {run.name}')}"
     )

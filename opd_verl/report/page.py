@@ -1,4 +1,4 @@
-"""All parts as one page that needs nothing else: style, script and charts are within it."""
+"""Puts all parts into one page that needs no other file: style, script and charts are within it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; charts come before the rest."""
+    """A part of the page. Its charts come before its body."""
 
     name: str
     title: str
@@ -35,12 +35,12 @@ class Section:
 
 
 def sections(runs: Sequence[ReportedRun]) -> list[Section]:
-    """Those for which a run has the data."""
-    found = (
+    """The sections for which a run has the data."""
+    every = (
         Section(
             "overview",
             "Overview",
-            "What the probe expects, and where the runs stand: the last known value of each metric.",
+            "The probe's forecast, and the state of the runs: the last known value of each metric.",
             body=overview_body(runs),
         ),
         Section("curves", "Training", curves.INTRO, curves.curves(runs)),
@@ -57,7 +57,7 @@ def sections(runs: Sequence[ReportedRun]) -> list[Section]:
         ),
         Section("tokens", "Tokens", tokens.INTRO, body=tokens.token_view(runs)),
     )
-    return [section for section in found if section.present]
+    return [section for section in every if section.present]
 
 
 def overview_body(runs: Sequence[ReportedRun]) -> str:
@@ -67,22 +67,22 @@ def overview_body(runs: Sequence[ReportedRun]) -> str:
 
 
 def write_report(runs: Sequence[ReportedRun], out: Path) -> list[str]:
-    """Writes the page and the charts' PNGs; gives the charts' names."""
-    found = sections(runs)
-    charts = [chart for section in found for chart in section.charts]
+    """Writes the page and the charts' PNGs. Returns the charts' names."""
+    present = sections(runs)
+    charts = [chart for section in present for chart in section.charts]
     drawn = {}
     for chart in tqdm(charts, desc="charts", disable=None):
         png(chart, out / f"{chart.name}.png")
         drawn[chart.name] = svg(chart)
-    write_text(out / PAGE, page(runs, found, drawn))
+    write_text(out / PAGE, page(runs, present, drawn))
     return list(drawn)
 
 
-def page(runs: Sequence[ReportedRun], found: Sequence[Section], drawn: dict[str, str]) -> str:
-    """The HTML."""
+def page(runs: Sequence[ReportedRun], present: Sequence[Section], drawn: dict[str, str]) -> str:
+    """The HTML of the page; drawn: the SVG of each chart."""
     title = f"Distillation report: {', '.join(run.name for run in runs)}"
-    links = "".join(f'<a href="#{section.name}">{section.title}</a>' for section in found)
-    body = "\n".join(section_html(section, runs, drawn) for section in found)
+    links = "".join(f'<a href="#{section.name}">{section.title}</a>' for section in present)
+    body = "\n".join(section_html(section, runs, drawn) for section in present)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -94,12 +94,12 @@ def page(runs: Sequence[ReportedRun], found: Sequence[Section], drawn: dict[str,
 
 
 def part(name: str) -> str:
-    """A file that lies beside this one."""
+    """The text of a file that lies beside this one."""
     return files("opd_verl.report").joinpath(name).read_text()
 
 
 def section_html(section: Section, runs: Sequence[ReportedRun], drawn: dict[str, str]) -> str:
-    """Heading, introduction, charts side by side, the rest."""
+    """Heading, introduction, charts side by side, then the body."""
     key = overview.key([run for run in runs if run.steps]) if section.name == "curves" else ""
     figures = "\n".join(figure_html(chart, drawn[chart.name]) for chart in section.charts)
     grid = f'<div class="charts" style="--width:{widest(section.charts)}px">{figures}</div>' if figures else ""
@@ -110,7 +110,7 @@ def section_html(section: Section, runs: Sequence[ReportedRun], drawn: dict[str,
 
 
 def widest(charts: Sequence[Chart]) -> int:
-    """Pixels of a column of charts."""
+    """Width of a column of charts in pixels."""
     return round(92 * max(chart.width for chart in charts))
 
 

@@ -1,4 +1,4 @@
-"""`probe.json` as records: what one student and one teacher are to each other, and what follows from it."""
+"""`probe.json` as records: measurements and verdict of each pair of a student and a teacher."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from opd_verl.probe.record import VERSION, CompatibilityCheck, Continuation, Dep
 
 @dataclass(frozen=True)
 class ProbedPair:
-    """One student and one teacher."""
+    """The probe's results for one student and one teacher."""
 
     student: str
     teacher: str
@@ -26,44 +26,46 @@ class ProbedPair:
 
     @property
     def name(self) -> str:
-        """Both names."""
+        """Names of student and teacher."""
         return f"{self.student} → {self.teacher}"
 
 
 def pairs_from_json(content: Mapping[str, Any]) -> list[ProbedPair]:
-    """Raises KeyError or TypeError for a content of another form, ValueError for another version."""
+    """The pairs of a probe.json. Raises KeyError or TypeError for another form, ValueError for another version."""
     if content["version"] != VERSION:
         raise ValueError(f"version {content['version']}, this reads version {VERSION}")
-    return [_pair(one) for one in content["pairs"]]
+    return [_pair(pair) for pair in content["pairs"]]
 
 
 def _pair(content: Mapping[str, Any]) -> ProbedPair:
-    found = content.get("verdict")
+    verdict = content.get("verdict")
     histograms = content.get("histograms") or {}
     return ProbedPair(
         student=content["student"],
         teacher=content["teacher"],
-        measurements={name: _estimate(one) for name, one in (content.get("measurements") or {}).items()},
+        measurements={name: _estimate(value) for name, value in (content.get("measurements") or {}).items()},
         depth=[
-            Depth(one["first"], one["last"], _estimate(one["reward"]), one["tokens"])
-            for one in content.get("depth") or []
+            Depth(depth["first"], depth["last"], _estimate(depth["reward"]), depth["tokens"])
+            for depth in content.get("depth") or []
         ],
-        masses=[Mass(one["k"], one["mass"], one["bytes"]) for one in content.get("mass") or []],
+        masses=[Mass(mass["k"], mass["mass"], mass["bytes"]) for mass in content.get("mass") or []],
         continuation=[
-            Continuation(one["share"], _estimate(one["teacher"]), _estimate(one["advantage"]), one["below"])
-            for one in content.get("continuation") or []
+            Continuation(point["share"], _estimate(point["teacher"]), _estimate(point["advantage"]), point["below"])
+            for point in content.get("continuation") or []
         ],
         histograms={side: histograms[side] for side in ("student", "teacher") if histograms.get(side)},
-        verdict=found and _verdict(found),
+        verdict=verdict
+        and Verdict(
+            verdict["verdict"],
+            *(verdict.get(name) or "" for name in ("rule", "number", "row")),
+            sure=verdict.get("sure"),
+            remedies=list(verdict.get("remedies") or []),
+        ),
         compatibility=[
-            CompatibilityCheck(one["what"], one["ok"], one["detail"]) for one in content.get("compatibility") or []
+            CompatibilityCheck(check["what"], check["ok"], check["detail"])
+            for check in content.get("compatibility") or []
         ],
     )
-
-
-def _verdict(content: Mapping[str, Any]) -> Verdict:
-    texts = (content.get(name) or "" for name in ("rule", "number", "row"))
-    return Verdict(content["verdict"], *texts, sure=content.get("sure"), remedies=list(content.get("remedies") or []))
 
 
 def _estimate(content: Mapping[str, float | None]) -> Estimate:

@@ -1,4 +1,4 @@
-"""A run as the report sees it: its metrics over steps, with gaps where a value is missing."""
+"""A run as the report sees it, and queries of its metrics over steps, with gaps where values are missing."""
 
 import math
 import re
@@ -14,16 +14,16 @@ from opd_verl.report.probe import ProbedPair
 from opd_verl.tracking.samples.record import Sample
 
 Points = list[tuple[int, float]]
-"""(step, value), in order; NaN between two points that no line joins."""
+"""(step, value) in order; a NaN stands between two points that no line joins."""
 FAR = 1.5
-"""Times the usual distance of two points; where a distance is larger, a value is missing."""
+"""Two points further apart than this times their usual distance have a missing value between them."""
 DEPTH = re.compile(r"opd/depth/(\d+)-(\d+)/reward")
 ALERT = "opd/alert/"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `opd_verl.eval` found."""
+    """The results of `opd_verl.eval`."""
 
     rows: list[Row]
     n: int
@@ -32,7 +32,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ShownRollout:
-    """A rollout to show and the training step it is from, None for the probe's."""
+    """A rollout to show, and the training step that it is from; None for a probe's rollout."""
 
     step: int | None
     sample: Sample
@@ -40,13 +40,15 @@ class ShownRollout:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One folder's content; what it has not is empty."""
+    """The content of one folder; missing parts are empty."""
 
     letter: str
-    """Names the run in charts."""
+    """Name of the run in charts, from A."""
     name: str
     recipe: str
+    """"" if it is not known."""
     steps: list[dict[str, Any]] = field(default_factory=list)
+    """Metrics of each training step by name, and the number of the step under `step`."""
     shown: list[ShownRollout] = field(default_factory=list)
     pairs: list[ProbedPair] = field(default_factory=list)
     evaluation: Evaluation | None = None
@@ -54,52 +56,52 @@ class ReportedRun:
 
     @property
     def index(self) -> int:
-        """From 0, in the order of the runs."""
+        """Number of the run, from 0."""
         return ord(self.letter) - ord("A")
 
     @property
     def title(self) -> str:
-        """Letter and name."""
+        """Letter and name of the run."""
         return f"{self.letter} {self.name}"
 
 
 def points(run: ReportedRun, metric: str) -> Points:
-    """What is known of a metric; no NaN."""
-    found = ((step["step"], step.get(metric)) for step in run.steps)
-    return [(at, float(value)) for at, value in found if isinstance(value, (int, float)) and math.isfinite(value)]
+    """The known values of a metric, without NaN."""
+    logged = ((step["step"], step.get(metric)) for step in run.steps)
+    return [(at, float(value)) for at, value in logged if isinstance(value, (int, float)) and math.isfinite(value)]
 
 
 def with_gaps(known: Points) -> Points:
-    """NaN where a value is missing: a metric that comes every n-th step has none at the others, and is no gap."""
+    """The points with a NaN in each gap. A metric that is logged every n-th step has no gaps between those steps."""
     distances = [after - before for (before, _), (after, _) in pairwise(known)]
     usual = median_low(distances) if distances else 0.0
-    found: Points = []
+    line: Points = []
     for number, value in known:
-        if found and number - found[-1][0] > FAR * usual:
-            found.append((found[-1][0], math.nan))
-        found.append((number, value))
-    return found
+        if line and number - line[-1][0] > FAR * usual:
+            line.append((line[-1][0], math.nan))
+        line.append((number, value))
+    return line
 
 
 def last(run: ReportedRun, metric: str) -> tuple[int, float] | None:
-    """Step and value of a metric's last known value."""
+    """The last known value of a metric, with its step."""
     known = points(run, metric)
     return known[-1] if known else None
 
 
 def metrics_of(runs: Sequence[ReportedRun]) -> list[str]:
-    """All names that a run logged, each once, in order of appearance."""
+    """The names of all logged metrics, each once, in order of appearance."""
     return list(dict.fromkeys(name for run in runs for step in run.steps for name in step if name != "step"))
 
 
 def depth_metrics(run: ReportedRun) -> dict[tuple[int, int], str]:
-    """(first, last) position of each depth bucket with its metric's name, the shallowest first."""
-    found = {(int(match[1]), int(match[2])): match[0] for match in map(DEPTH.fullmatch, metrics_of([run])) if match}
-    return dict(sorted(found.items()))
+    """(first, last) position of each depth bucket: its metric's name; the shallowest bucket first."""
+    names = {(int(match[1]), int(match[2])): match[0] for match in map(DEPTH.fullmatch, metrics_of([run])) if match}
+    return dict(sorted(names.items()))
 
 
 def alerts(run: ReportedRun) -> Iterator[tuple[str, list[int]]]:
-    """Name of each alert that was ever active and the steps at which it was."""
+    """Name of each alert that was ever active, and the steps at which it was active."""
     for metric in metrics_of([run]):
         active = [number for number, value in points(run, metric) if value > 0]
         if metric.startswith(ALERT) and active:
@@ -107,5 +109,5 @@ def alerts(run: ReportedRun) -> Iterator[tuple[str, list[int]]]:
 
 
 def every_pair(runs: Sequence[ReportedRun]) -> list[tuple[ReportedRun, ProbedPair]]:
-    """All pairs of all probes."""
+    """All pairs of all probes, each with its run."""
     return [(run, pair) for run in runs for pair in run.pairs]

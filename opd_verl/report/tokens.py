@@ -1,10 +1,9 @@
-"""The token view: sample rollouts coloured by r_t, and compact JSON from which `view.js` tells a token's details."""
+"""The token view: sample rollouts coloured by r_t, and compact JSON from which `view.js` shows a token's details."""
 
 import json
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from opd_verl.report.overview import badge, number
 from opd_verl.report.quadrant_map import NAMES
@@ -22,25 +21,25 @@ HINT = "Point at a token, tap it, or press Tab and walk with the arrow keys: its
 
 
 def token_view(runs: Sequence[ReportedRun]) -> str:
-    """All rollouts of all runs on one scale; "" where there is none."""
-    found = [(run, shown) for run in runs for shown in run.shown]
-    if not found:
+    """All rollouts of all runs, coloured on one scale; "" if there are none."""
+    rollouts = [(run, shown) for run in runs for shown in run.shown]
+    if not rollouts:
         return ""
-    scale = scale_of([shown.sample for _, shown in found])
-    rollouts = "\n".join(rollout(f"rollout-{at}", run, shown, scale) for at, (run, shown) in enumerate(found))
+    scale = scale_of([shown.sample for _, shown in rollouts])
+    articles = "\n".join(rollout(f"rollout-{at}", run, shown, scale) for at, (run, shown) in enumerate(rollouts))
     filters = "".join(f'<button type="button" data-only="{value}">{text}</button>' for value, text in FILTERS.items())
     names = json.dumps({**NAMES, 0: "r_t is exactly 0"})
     return (
         f'<div class="view" data-names="{escape(names)}"><div role="group" aria-label="Rollouts">'
-        f"{choices(found)}</div>\n"
+        f"{choices(rollouts)}</div>\n"
         f'<div class="buttons" role="group" aria-label="Tokens in full colour">{filters}</div>{scale_key(scale)}\n'
-        f'<div class="split"><div>{rollouts}</div>'
+        f'<div class="split"><div>{articles}</div>'
         f'<aside class="panel" aria-live="polite"><p>{HINT}</p></aside></div></div>'
     )
 
 
 def choices(rollouts: Sequence[tuple[ReportedRun, ShownRollout]]) -> str:
-    """A button for each rollout: a line for each run, in groups of one step."""
+    """A button for each rollout: a line for each run, grouped by step."""
     lines: dict[str, list[str]] = {}
     group = None
     for at, (run, shown) in enumerate(rollouts):
@@ -54,12 +53,12 @@ def choices(rollouts: Sequence[tuple[ReportedRun, ShownRollout]]) -> str:
 
 
 def step_text(shown: ShownRollout) -> str:
-    """Where a rollout is from."""
+    """The origin of a rollout: probe or step."""
     return "probe" if shown.step is None else f"step {shown.step}"
 
 
 def rollout(name: str, run: ReportedRun, shown: ShownRollout, scale: float) -> str:
-    """Its head, its prompt to be opened, its tokens, and their numbers as JSON."""
+    """A rollout as HTML: heading, facts, prompt behind a button, tokens, and their numbers as JSON."""
     sample = shown.sample
     verdict = {True: "✓ correct", False: "✗ not correct", None: "not judged"}[sample.correct]
     facts = [verdict, f"score {number(sample.score)}", f"mean r_t {number(sample.mean_reward)}"]
@@ -74,26 +73,30 @@ def rollout(name: str, run: ReportedRun, shown: ShownRollout, scale: float) -> s
 
 
 def numbers_json(shown: ShownRollout) -> str:
-    """Tokens as lists [id, log p, log q, r_t, trained, student's and teacher's entropy, quadrant, place and log q of
-    each of the teacher's top]; each text once, named by its place. Cannot end its `<script>`."""
+    """The tokens' numbers for `view.js`, which reads the lists by position.
+
+    A token is [id, log p, log q, r_t, trained, student's entropy, teacher's entropy, quadrant, top]; `top` alternates
+    the place of a text in `texts` with its log q, so that each text is written once.
+    """
     texts: dict[str, int] = {}
-    rows: list[list[Any]] = []
+    rows: list[list[object]] = []
     for token in shown.sample.tokens:
         top = [part for text, log_q in token.top or () for part in (texts.setdefault(text, len(texts)), compact(log_q))]
         numbers = (token.log_p, token.log_q, token.reward, token.student_entropy, token.teacher_entropy)
         log_p, log_q, reward, *entropies = map(compact, numbers)
         rows.append([token.id, log_p, log_q, reward, int(token.trained), *entropies, token.quadrant, top])
     content = {"texts": [visible(text) for text in texts], "tokens": rows}
+    # Without "<" no token's text can end the <script> that holds the JSON.
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
 def compact(value: float | None) -> float | None:
-    """Rounded; None for NaN and infinities."""
+    """A rounded number; None for NaN and infinities."""
     return None if value is None or not math.isfinite(value) else round(value, DIGITS)
 
 
 def scale_key(scale: float) -> str:
-    """The ends of the scale."""
+    """The legend of the colours: both ends of the scale, all shades, and the mark of masked tokens."""
     shades = [*(f"n{level}" for level in range(8, 0, -1)), "none", *(f"p{level}" for level in range(1, 9))]
     boxes = "".join(f'<span class="{shade}">&nbsp;</span>' for shade in shades)
     return (

@@ -24,34 +24,34 @@ def verdict_boxes(runs: Sequence[ReportedRun]) -> str:
     return f'<div class="boxes">{"".join(boxes)}</div>' if boxes else ""
 
 
-def box(run: ReportedRun, pair: ProbedPair, found: Verdict) -> str:
-    """One verdict: what, why, by which row of the papers, and what to do."""
-    look, sign = LOOKS.get(found.verdict, UNKNOWN)
-    sure = "" if found.sure is None else f' <small class="sure">{found.sure:.0%} sure</small>'
-    reasons = [("Why", found.rule), ("Here", found.number), ("From", found.row)]
+def box(run: ReportedRun, pair: ProbedPair, verdict: Verdict) -> str:
+    """One verdict: the forecast, its rule, number and source, and the remedies."""
+    look, sign = LOOKS.get(verdict.verdict, UNKNOWN)
+    sure = "" if verdict.sure is None else f' <small class="sure">{verdict.sure:.0%} sure</small>'
+    reasons = [("Why", verdict.rule), ("Here", verdict.number), ("From", verdict.row)]
     lines = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in reasons if text)
-    remedies = "".join(f"<li>{escape(text)}</li>" for text in found.remedies)
+    remedies = "".join(f"<li>{escape(text)}</li>" for text in verdict.remedies)
     return (
         f'<article class="box {look}"><p class="who">{badge(run)} {escape(pair.name)}</p>'
-        f'<h3><span class="sign" aria-hidden="true">{sign}</span> {escape(found.verdict)}{sure}</h3><dl>{lines}</dl>'
-        + (f"<p>What helps:</p><ul>{remedies}</ul>" if remedies else "")
+        f'<h3><span class="sign" aria-hidden="true">{sign}</span> {escape(verdict.verdict)}{sure}</h3><dl>{lines}</dl>'
+        + (f"<p>To try:</p><ul>{remedies}</ul>" if remedies else "")
         + compatibility(pair.compatibility)
         + "</article>"
     )
 
 
 def compatibility(checks: Sequence[CompatibilityCheck]) -> str:
-    """What student and teacher have in common; open where something is wrong."""
+    """The compatibility checks, opened if one failed."""
     if not checks:
         return ""
-    lines = "".join(check_line(one) for one in checks)
-    failed = sum(not one.ok for one in checks)
+    lines = "".join(check_line(check) for check in checks)
+    failed = sum(not check.ok for check in checks)
     title = f"{failed} of {len(checks)} checks failed" if failed else f"All {len(checks)} compatibility checks passed"
     return f"<details{' open' * bool(failed)}><summary>{title}</summary><ul class='checks'>{lines}</ul></details>"
 
 
 def check_line(check: CompatibilityCheck) -> str:
-    """One check."""
+    """One check as a line of the list."""
     sign, word = ("✓", "yes") if check.ok else ("✗", "no")
     tick = f'<span class="tick" role="img" aria-label="{word}">{sign}</span>'
     return f"<li>{tick} {escape(check.what)}: {escape(check.detail)}</li>"
