@@ -16,7 +16,7 @@ class ProbeConfig(JudgedSamplingConfig):
     student: str | None = None
     """Folder or hub name of the model that would be trained."""
     after: str | None = None
-    """The same student after its training."""
+    """Folder or hub name of the student after its training; None: only the student itself is measured."""
     teacher: Any = None
     """One path, a list of paths and `name=path`, or {name: path}."""
     prompts: Any = None

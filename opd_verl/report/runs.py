@@ -46,7 +46,7 @@ class ReportedRun:
     """Name of the run in charts, from A."""
     name: str
     recipe: str
-    """"" if it is not known."""
+    """Empty if no file of Hydra names it."""
     steps: list[dict[str, Any]] = field(default_factory=list)
     """Metrics of each training step by name, and the number of the step under `step`."""
     shown: list[ShownRollout] = field(default_factory=list)
