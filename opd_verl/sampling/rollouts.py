@@ -126,7 +126,7 @@ def sample_rollouts(
 def _made_with(
     job: SamplingJob, settings: SamplingSettings, engine: EngineSettings, reward: RewardSettings
 ) -> MadeWith:
-    # Of the engine only dtype counts: the other keys decide where the model runs, not which tokens it samples.
+    # Only the engine's dtype counts: its other keys decide where the model runs, not which tokens it samples.
     sampled = {
         "model": job.model.fingerprint,
         "settings": asdict(settings),
