@@ -20,7 +20,7 @@ from opd_verl.report.chart import Theme
 from opd_verl.report.curves import marked
 from opd_verl.report.depth_map import grid_of
 from opd_verl.report.quadrant_map import quadrants
-from opd_verl.report.read import distinct_names, evenly, read_runs, recipe_of
+from opd_verl.report.read import run_names, evenly, read_runs, recipe_of
 from opd_verl.report.runs import ReportedRun, alerts, last, points, with_gaps
 from opd_verl.tracking.metrics_file import write_steps
 from opd_verl.utils.plot_style import End, label_ends, series, short, spread
@@ -61,7 +61,7 @@ def test_the_last_known_value_counts() -> None:
 def test_the_teachers_charts_say_their_ends(tmp_path: Path) -> None:
     (found,) = read_runs([write_probe(tmp_path / "probe")], 0)
     place, topk = teacher.charts([found])
-    assert "before → Qwen3-8B: 44% behind 75%" in place.text
+    assert "before → Qwen3-8B: 44% after 75%" in place.text
     assert "before → Qwen3-8B: k = 16 keeps 99.72% for 88 bytes" in topk.text
     for chart in (place, topk):
         figure = Figure()
@@ -101,7 +101,7 @@ def test_quadrants_need_all_masses_and_forces() -> None:
 
 def test_names_are_as_long_as_they_must_be() -> None:
     folders = [Path("/a/opd/seed1"), Path("/a/eopd/seed1")]
-    assert distinct_names(folders) == ["opd/seed1", "eopd/seed1"] and distinct_names(folders[:1]) == ["seed1"]
+    assert run_names(folders) == ["opd/seed1", "eopd/seed1"] and run_names(folders[:1]) == ["seed1"]
     assert short("x" * 24) == "x" * 24 and len(short("a" * 40 + "b")) == 24 and short("a" * 40 + "b")[-1] == "b"
 
 
