@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opd_verl.eval.rows import Row
+from opd_verl.eval.rows import EvalRow
 from opd_verl.metrics.thresholds import BIN_WIDTH, BINS, HIGH_ENTROPY
 from opd_verl.utils.files import whole
 from opd_verl.utils.plot_style import label_ends, line_with_band, series, short
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 PANELS_IN_A_LINE = 3
 
 
-def draw_pass_at_k(rows: Sequence[Row], path: Path) -> None:
+def draw_pass_at_k(rows: Sequence[EvalRow], path: Path) -> None:
     """Draws pass@k over k, with the band of its 95% interval."""
     _draw(rows, path, pass_panel)
 
 
-def draw_entropies(rows: Sequence[Row], path: Path) -> None:
+def draw_entropies(rows: Sequence[EvalRow], path: Path) -> None:
     """Draws the share of tokens per bin of entropy, on a logarithmic scale."""
     _draw([row for row in rows if row.entropy], path, lambda axes, rows: entropy_panel(axes, entropy_counts(rows)))
 
 
-def _draw(rows: Sequence[Row], path: Path, panel: "Callable[[Axes, Sequence[Row]], None]") -> None:
+def _draw(rows: Sequence[EvalRow], path: Path, panel: "Callable[[Axes, Sequence[EvalRow]], None]") -> None:
     from matplotlib.figure import Figure
 
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
@@ -45,7 +45,7 @@ def _draw(rows: Sequence[Row], path: Path, panel: "Callable[[Axes, Sequence[Row]
         figure.savefig(partial, dpi=130, format="png")
 
 
-def pass_panel(axes: "Axes", rows: Sequence[Row]) -> None:
+def pass_panel(axes: "Axes", rows: Sequence[EvalRow]) -> None:
     """Draws one benchmark's models, each named at the end of its line."""
     ends = []
     for index, row in enumerate(rows):
@@ -59,7 +59,7 @@ def pass_panel(axes: "Axes", rows: Sequence[Row]) -> None:
     label_ends(axes, ends, gap=0.07)
 
 
-def entropy_counts(rows: Sequence[Row]) -> dict[str, Sequence[int]]:
+def entropy_counts(rows: Sequence[EvalRow]) -> dict[str, Sequence[int]]:
     """Tokens per bin of entropy of each model."""
     return {row.model: row.entropy.counts for row in rows if row.entropy}
 

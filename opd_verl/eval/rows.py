@@ -20,7 +20,7 @@ AVERAGE = "average"
 
 
 @dataclass(frozen=True)
-class Row:
+class EvalRow:
     """The numbers of one model on one benchmark. Shares are 0 to 1; means are over problems and their samples."""
 
     model: str
@@ -75,7 +75,7 @@ def problem_values(rollouts: pa.Table, ks: Sequence[int]) -> Values:
 
 def make_row(
     model: str, benchmark: str, n: int, ks: Sequence[int], strata: Sequence[Values], resamples: int, seed: int
-) -> Row:
+) -> EvalRow:
     """Makes one row; several strata (benchmarks) count equally."""
 
     def with_interval(name: str) -> Estimate:
@@ -84,7 +84,7 @@ def make_row(
     def mean(name: str) -> float:
         return mean_of_means([values[name] for values in strata])
 
-    return Row(
+    return EvalRow(
         model=model,
         benchmark=benchmark,
         problems=sum(len(values["accuracy"]) for values in strata),
@@ -100,7 +100,7 @@ def make_row(
     )
 
 
-def with_gap_recovery(rows: Sequence[Row], before: str | None, teacher: str | None) -> list[Row]:
+def with_gap_recovery(rows: Sequence[EvalRow], before: str | None, teacher: str | None) -> list[EvalRow]:
     """Adds the gap recovery rate to the rows of all models except `before` and `teacher`."""
     accuracy = {(row.model, row.benchmark): row.accuracy.value for row in rows}
     if before is None or teacher is None:

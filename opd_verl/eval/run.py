@@ -15,7 +15,7 @@ from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary, chosen, summarise
 from opd_verl.eval.plots import draw_entropies, draw_pass_at_k
 from opd_verl.eval.prepare import PreparedEvaluation, prepare_evaluation
-from opd_verl.eval.rows import AVERAGE, Row, make_row, problem_values, with_gap_recovery
+from opd_verl.eval.rows import AVERAGE, EvalRow, make_row, problem_values, with_gap_recovery
 from opd_verl.eval.table import to_json, to_markdown
 from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.read import READ_SCHEMA, Reading, read_model
@@ -23,7 +23,7 @@ from opd_verl.sampling.rollouts import Generate, Sampler, SamplingJob
 from opd_verl.utils.files import write_json, write_text
 
 
-def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list[Row]:
+def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list[EvalRow]:
     """Measures every model on every benchmark and writes the results to `config.out`.
 
     Returns a row per model and benchmark and, with several benchmarks, their averages. Raises ConfigError before
@@ -70,7 +70,7 @@ def _requests(job: SamplingJob, config: EvalConfig) -> pa.Table:
 
 def make_rows(
     prepared: PreparedEvaluation, config: EvalConfig, entropies: dict[tuple[str, str], EntropySummary]
-) -> list[Row]:
+) -> list[EvalRow]:
     """The table's rows: benchmark by benchmark, then the average; within each the models in their order."""
     columns = ["scores", "answers", "response_tokens", "finished"]
     values = {
@@ -87,7 +87,7 @@ def make_rows(
     return with_gap_recovery(rows, prepared.before, prepared.teacher)
 
 
-def write_report(rows: list[Row], prepared: PreparedEvaluation, config: EvalConfig) -> None:
+def write_report(rows: list[EvalRow], prepared: PreparedEvaluation, config: EvalConfig) -> None:
     """Writes the tables and pictures."""
     out = Path(config.out)
     write_text(out / "table.md", to_markdown(rows, config))

@@ -11,14 +11,14 @@ from rich.table import Table
 from opd_verl.eval.config import EvalConfig
 from opd_verl.eval.entropies import EntropySummary
 from opd_verl.eval.prepare import PreparedEvaluation
-from opd_verl.eval.rows import Row
+from opd_verl.eval.rows import EvalRow
 from opd_verl.metrics.estimate import Estimate, percent
 from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
 from opd_verl.utils.markdown import markdown_table
 
 NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
 """Settings that stand elsewhere in the table or change no number."""
-Columns = dict[str, Callable[[Row], str]]
+Columns = dict[str, Callable[[EvalRow], str]]
 
 
 def _share(number: float | None) -> str:
@@ -44,12 +44,12 @@ def columns(n: int, ks: Sequence[int]) -> Columns:
     }
 
 
-def filled_columns(headings: Columns, rows: Sequence[Row]) -> Columns:
+def filled_columns(headings: Columns, rows: Sequence[EvalRow]) -> Columns:
     """The columns that are not empty."""
     return {heading: cell for heading, cell in headings.items() if any(cell(row) for row in rows)}
 
 
-def to_json(rows: Sequence[Row], prepared: PreparedEvaluation, config: EvalConfig) -> dict[str, object]:
+def to_json(rows: Sequence[EvalRow], prepared: PreparedEvaluation, config: EvalConfig) -> dict[str, object]:
     """Settings, models, benchmarks and rows. Nothing in it depends on the time or on the folder of the results."""
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_RESULTS}
     return {
@@ -66,10 +66,10 @@ def to_json(rows: Sequence[Row], prepared: PreparedEvaluation, config: EvalConfi
     }
 
 
-def rows_from_json(table: Mapping[str, Any]) -> list[Row]:
+def rows_from_json(table: Mapping[str, Any]) -> list[EvalRow]:
     """The rows of `to_json`. Raises KeyError or TypeError for a table of another form."""
     return [
-        Row(
+        EvalRow(
             **dict(content)
             | {
                 "accuracy": Estimate(**content["accuracy"]),
@@ -83,7 +83,7 @@ def rows_from_json(table: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def to_markdown(rows: Sequence[Row], config: EvalConfig) -> str:
+def to_markdown(rows: Sequence[EvalRow], config: EvalConfig) -> str:
     """All columns that are not empty, and the settings in a line below."""
     filled = filled_columns(columns(config.n, config.pass_ks), rows)
     table = markdown_table(list(filled), [[cell(row) for cell in filled.values()] for row in rows])
@@ -100,7 +100,7 @@ def caption(config: EvalConfig) -> str:
     )
 
 
-def print_table(rows: Sequence[Row], config: EvalConfig, console: Console) -> None:
+def print_table(rows: Sequence[EvalRow], config: EvalConfig, console: Console) -> None:
     """Prints what fits 80 columns: accuracy with its interval, the other shares without, no entropies."""
     n = config.n
     short: Columns = {

@@ -9,7 +9,7 @@ from opd_verl.config.compose import compose_config
 from opd_verl.eval.config import EvalConfig, read_config
 from opd_verl.eval.estimators import gap_recovery
 from opd_verl.eval.prepare import prepare_evaluation
-from opd_verl.eval.rows import Row
+from opd_verl.eval.rows import EvalRow
 from opd_verl.eval.run import evaluate
 from opd_verl.pipeline.config import PipelineConfig, StageConfig
 from opd_verl.pipeline.folders import FinishedStage
@@ -94,7 +94,9 @@ def compare(
     return [replace(row, gap_recovery=recovered(row, accuracy)) for row in measured]
 
 
-def stage_row(row: Row, stage: PreparedStage | None, done: FinishedStage | None, names: Mapping[str, str]) -> StageRow:
+def stage_row(
+    row: EvalRow, stage: PreparedStage | None, done: FinishedStage | None, names: Mapping[str, str]
+) -> StageRow:
     """Makes the row of one model; `names`: path of a starting model -> its name."""
     config = StageConfig(recipe="", student="") if stage is None else stage.config
     estimates = (row.accuracy, row.pass_at[max(row.pass_at)])

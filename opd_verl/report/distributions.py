@@ -7,7 +7,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from opd_verl.eval.plots import entropy_counts, entropy_panel, pass_panel
-from opd_verl.eval.rows import Row
+from opd_verl.eval.rows import EvalRow
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.runs import ReportedRun
 
@@ -66,7 +66,7 @@ def pass_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     return drawn
 
 
-def pass_text(rows: Sequence[Row]) -> str:
+def pass_text(rows: Sequence[EvalRow]) -> str:
     """The ends of each line, in words."""
     lines = []
     for row in rows:
@@ -77,7 +77,7 @@ def pass_text(rows: Sequence[Row]) -> str:
     return "; ".join(lines) + "."
 
 
-def evaluated(runs: Sequence[ReportedRun]) -> list[tuple[ReportedRun, str, list[Row]]]:
+def evaluated(runs: Sequence[ReportedRun]) -> list[tuple[ReportedRun, str, list[EvalRow]]]:
     """The rows of each run and benchmark."""
     groups = []
     for run in runs:
@@ -97,6 +97,6 @@ def draw_entropies(counts: Mapping[str, Sequence[int]], figure: Figure, theme: T
     entropy_panel(figure.subplots(), counts)
 
 
-def draw_pass(rows: Sequence[Row], figure: Figure, theme: Theme) -> None:
+def draw_pass(rows: Sequence[EvalRow], figure: Figure, theme: Theme) -> None:
     """Draws the evaluation's pass@k panel."""
     pass_panel(figure.subplots(), rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from opd_verl.eval.rows import Row
+from opd_verl.eval.rows import EvalRow
 from opd_verl.report.probe import ProbedPair
 from opd_verl.tracking.samples.record import Sample
 
@@ -25,7 +25,7 @@ ALERT = "opd/alert/"
 class Evaluation:
     """The results of `opd_verl.eval`."""
 
-    rows: list[Row]
+    rows: list[EvalRow]
     n: int
     ks: list[int]
 

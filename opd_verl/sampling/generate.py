@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_verl.sampling.child import carry_out, run_child
-from opd_verl.sampling.parts import REQUESTS, Parts
+from opd_verl.sampling.parts import REQUESTS, ShardFolder
 from opd_verl.sampling.settings import EngineSettings, SamplingSettings, from_fields
 from opd_verl.sampling.shards import Request, Response, SampleFunction, fill
 
@@ -29,7 +29,7 @@ class GenerationTask:
     engine: EngineSettings
     longest: int
     """Tokens of the longest prompt with its response, over all jobs of the model."""
-    parts: Sequence[Parts]
+    parts: Sequence[ShardFolder]
     log: Path
 
 
@@ -71,12 +71,12 @@ def main(task: ChildTask, terminal: TextIO) -> None:
     settings = from_fields(SamplingSettings, task["settings"])
     vllm = VllmEngine(task["model"], from_fields(EngineSettings, task["engine"]), settings, task["longest"])
     for folder, count in task["parts"]:
-        parts = Parts(Path(folder), count)
+        parts = ShardFolder(Path(folder), count)
         sample = _with_bar(vllm, terminal, f"{Path(task['model']).name}: {label(parts.folder)}", parts)
         fill(parts, pq.read_table(parts.folder / REQUESTS), settings, sample)
 
 
-def _with_bar(vllm: "VllmEngine", terminal: TextIO, name: str, parts: Parts) -> SampleFunction:
+def _with_bar(vllm: "VllmEngine", terminal: TextIO, name: str, parts: ShardFolder) -> SampleFunction:
     """The engine's `sample`, with vLLM's progress bar for each shard on the parent's terminal and with our words."""
     from tqdm import tqdm
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import opd_verl.rewards
 from opd_verl.config.errors import ConfigError
 from opd_verl.rewards import last_boxed
-from opd_verl.sampling.parts import Parts
+from opd_verl.sampling.parts import ShardFolder
 from opd_verl.sampling.settings import OWN_REWARD, RewardSettings
 from opd_verl.sampling.shards import shard_ranges
 from opd_verl.utils.files import digest
@@ -60,7 +60,7 @@ Judgement = tuple[float, str]
 
 
 def judge_shards(
-    generated: Parts, judged: Parts, source: pa.Table, size: int, reward: RewardSettings, workers: int
+    generated: ShardFolder, judged: ShardFolder, source: pa.Table, size: int, reward: RewardSettings, workers: int
 ) -> None:
     """Judges every shard of `generated` that `judged` lacks.
 

@@ -7,13 +7,13 @@ from pathlib import PurePath
 
 from opd_verl.config.errors import ConfigError
 
-Paths = str | PurePath | Sequence[str] | Mapping[str, str] | None
+NamedPaths = str | PurePath | Sequence[str] | Mapping[str, str] | None
 """The value of a key that takes one path, a list of paths and `name=path`, or {name: path}."""
 INSIDE_A_CHECKPOINT = ("huggingface", "actor")
 """Folders that verl writes a checkpoint's model to; their names say nothing about the model."""
 
 
-def named(key: str, value: Paths) -> dict[str, str]:
+def named(key: str, value: NamedPaths) -> dict[str, str]:
     """Reads the value of `key` as {name: path}.
 
     Raises ConfigError for an empty value, for a name that is no file name, and for a path or name that comes twice.
@@ -35,7 +35,7 @@ def named(key: str, value: Paths) -> dict[str, str]:
     return result
 
 
-def _pairs(value: Paths) -> list[tuple[str | None, str]]:
+def _pairs(value: NamedPaths) -> list[tuple[str | None, str]]:
     if isinstance(value, Mapping):
         return [(str(name), str(path)) for name, path in value.items()]
     items = [value] if isinstance(value, str | PurePath) else list(value or [])

@@ -17,7 +17,7 @@ REQUESTS = "requests.parquet"
 
 
 @dataclass(frozen=True)
-class Parts:
+class ShardFolder:
     """A folder with `settings.json` and with `shard-00000.parquet` and so on, `count` shards when it is complete.
 
     `settings.json` says how the shards were made; `open` never lets shards of different settings lie in one folder.

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from opd_verl.config.errors import ConfigError, first_line
-from opd_verl.sampling.rows import Message, with_suffix
+from opd_verl.sampling.rows import ChatMessage, with_suffix
 from opd_verl.sampling.settings import SamplingSettings
 from opd_verl.utils.files import model_fingerprint
 
@@ -54,7 +54,9 @@ def open_model(key: str, path: str, trust_remote_code: bool = False) -> Model:
     return Model(key, path, tokenizer, getattr(config, "max_position_embeddings", None))
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], settings: SamplingSettings) -> list[int]:
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[ChatMessage], settings: SamplingSettings
+) -> list[int]:
     """Token ids of the chat prompt up to and including the assistant's header, as verl makes them."""
     # The template itself decides which further options it knows, so no signature can list them.
     apply_chat_template = cast("Callable[..., list[int]]", tokenizer.apply_chat_template)

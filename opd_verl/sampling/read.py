@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from opd_verl.sampling.child import carry_out, run_child
-from opd_verl.sampling.parts import REQUESTS, Parts
+from opd_verl.sampling.parts import REQUESTS, ShardFolder
 from opd_verl.sampling.settings import from_fields
 from opd_verl.utils.files import write_table
 
@@ -56,9 +56,9 @@ class Reading:
     wanted: ReadSettings = ReadSettings()
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> ShardFolder:
         """The finished shards."""
-        return Parts(self.folder, -(-len(self.requests) // RESPONSES_PER_PART))
+        return ShardFolder(self.folder, -(-len(self.requests) // RESPONSES_PER_PART))
 
     def column(self, name: str, width: int = 0) -> list[NDArray[Any]]:
         """One column of the results, an array for each response: [R], or [R, width]. float32; ids are int32."""

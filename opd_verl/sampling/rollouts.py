@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from opd_verl.sampling import judging, shards
 from opd_verl.sampling.generate import REQUESTS_SCHEMA, GenerationTask, generate_in_child
 from opd_verl.sampling.judging import CORRECT
-from opd_verl.sampling.parts import REQUESTS, Parts
+from opd_verl.sampling.parts import REQUESTS, ShardFolder
 from opd_verl.sampling.prompts import Model, check_lengths, encode, open_model
 from opd_verl.sampling.rows import identities, read_rows
 from opd_verl.sampling.settings import EngineSettings, RewardSettings, SamplingSettings
@@ -143,8 +143,8 @@ def _recorded(out: Path) -> MadeWith | None:
     return json.loads((metadata or {}).get(MADE_WITH, b"null"))
 
 
-def _open(job: SamplingJob, settings: SamplingSettings, made_with: MadeWith) -> Parts:
-    parts = Parts(job.folder, len(shards.shard_ranges(len(job.source), settings.prompts_per_shard)))
+def _open(job: SamplingJob, settings: SamplingSettings, made_with: MadeWith) -> ShardFolder:
+    parts = ShardFolder(job.folder, len(shards.shard_ranges(len(job.source), settings.prompts_per_shard)))
     parts.open(made_with["sampled"])
     write_table(parts.folder / REQUESTS, job.requests)
     return parts
@@ -152,20 +152,20 @@ def _open(job: SamplingJob, settings: SamplingSettings, made_with: MadeWith) -> 
 
 def _finish(
     job: SamplingJob,
-    parts: Parts,
+    parts: ShardFolder,
     settings: SamplingSettings,
     made_with: MadeWith,
     reward: RewardSettings,
     workers: int | None,
 ) -> None:
-    judged = Parts(parts.folder / "judged", parts.count)
+    judged = ShardFolder(parts.folder / "judged", parts.count)
     judged.open(made_with["judged"])
     size = settings.prompts_per_shard
     judging.judge_shards(parts, judged, job.source, size, reward, workers or judging.default_workers())
     _assemble(job, parts, judged, size, made_with)
 
 
-def _assemble(job: SamplingJob, parts: Parts, judged: Parts, size: int, made_with: MadeWith) -> None:
+def _assemble(job: SamplingJob, parts: ShardFolder, judged: ShardFolder, size: int, made_with: MadeWith) -> None:
     """Writes the rollouts file shard by shard, so that only one shard is in memory."""
     fields = [*job.source.schema, *shards.SHARD_SCHEMA, *judging.JUDGED_SCHEMA, pa.field("model", pa.string())]
     schema = pa.schema(fields, metadata={MADE_WITH: json.dumps(made_with, sort_keys=True)})

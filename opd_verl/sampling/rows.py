@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from opd_verl.config.errors import ConfigError
 from opd_verl.utils.files import json_digest
 
-Message = dict[str, str]
+ChatMessage = dict[str, str]
 """A message of a chat: role and content."""
 LONGEST_LINE = 2**26
 """Most bytes of a row of a .jsonl file."""
@@ -91,7 +91,7 @@ def identities(prompts: Sequence[object]) -> list[str]:
     return names
 
 
-def with_suffix(messages: Sequence[Message], suffix: str) -> list[Message]:
+def with_suffix(messages: Sequence[ChatMessage], suffix: str) -> list[ChatMessage]:
     """The messages with `suffix` after the last user's text and a space, unless the text ends with `suffix` already."""
     messages = [message.copy() for message in messages]
     asked = [message for message in messages if message["role"] == "user"]

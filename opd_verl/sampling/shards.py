@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from opd_verl.sampling.parts import Parts
+from opd_verl.sampling.parts import ShardFolder
 from opd_verl.sampling.settings import SamplingSettings
 
 SHARD_SCHEMA = pa.schema(
@@ -81,7 +81,7 @@ def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
     return pa.table(columns, schema=SHARD_SCHEMA)
 
 
-def fill(parts: Parts, requests: pa.Table, settings: SamplingSettings, sample: SampleFunction) -> None:
+def fill(parts: ShardFolder, requests: pa.Table, settings: SamplingSettings, sample: SampleFunction) -> None:
     """Samples and saves every shard that is not there yet.
 
     requests: columns `identity` (string) and `prompt_ids` (list of int32), a row per prompt; `max_tokens` (int32) too

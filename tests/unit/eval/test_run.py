@@ -15,7 +15,7 @@ from rich.console import Console
 from sampling_harness import FakeGenerate, save_model, write_problems
 
 from opd_verl.eval.config import EvalConfig
-from opd_verl.eval.rows import Row, make_row, problem_values, with_gap_recovery
+from opd_verl.eval.rows import EvalRow, make_row, problem_values, with_gap_recovery
 from opd_verl.eval.run import evaluate
 from opd_verl.eval.table import print_table, to_markdown
 from opd_verl.metrics.estimate import Estimate
@@ -44,9 +44,9 @@ def test_a_row_by_hand() -> None:
     assert (row.accuracy.low, row.accuracy.high) == (0.0, 0.5), "one problem at 0, one at 1/2"
 
 
-def row(model: str, accuracy: float, benchmark: str = "b") -> Row:
+def row(model: str, accuracy: float, benchmark: str = "b") -> EvalRow:
     one = Estimate(accuracy, accuracy, accuracy)
-    return Row(model, benchmark, 1, 1, one, {1: one}, one, 0.0, 0.0, 0.0, 0.0, 0.0)
+    return EvalRow(model, benchmark, 1, 1, one, {1: one}, one, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_gap_recovery_is_of_the_other_models_and_per_benchmark() -> None:

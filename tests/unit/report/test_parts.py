@@ -20,7 +20,7 @@ from opd_verl.report.chart import Theme
 from opd_verl.report.curves import marked
 from opd_verl.report.depth_map import grid_of
 from opd_verl.report.quadrant_map import quadrants
-from opd_verl.report.read import run_names, evenly, read_runs, recipe_of
+from opd_verl.report.read import evenly, read_runs, recipe_of, run_names
 from opd_verl.report.runs import ReportedRun, alerts, last, points, with_gaps
 from opd_verl.tracking.metrics_file import write_steps
 from opd_verl.utils.plot_style import End, label_ends, series, short, spread

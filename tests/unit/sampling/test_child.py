@@ -11,7 +11,7 @@ import pytest
 
 from opd_verl.sampling.child import ChildError, run_child
 from opd_verl.sampling.generate import GenerationTask, generate_in_child
-from opd_verl.sampling.parts import Parts
+from opd_verl.sampling.parts import ShardFolder
 from opd_verl.sampling.settings import EngineSettings, SamplingSettings
 
 WORKER = """
@@ -77,6 +77,8 @@ def alive(pid: int) -> bool:
 
 
 def test_no_child_is_started_for_nothing(tmp_path: Path) -> None:
-    work = GenerationTask("nowhere", SamplingSettings(), EngineSettings(), 5, [Parts(tmp_path, 0)], tmp_path / "log")
+    work = GenerationTask(
+        "nowhere", SamplingSettings(), EngineSettings(), 5, [ShardFolder(tmp_path, 0)], tmp_path / "log"
+    )
     generate_in_child(work)
     assert not (tmp_path / "log").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from opd_verl.sampling.parts import Parts
+from opd_verl.sampling.parts import ShardFolder
 from opd_verl.sampling.settings import differing
 from opd_verl.utils.files import digest, model_fingerprint, whole, write_json, write_text
 
@@ -47,7 +47,7 @@ def test_large_weights_are_known_by_size_and_time(tmp_path: Path, monkeypatch: p
 
 
 def test_parts_are_missing_until_written(tmp_path: Path) -> None:
-    parts = Parts(tmp_path / "x.parts", 3)
+    parts = ShardFolder(tmp_path / "x.parts", 3)
     parts.open({"n": 1})
     assert parts.missing() == [0, 1, 2]
     parts.write(1, TABLE)
@@ -58,7 +58,7 @@ def test_parts_are_missing_until_written(tmp_path: Path) -> None:
 def test_the_same_settings_find_their_parts_and_others_do_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = Parts(tmp_path / "x.parts", 2)
+    parts = ShardFolder(tmp_path / "x.parts", 2)
     for settings in ({"n": 1, "at": {"t": 1.0}}, {"n": 1, "at": {"t": 1.0}}):
         parts.open(settings)
         parts.write(0, TABLE)
@@ -68,7 +68,7 @@ def test_the_same_settings_find_their_parts_and_others_do_not(
         assert parts.missing() == [0, 1]
         message = capsys.readouterr().err
         assert "(at.t)" in message and f"now x.parts.old{times}" in message
-    assert Parts(tmp_path / "x.parts.old1", 2).missing() == [1], "nothing is lost"
+    assert ShardFolder(tmp_path / "x.parts.old1", 2).missing() == [1], "nothing is lost"
 
 
 def test_differing_names_the_keys() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampling_harness import answers
 
-from opd_verl.sampling.parts import Parts
+from opd_verl.sampling.parts import ShardFolder
 from opd_verl.sampling.settings import SamplingSettings
 from opd_verl.sampling.shards import SHARD_SCHEMA, Request, Response, fill, request_seed, shard_ranges, shard_requests
 
@@ -38,7 +38,7 @@ def test_the_requests_of_a_prompt_are_next_to_each_other() -> None:
 
 
 def filled(folder: Path, requests: pa.Table, size: int) -> dict[str, list[list[int]]]:
-    parts = Parts(folder, len(shard_ranges(len(requests), size)))
+    parts = ShardFolder(folder, len(shard_ranges(len(requests), size)))
     fill(parts, requests, SamplingSettings(n=3, prompts_per_shard=size), answers)
     tables = [parts.read(index) for index in range(parts.count)]
     assert all(table.schema == SHARD_SCHEMA for table in tables)
@@ -56,7 +56,7 @@ def test_shard_size_and_order_do_not_matter(tmp_path: Path, size: int) -> None:
 
 
 def test_only_what_is_missing_is_sampled(tmp_path: Path) -> None:
-    parts, asked = Parts(tmp_path, 4), []
+    parts, asked = ShardFolder(tmp_path, 4), []
 
     def sample(requests: Sequence[Request]) -> list[Response]:
         asked.append([request.prompt_ids[0] for request in requests])
