@@ -57,3 +57,7 @@ def assert_right(scores: list[TeacherScore], at_ids: list[np.ndarray] | None = N
             expected = log_probs.gather(1, torch.tensor(at_ids[index]).long())
             assert score.at_ids_log_q is not None
             torch.testing.assert_close(score.at_ids_log_q.double(), expected, **CLOSE)
+
+
+def all_zero(length: int) -> TeacherScore:
+    return TeacherScore(torch.zeros(length), torch.ones(length, dtype=torch.bool))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from canned_replica import CannedReplica, FragileReplica
 from hypothesis import given
 from hypothesis import strategies as st
 from places import PYTHONPATH
@@ -24,6 +25,7 @@ from pool_harness import (
     LIMIT,
     REQUESTS,
     VOCAB,
+    all_zero,
     ask,
     assert_right,
     item,
@@ -338,6 +340,13 @@ def with_actors(actor_class: type, count: int, *args: Any, timeout_s: float = 60
     return TeacherPool(handles, "test", timeout_s)
 
 
+def table(model_path: str, at_ids: bool = True) -> dict[str, bytes | str]:
+    """What a replica answers to each of REQUESTS."""
+    items = [(*item(asked), ids if at_ids else None) for asked, ids in zip(REQUESTS, AT_IDS, strict=True)]
+    answers = TeacherActor(settings_for(model_path)).collect(items, CollectSpec(1))
+    return {asked.key: answer for asked, answer in zip(REQUESTS, answers, strict=True)}
+
+
 def test_the_pool_scores_in_order(pool: TeacherPool) -> None:
     assert {pool.replica_of(r.key) for r in REQUESTS} == {0, 1}
     for uid in (0, 3, 6, 9):
@@ -395,9 +404,9 @@ def test_a_failed_load_names_its_cause(cluster: None, tmp_path: Path) -> None:
         TeacherPool.start(settings_for("model"), 2, placement_groups=[])
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("real", [True, False], ids=["one real replica", "two that answer from a table"])
 def test_a_replica_killed_during_collect_is_survived(
-    cluster: None, model_path: str, replicas: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cluster: None, model_path: str, real: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The replica of prompt 0 dies in its first forward pass; with one replica, its restart answers."""
 
@@ -408,7 +417,10 @@ def test_a_replica_killed_during_collect_is_survived(
                 self.scorer.score_batch = lambda *_: time.sleep(60)  # type: ignore[method-assign]
 
     marker = tmp_path / "slow_no_more"
-    teacher = with_actors(Slow, replicas, settings_for(model_path), str(marker))
+    if real:
+        teacher = with_actors(Slow, 1, settings_for(model_path), str(marker))
+    else:
+        teacher = with_actors(CannedReplica, 2, table(model_path), None, str(marker))
     pids = ray.get([handle.ping.remote() for handle in teacher.replicas])
     marker.touch()
 
@@ -419,7 +431,7 @@ def test_a_replica_killed_during_collect_is_survived(
     timer = threading.Timer(1.0, kill)
     timer.start()
     with caplog.at_level(logging.WARNING):
-        scores = teacher.collect(REQUESTS, AT_IDS, CollectSpec(1))
+        scores = teacher.collect(REQUESTS, AT_IDS, step=1)
     timer.join()
     assert_right(scores, AT_IDS)
     assert "asking the next replica" in caplog.text and "test_0" in caplog.text
@@ -444,10 +456,8 @@ def test_a_dead_replica_hands_over_to_the_other(
         teacher.lm_head()
 
 
-def test_rows_of_lost_replicas_are_missing_never_zero(
-    cluster: None, model_path: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    teacher = with_actors(TeacherActor, 1, settings_for(model_path))
+def test_rows_of_lost_replicas_are_missing_never_zero(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
+    teacher = with_actors(CannedReplica, 1, {}, {}, "")
     ray.get(teacher.replicas[0].ping.remote())
     ray.kill(teacher.replicas[0])
     scores = teacher.collect(REQUESTS, AT_IDS, CollectSpec(1, topk=2, hidden=True))
@@ -537,21 +547,7 @@ def test_a_silent_replica_times_out_into_missing(cluster: None, caplog: pytest.L
 
 
 def test_what_two_replicas_lost_is_asked_once_more(cluster: None, model_path: str, tmp_path: Path) -> None:
-    class Fragile(TeacherActor):
-        """Dies in its first two calls, one of them in its second life."""
-
-        def __init__(self, path: str, folder: str) -> None:
-            super().__init__(settings_for(path))
-            self.folder = Path(folder)
-
-        def collect(self, *args: Any, **kwargs: Any) -> list[bytes | str]:
-            calls = len(list(self.folder.iterdir()))
-            (self.folder / str(calls)).touch()
-            if calls < 2:
-                os._exit(1)
-            return super().collect(*args, **kwargs)
-
-    teacher = with_actors(Fragile, 1, model_path, str(tmp_path))
+    teacher = with_actors(FragileReplica, 1, table(model_path, at_ids=False), str(tmp_path))
     ray.get(teacher.replicas[0].ping.remote())
     assert_right(teacher.collect(REQUESTS, None, CollectSpec(1)))
     assert len(list(tmp_path.iterdir())) == 3 and teacher.stats()["rollouts_retried"] == len(REQUESTS)
@@ -576,46 +572,30 @@ def test_an_answer_to_another_question_is_refused_and_masked(cluster: None, capl
         assert "the teacher answered" in caplog.text and "their tokens are masked" in caplog.text
 
 
-def all_zero(length: int) -> TeacherScore:
-    return TeacherScore(torch.zeros(length), torch.ones(length, dtype=torch.bool))
-
-
-class Faulty(TeacherActor):
-    """Replica `sick` misbehaves in its first life; `marker` is a file that says it has begun its second."""
-
-    def __init__(self, settings: TeacherSettings, marker: str, fault: str) -> None:
-        super().__init__(settings)
-        self.well = os.path.exists(marker)
-        self.fault = fault
-        Path(marker).touch()
-
-    def collect(self, requests: Any, *options: Any) -> list[bytes | str]:
-        if not self.well and self.fault == "hangs":
-            time.sleep(600)
-        if not self.well and self.fault == "mixes up":
-            asked = [ScoreRequest(*item[:3]) for item in reversed(requests)]
-            return [encode(all_zero(len(r.response_ids)), r.key, r.checksum) for r in asked]
-        answers = super().collect(requests, *options)
-        if not self.well and self.fault == "NaN":
-            scores = [decode(answer) for answer in answers if isinstance(answer, bytes)]
-            nan = [replace(score, log_q=score.log_q * torch.nan) for _, _, score in scores]
-            answers = [encode(new, key, checksum) for new, (key, checksum, _) in zip(nan, scores, strict=True)]
-        if not self.well and self.fault == "fails":
-            answers = ["out of memory, say"] * len(answers)
-        return answers
+def first_life(answers: dict[str, bytes | str], fault: str) -> dict[str, bytes | str] | None:
+    """A table of what a sick replica answers instead."""
+    if fault == "hangs":
+        return None
+    if fault == "mixes up":
+        return dict(zip(answers, reversed(answers.values()), strict=True))
+    if fault == "fails":
+        return dict.fromkeys(answers, "out of memory, say")
+    decoded = [decode(answer) for answer in answers.values() if isinstance(answer, bytes)]
+    scores = [(replace(score, log_q=score.log_q * torch.nan), key, checksum) for key, checksum, score in decoded]
+    return dict(zip(answers, (encode(*score) for score in scores), strict=True))
 
 
 @pytest.mark.parametrize("fault", ["hangs", "mixes up", "NaN", "fails"])
 def test_a_sick_replica_is_bypassed_restarted_and_used_again(
     cluster: None, model_path: str, tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    healthy = tmp_path / "healthy"
-    healthy.touch()
-    markers = [tmp_path / "sick", healthy]
-    remote: Any = ray.remote(concurrency_groups={"control": 1})(Faulty)  # type: ignore[call-overload]
+    answers, marker, healthy = table(model_path), tmp_path / "well", tmp_path
+    sick = first_life(answers, fault)
+    remote: Any = ray.remote(concurrency_groups={"control": 1})(CannedReplica)  # type: ignore[call-overload]
     make = remote.options(max_concurrency=4, max_restarts=-1).remote
-    teacher = TeacherPool([make(settings_for(model_path), str(m), fault) for m in markers], "test", 60.0)
+    teacher = TeacherPool([make(answers, sick, str(path)) for path in (marker, healthy)], "test", 60.0)
     ray.get([handle.ping.remote() for handle in teacher.replicas])
+    marker.touch()
     teacher.timeout_s = 3.0 if fault == "hangs" else 60.0
     assert_right(teacher.collect(REQUESTS, AT_IDS, CollectSpec(1)), AT_IDS)
     own = sum(teacher.replica_of(r.key) == 0 for r in REQUESTS)

@@ -6,18 +6,10 @@ from typing import Any
 
 import pytest
 import ray
+from gpu_seer import Seer
 from places import PYTHONPATH
 
 from opd_verl.teacher.replica.device import NOSET, see_own_gpus_only
-
-
-class Seer:
-    """Reports what it sees, before and after."""
-
-    def seen(self) -> list[str | None]:
-        before = os.environ.get("CUDA_VISIBLE_DEVICES")
-        see_own_gpus_only()
-        return [before, os.environ.get("CUDA_VISIBLE_DEVICES"), *ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
 
 @pytest.fixture(scope="module")

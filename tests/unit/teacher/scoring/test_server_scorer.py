@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from inference_server import Server
 from places import PYTHONPATH
 from pool_harness import CLOSE, LIMIT, REQUESTS, VOCAB, K, assert_right, item, settings_for
 from scorer_harness import reference, request
@@ -29,47 +30,6 @@ def settings_of_a_server(path: str, **changes: Any) -> TeacherSettings:
     return settings_for(path, **{"max_tokens_per_batch": 60, "keep_hidden": False} | changes)
 
 
-class Server:
-    """verl's vLLMHttpServer as a teacher meets it. `broken` says what it does wrong, and for which keys."""
-
-    def __init__(self) -> None:
-        self.model = tiny_qwen3(VOCAB)
-        self.asked: list[tuple[str, int]] = []
-        self.broken: dict[str, str] = {}
-
-    async def generate(self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any]) -> Any:
-        count = sampling_params["prompt_logprobs"]
-        self.asked.append((request_id, count))
-        how = next((how for key, how in self.broken.items() if request_id.startswith(f"{key}.")), "")
-        if how == "raises":
-            raise RuntimeError("planted in the server")
-        if how == "aborts":
-            return SimpleNamespace(extra_fields={}, stop_reason="aborted")
-        if how == "mixes up":
-            prompt_ids = [(token + 1) % LIMIT for token in prompt_ids]
-        return SimpleNamespace(extra_fields=self.answer(prompt_ids, count), stop_reason="completed")
-
-    def answer(self, ids: list[int], count: int) -> dict[str, Any]:
-        from verl.workers.rollout.vllm_rollout.utils import extract_prompt_logprobs
-
-        with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([ids])).logits[0, :, :LIMIT]
-        rows: list[Any] = [None]
-        for log_q, token in zip(logits.log_softmax(-1)[:-1], ids[1:], strict=True):
-            order = log_q.argsort(descending=True).tolist()
-            wanted = dict.fromkeys([token, *order[:count]])
-            rows.append({one: SimpleNamespace(logprob=float(log_q[one]), rank=order.index(one) + 1) for one in wanted})
-        found: dict[str, Any] = {}
-        extract_prompt_logprobs(SimpleNamespace(prompt_logprobs=rows), count, found)  # type: ignore[arg-type]
-        return found
-
-    def breaks(self, broken: dict[str, str]) -> None:
-        self.broken = broken
-
-    def ids(self) -> list[tuple[str, int]]:
-        return self.asked
-
-
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_qwen3(tmp_path_factory.mktemp("teacher"), VOCAB, LIMIT)
@@ -83,11 +43,17 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def only_server(cluster: None) -> Any:
+    """One for all tests: its process imports vLLM."""
+    return ray.remote(Server).remote()
+
+
 @pytest.fixture
-def server() -> Iterator[Any]:
-    handle = ray.remote(Server).remote()
-    yield handle
-    ray.kill(handle)
+def server(only_server: Any) -> Any:
+    """The server without a memory of other tests."""
+    ray.get(only_server.forget.remote())
+    return only_server
 
 
 @pytest.fixture
