@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from recipes_harness import clean_env
 from tiny_models import save_tiny_qwen3
@@ -64,6 +65,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
         for _ in range(2):
             cluster.add_node(num_cpus=8, num_gpus=2)
         patch.setenv("RAY_ADDRESS", cluster.address)
+        ray.shutdown()  # of other test files, which the command would take for its own
         yield Job(root, cluster)
         cluster.shutdown()
     shutil.rmtree(ray_folder, ignore_errors=True)

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from canned_replica import CannedReplica, FragileReplica
 from hypothesis import given
 from hypothesis import strategies as st
-from places import PYTHONPATH
 from pool_harness import (
     AT_IDS,
     CLOSE,
@@ -316,19 +314,6 @@ def test_nan_weights_come_back_invalid(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": PYTHONPATH}},
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def pool(cluster: None, model_path: str) -> TeacherPool:
     return TeacherPool.start(settings_for(model_path), 2, name_prefix="t", env_vars={"OMP_NUM_THREADS": "1"})
 
@@ -431,7 +416,7 @@ def test_a_replica_killed_during_collect_is_survived(
     timer = threading.Timer(1.0, kill)
     timer.start()
     with caplog.at_level(logging.WARNING):
-        scores = teacher.collect(REQUESTS, AT_IDS, step=1)
+        scores = teacher.collect(REQUESTS, AT_IDS, CollectSpec(1))
     timer.join()
     assert_right(scores, AT_IDS)
     assert "asking the next replica" in caplog.text and "test_0" in caplog.text

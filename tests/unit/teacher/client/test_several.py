@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from placement_harness import brute_force
-from places import PYTHONPATH
 from preflight_harness import SILENT, TEACHER, Files, assert_names_it, save_config
 from ray.util import placement_group
 from scorer_harness import reference, request
@@ -138,20 +136,6 @@ def test_a_token_is_valid_where_every_teacher_is() -> None:
 
 
 # Real pools
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    ray.init(
-        num_cpus=8,
-        num_gpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ The server here is a Ray actor that answers as verl's does (`extract_prompt_logp
 that transformers runs. The real one is in tests/e2e/test_main_ppo.py.
 """
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import ray
 import torch
 from inference_server import Server
-from places import PYTHONPATH
 from pool_harness import CLOSE, LIMIT, REQUESTS, VOCAB, K, assert_right, item, settings_for
 from scorer_harness import reference, request
 from tiny_models import save_tiny_qwen3, tiny_qwen3
@@ -33,14 +31,6 @@ def settings_of_a_server(path: str, **changes: Any) -> TeacherSettings:
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_qwen3(tmp_path_factory.mktemp("teacher"), VOCAB, LIMIT)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    paths = {"env_vars": {"PYTHONPATH": PYTHONPATH}}
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env=paths)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

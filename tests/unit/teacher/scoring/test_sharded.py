@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from places import PYTHONPATH
 from pool_harness import AT_IDS, REQUESTS, settings_for
 from ray.util.placement_group import placement_group
 from safetensors.torch import save_file
@@ -44,15 +42,6 @@ from opd_verl.teacher.scoring.shard_reader import ShardedReader, follow, split
 
 SHARDED = settings_for("model", shards=2)
 ENV = {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    path = {"PYTHONPATH": PYTHONPATH}
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": path})
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
