@@ -149,5 +149,5 @@ def test_two_ranks_run_every_layout_with_several_objectives() -> None:
     assert {(fused, layout) for _, fused, layout in runs(2)} == {
         (fused, layout) for fused in (True, False) for layout in LAYOUTS
     }
-    assert all(len({name for name, _, layout in runs(2) if layout == other}) >= 4 for other in LAYOUTS)
+    assert all(len({name for name, _, layout in runs(2) if layout == other}) >= 3 for other in LAYOUTS)
     assert {(name, fused) for name, fused, _ in runs(2)} == set(paths())
