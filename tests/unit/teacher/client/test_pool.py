@@ -539,20 +539,11 @@ def test_what_two_replicas_lost_is_asked_once_more(cluster: None, model_path: st
 
 
 def test_an_answer_to_another_question_is_refused_and_masked(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
-    class Confused:
-        def __init__(self, key: str, checksum: int) -> None:
-            self.key, self.checksum = key, checksum
-
-        def ping(self) -> int:
-            return 0
-
-        def collect(self, requests: list[Any], *_: Any) -> list[bytes]:
-            return [encode(all_zero(len(r[2])), self.key, self.checksum) for r in requests]
-
     asked = REQUESTS[1]
     for key, checksum in ((asked.key, asked.checksum ^ 1), ("other_0", asked.checksum)):
         caplog.clear()
-        score = with_actors(Confused, 1, key, checksum).collect([asked], None, CollectSpec(1))[0]
+        confused = {asked.key: encode(all_zero(len(asked.response_ids)), key, checksum)}
+        score = with_actors(CannedReplica, 1, confused, confused, "").collect([asked], None, CollectSpec(1))[0]
         assert not score.valid.any() and score.log_q.isnan().all()
         assert "the teacher answered" in caplog.text and "their tokens are masked" in caplog.text
 
