@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.tree.enrich import say
-from opd_verl.checks.models import check_same_tokenizer, check_vocabulary, load_config
-from opd_verl.checks.template import check_template
+from opd_verl.checks.models import load_config
+from opd_verl.checks.scorable import ScoringPair, SettingNames, scoring_checks
+from opd_verl.checks.template import template_difference
 from opd_verl.config.errors import ConfigError
 from opd_verl.config.overrides import strings
 from opd_verl.sampling.judging import load_reward
@@ -16,6 +17,14 @@ from opd_verl.sampling.model_names import named
 from opd_verl.sampling.prompts import Model, open_model
 from opd_verl.sampling.rollouts import SamplingJob, prepare_job
 from opd_verl.sampling.rows import read_rows
+
+NAMES = SettingNames(
+    teacher="teachers",
+    longest="the longest prompt + max_tokens",
+    shorten="max_tokens",
+    template_options="chat_template_kwargs",
+)
+"""The words of `hydra_configs/alignment/alignment.yaml`."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,13 @@ def check_names(teachers: dict[str, Model], config: AlignmentConfig) -> None:
 
 def check_teacher(student: Model, teacher: Model, longest: int, config: AlignmentConfig) -> None:
     """Raises ConfigError for a teacher that cannot score this student's tokens."""
-    key, path, own = "teachers", teacher.path, student.tokenizer
-    settings = load_config(key, path, config.engine.trust_remote_code)
-    check_same_tokenizer(own, teacher.tokenizer, key, path)
-    check_vocabulary(key, path, settings, len(own))
-    if teacher.context is not None and longest > teacher.context:
-        problem = f"context of {teacher.context} tokens, but the longest prompt with max_tokens={config.max_tokens} "
-        problem += f"has {longest}"
-        raise ConfigError(key, path, problem, f"max_tokens={max(config.max_tokens - longest + teacher.context, 1)}")
-    if said := check_template(key, teacher.tokenizer, own, config.chat_template_kwargs, wanted=False):
-        say(f"teachers={path}: {said}")
+    path, options = teacher.path, config.chat_template_kwargs
+    text_config = load_config(NAMES.teacher, path, config.engine.trust_remote_code)
+    pair = ScoringPair(student.tokenizer, teacher.tokenizer, path, path, text_config, longest, options)
+    checks = scoring_checks(pair, NAMES)
+    if parts := template_difference(pair.student, pair.teacher, options):
+        # Another template is only reported: the trees hold the student's own prompts, whoever reads them.
+        checks["chat template"] = lambda: f"prompts that read {parts}"
+    for check in checks.values():
+        if remark := check():
+            say(f"teachers={path}: {remark}")

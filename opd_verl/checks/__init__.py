@@ -1,1 +1,1 @@
-"""What refuses a bad setting before Ray starts: `preflight` runs the checks of the config and of the models' files."""
+"""Checks of a run's settings, models and data, made before Ray starts: each refusal names the key and a remedy."""

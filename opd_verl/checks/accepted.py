@@ -1,18 +1,19 @@
-"""One line for each teacher that says with what it was accepted, and whether its weights fit a device."""
+"""A line for each teacher that says what it was accepted with, and the check that its weights fit a device."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from safetensors import safe_open
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from opd_verl.config.errors import ConfigError
 from opd_verl.config.sections import TeacherConfig
 
+Tokenizer = PreTrainedTokenizerBase
 BYTES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a weight by dtype."""
 
 
 def parameter_count(path: str) -> int | None:
@@ -22,27 +23,27 @@ def parameter_count(path: str) -> int | None:
 
 
 def parameters_in(file: Path) -> int:
-    """Numbers in one safetensors file; reads its header alone."""
+    """Parameters in one safetensors file; only its header is read."""
     with safe_open(file, framework="pt") as tensors:
         return sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
 
 
 def weight_bytes(teacher: TeacherConfig, config: PretrainedConfig) -> int | None:
-    """Bytes of the teacher's weights on one device, in the dtype that it loads in; None where nobody knows."""
+    """Bytes of the teacher's weights on one device, in the dtype that it loads in; None where the files do not say."""
     count = parameter_count(teacher.path)
     dtype = teacher.dtype if teacher.dtype in BYTES else str(getattr(config, "dtype", None)).removeprefix("torch.")
     return None if count is None else count * BYTES.get(dtype, 2) // teacher.shards
 
 
 def device_bytes() -> int:
-    """Memory of this machine's first accelerator; of its host where there is none."""
+    """Memory of this machine's first accelerator, or of the host where there is none; bytes."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return psutil.virtual_memory().total
 
 
 def check_memory(key: str, teacher: TeacherConfig, needed: int | None) -> None:
-    """The weights alone must fit a device like this machine's."""
+    """The weights alone must fit a device like this machine's; `needed` is `weight_bytes`."""
     there = device_bytes()
     if needed is not None and needed > there:
         problem = f"{gib(needed)} of weights per device ({teacher.dtype}), and a device has {gib(there)}"
@@ -57,17 +58,36 @@ def gib(size: int) -> str:
 
 
 def line(
-    key: str, teacher: TeacherConfig, config: PretrainedConfig, needed: int | None, student: Any, own: Any, longest: int
+    key: str,
+    teacher: TeacherConfig,
+    config: PretrainedConfig,
+    needed: int | None,
+    student: Tokenizer,
+    own: Tokenizer,
+    longest: int,
 ) -> str:
-    """`needed` is `weight_bytes`, `own` the teacher's tokenizer, `longest` prompt, context and response together."""
-    said = "; ".join(facts(teacher, config, needed, student, own, longest))
-    return f"opd_verl: {key}.path={teacher.path} accepted: {said}"
+    """The line that the run prints.
+
+    Args:
+        key: the teacher's section.
+        config: the text part of the teacher's config.
+        needed: `weight_bytes`.
+        student, own: the tokenizers of student and teacher.
+        longest: tokens of prompt, context and response together.
+    """
+    accepted = "; ".join(facts(teacher, config, needed, student, own, longest))
+    return f"opd_verl: {key}.path={teacher.path} accepted: {accepted}"
 
 
 def facts(
-    teacher: TeacherConfig, config: PretrainedConfig, needed: int | None, student: Any, own: Any, longest: int
+    teacher: TeacherConfig,
+    config: PretrainedConfig,
+    needed: int | None,
+    student: Tokenizer,
+    own: Tokenizer,
+    longest: int,
 ) -> Iterator[str]:
-    """What was checked, and what differs from the student without harm."""
+    """The facts that were checked, and harmless differences from the student."""
     size = "weights of unknown size" if needed is None else f"{gib(needed)} of weights per device"
     yield f"{config.model_type}, {teacher.dtype}, {size}"
     padding = config.vocab_size - len(student)

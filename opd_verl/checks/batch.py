@@ -12,12 +12,13 @@ from opd_verl.config.overrides import strings
 
 
 def check_mini_batch(config: DictConfig, opd: OpdConfig | None = None) -> None:
-    """Every rank of the trainer gets as many rollouts of a mini-batch; verl's workers assert it, after minutes."""
+    """Every rank of the trainer gets equally many rollouts of a mini-batch; verl's workers assert it after minutes."""
     key, rollouts = "actor_rollout_ref.actor.ppo_mini_batch_size", config.actor_rollout_ref.rollout.n
     prompts, devices = config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.n_gpus_per_node
     ranks = config.trainer.nnodes * devices
     if prompts * rollouts % ranks:
         problem = f"its {prompts * rollouts} rollouts are not a multiple of the trainer's {ranks} devices"
+        # The smallest number of prompts whose rollouts divide among the ranks; the remedy is its nearest multiple.
         fitting = ranks // math.gcd(ranks, rollouts)
         remedy = f"{key}={max(round(prompts / fitting), 1) * fitting}, or a trainer of other size"
         raise ConfigError(key, prompts, problem, remedy)
@@ -51,7 +52,7 @@ def check_data(config: DictConfig, opd: OpdConfig | None = None) -> None:
 
 
 def check_columns(key: str, file: Path, prompt_key: str) -> None:
-    """verl's reward manager reads a ground truth of every sample, also where nothing is trained on it."""
+    """verl's reward manager reads each sample's ground truth, even where nothing is trained on it."""
     names = set(read_schema(file).names)
     for column in (prompt_key, "data_source", "reward_model"):
         if column not in names:

@@ -1,14 +1,15 @@
 """Checks that read the models' config files and tokenizers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from opd_verl.checks import accepted
-from opd_verl.checks.template import check_options, check_template, template_options
+from opd_verl.checks.scorable import ScoringPair, SettingNames, check_length, check_vocabulary, scoring_checks
+from opd_verl.checks.template import OPTIONS, check_options, template_difference, template_options
 from opd_verl.config.errors import ConfigError, first_line
 from opd_verl.config.opd import OpdConfig, context_tokens, every_teacher, teacher_key
 from opd_verl.config.sections import Engine, TeacherConfig
@@ -18,12 +19,27 @@ from opd_verl.teacher.needs import looks_at_all
 from opd_verl.utils.hub import looks_local, why_unloadable
 
 STUDENT = "actor_rollout_ref.model.path"
+LONGEST = "data.max_prompt_length + data.max_response_length"
+SHORTEN = "data.max_response_length"
 TERMINAL = 120
 """Characters of a library's message: one line of a terminal."""
 
 
+@dataclass(frozen=True)
+class StudentPrompts:
+    """Everything about the student's prompts and responses that a teacher must be able to read."""
+
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+    """Tokens of the longest prompt and response."""
+    context: int
+    """The most tokens that a privileged context adds before the teacher reads; 0: there is none."""
+    options: Mapping[str, object]
+    """Options of the chat template."""
+
+
 def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
-    """Student and teachers exist, share a tokenizer, cover its ids, and the longest rollout fits all.
+    """Student and teachers exist, share a tokenizer, cover its ids, and the longest rollout fits all of them.
 
     Returns a line for each teacher that says what it was accepted with.
     """
@@ -36,12 +52,10 @@ def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
     check_options(tokenizer, options)
     longest = config.data.max_prompt_length + config.data.max_response_length
     check_vocabulary(STUDENT, model.path, student_config, len(tokenizer))
-    check_context(STUDENT, model.path, student_config, longest)
-    context = context_tokens(opd)
-    lines = [
-        check_teacher_model(teacher_key(name), teacher, tokenizer, longest, context, options)
-        for name, teacher in every_teacher(opd).items()
-    ]
+    check_length(STUDENT, model.path, student_config, longest, LONGEST, SHORTEN)
+    prompts = StudentPrompts(tokenizer, longest, context_tokens(opd), options)
+    teachers = every_teacher(opd).items()
+    lines = [check_teacher_model(teacher_key(name), teacher, prompts) for name, teacher in teachers]
     check_k("opd.objective.k", opd.objective.k, len(tokenizer))
     if looks_at_all(opd):
         check_k("opd.diagnostics.k", opd.diagnostics.k, len(tokenizer))
@@ -52,24 +66,36 @@ def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
     return lines
 
 
-def check_teacher_model(
-    section: str, teacher: TeacherConfig, tokenizer: Any, longest: int, context: int, options: Mapping[str, Any]
-) -> str:
-    """One teacher exists, has the student's tokenizer, covers its ids, reads the student's prompts as its own, the
-    longest rollout and context fit it, and it fits a device. Returns `accepted.line`.
-    """
+def check_teacher_model(section: str, teacher: TeacherConfig, prompts: StudentPrompts) -> str:
+    """A teacher exists, can score the student's longest rollout, and fits a device. Returns `accepted.line`."""
     key = f"{section}.path"
-    found = load_config(key, teacher.path, teacher.trust_remote_code)
+    config = load_config(key, teacher.path, teacher.trust_remote_code)
     tokenizer_path = teacher.tokenizer_path or teacher.path
-    other = load_tokenizer(key, tokenizer_path, teacher.trust_remote_code)
-    check_same_tokenizer(tokenizer, other, key, tokenizer_path)
-    prompts = check_template(section, other, tokenizer, options, teacher.same_template)
-    check_vocabulary(key, teacher.path, found, len(tokenizer))
-    check_context(key, teacher.path, found, longest, context, generated=teacher.engine is Engine.vllm)
-    needed = accepted.weight_bytes(teacher, found)
+    tokenizer = load_tokenizer(key, tokenizer_path, teacher.trust_remote_code)
+    student, options = prompts.tokenizer, prompts.options
+    # An inference server scores a prompt only together with at least one token that it generates behind it.
+    generated = teacher.engine is Engine.vllm
+    longest = prompts.longest + prompts.context + generated
+    pair = ScoringPair(student, tokenizer, teacher.path, tokenizer_path, config, longest, options)
+    checks = scoring_checks(pair, training_names(section, prompts.context > 0, generated))
+    if not teacher.same_template and (parts := template_difference(student, tokenizer, options)):
+        checks["chat template"] = lambda: f"prompts that read {parts}"
+    remarks = [remark for check in checks.values() if (remark := check()) is not None]
+    needed = accepted.weight_bytes(teacher, config)
     accepted.check_memory(section, teacher, needed)
-    line = accepted.line(section, teacher, found, needed, tokenizer, other, longest + context)
-    return line if prompts is None else f"{line}; {prompts}"
+    line = accepted.line(section, teacher, config, needed, student, tokenizer, prompts.longest + prompts.context)
+    return "; ".join([line, *remarks])
+
+
+def training_names(section: str, with_context: bool, generated: bool) -> SettingNames:
+    """The words of a training's config for the teacher of this section."""
+    return SettingNames(
+        teacher=f"{section}.path",
+        longest=LONGEST + " + opd.context.max_tokens" * with_context + " + 1 that vLLM generates" * generated,
+        shorten=SHORTEN + " or opd.context.max_tokens" * with_context,
+        template_options=OPTIONS,
+        same_template=f"{section}.same_template",
+    )
 
 
 def load_config(key: str, path: str, trust_remote_code: bool) -> PretrainedConfig:
@@ -99,7 +125,7 @@ def load_tokenizer(key: str, path: str, trust_remote_code: bool) -> PreTrainedTo
 def require_folder(key: str, path: str | None) -> None:
     """A folder that exists, or a hub name (`owner/name`) in the local cache or on a hub that can be reached.
 
-    `~` is nobody's to expand: neither verl nor transformers does.
+    `~` is not expanded: neither verl nor transformers does it.
     """
     if path and Path(path).is_dir():
         return
@@ -108,40 +134,6 @@ def require_folder(key: str, path: str | None) -> None:
         raise ConfigError(key, path, "no such model folder", remedy)
     if problem := why_unloadable(path):
         raise ConfigError(key, path, f"no such folder, {problem}", remedy)
-
-
-def check_same_tokenizer(student: Any, teacher: Any, key: str, path: str) -> None:
-    """Scores are per student token: the teacher must give every id the same meaning."""
-    if student.get_vocab() != teacher.get_vocab():
-        only = len(set(student.get_vocab()) ^ set(teacher.get_vocab()))
-        sizes = f"{len(teacher)} and {len(student)} tokens, {only} not shared"
-        problem = f"another tokenizer than the student's ({sizes}); distilling across tokenizers is not supported"
-        raise ConfigError(key, path, problem, "choose a teacher of the student's model family")
-    if student.eos_token_id != teacher.eos_token_id:
-        problem = f"ends a response with {teacher.eos_token!r}, the student with {student.eos_token!r}"
-        raise ConfigError(key, path, problem, "give both models one eos_token in tokenizer_config.json")
-
-
-def check_vocabulary(key: str, path: str, config: PretrainedConfig, tokens: int) -> None:
-    """More rows than tokens are padding, cut off on every side; fewer rows would be a wrong gather."""
-    if config.vocab_size < tokens:
-        problem = f"vocab_size {config.vocab_size} is below the tokenizer's {tokens} tokens"
-        raise ConfigError(key, path, problem, "use the tokenizer that belongs to this model")
-
-
-def check_context(
-    key: str, path: str, config: PretrainedConfig, longest: int, context: int = 0, generated: bool = False
-) -> None:
-    """The longest rollout must fit the model's positions, behind the longest privileged context if there is one.
-
-    generated: an inference server must be able to generate one token behind it.
-    """
-    limit, needed = getattr(config, "max_position_embeddings", None), longest + context + generated
-    if limit and needed > limit:
-        sizes = "data.max_prompt_length + data.max_response_length" + " + opd.context.max_tokens" * bool(context)
-        problem = f"context of {limit} tokens, but {sizes}{' + 1 that vLLM generates' * generated} = {needed}"
-        remedy = f"lower data.max_response_length{' or opd.context.max_tokens' * bool(context)} by"
-        raise ConfigError(key, path, problem, f"{remedy} {needed - limit}")
 
 
 def check_k(key: str, k: int, tokens: int) -> None:

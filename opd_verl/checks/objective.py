@@ -17,7 +17,7 @@ ULYSSES = (
     "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
 )
 NEED_MORE = ("gae", "remax", "gdpo", "optimal_token_baseline", "tir_optimal_token_baseline")
-"""verl's advantage estimators that read a critic's values or other fields which OPD's step does not make."""
+"""verl's advantage estimators that OPD cannot mix in: they read a critic's values or other fields that it lacks."""
 RANGES: dict[str, tuple[float, float]] = {
     "teacher.max_missing_share": (0.0, 1.0),
     "forward_kl.share": (0.0, 1.0),
@@ -39,9 +39,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "mix.opd": (0.0, math.inf),
     "mix.task": (0.0, math.inf),
 }
-"""Both ends belong to the range."""
+"""Least and greatest value of a key of `opd:`; both ends belong to the range."""
 POSITIVE = ("tokens.half_life", "advantage.shaping_kappa", "advantage.clamp", "fused_rows")
-"""Must be above 0, where they are set at all."""
+"""Keys of `opd:` that must be above 0 where they are set at all."""
 
 
 def check_support(config: DictConfig, opd: OpdConfig) -> None:
@@ -62,7 +62,7 @@ def check_support(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_forward_kl(config: DictConfig, opd: OpdConfig) -> None:
-    """The extra forward KL needs ids, and a place where it is not contained in the objective already."""
+    """The extra forward KL needs ids, and an objective that does not read the whole vocabulary."""
     if opd.forward_kl.placement is Placement.none:
         return
     if opd.forward_kl.k < 1:
@@ -84,8 +84,8 @@ def check_names(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_estimator(name: str) -> None:
-    """The task reward's estimator must be there, and make do with task rewards."""
-    known = {str(getattr(one, "value", one)) for one in ADV_ESTIMATOR_REGISTRY} - set(NEED_MORE)
+    """The task reward's estimator must be registered with verl, and need nothing but task rewards."""
+    known = {str(getattr(name, "value", name)) for name in ADV_ESTIMATOR_REGISTRY} - set(NEED_MORE)
     if name not in known:
         problem = "needs more than task rewards" if name in NEED_MORE else "verl has no such advantage estimator"
         problem = f"{problem} (there are: {', '.join(sorted(known))})"
@@ -102,7 +102,7 @@ def require_known(key: str, names: Iterable[str], known: Iterable[str], what: st
 
 
 def check_numbers(config: DictConfig, opd: OpdConfig) -> None:
-    """Shares, quantiles, weights and factors within their ranges."""
+    """Shares, quantiles, weights and factors lie within their ranges."""
     section = OmegaConf.structured(opd)
     for key, (low, high) in RANGES.items():
         value = OmegaConf.select(section, key)

@@ -10,7 +10,10 @@ from opd_verl.objectives.names import Support
 
 
 def check_off_policy(config: DictConfig, opd: OpdConfig) -> None:
-    """A policy gradient is the reverse KL's only where the student sampled: other responses need an exact objective."""
+    """Responses of the data set need an exact objective.
+
+    A policy gradient is the reverse KL's gradient only at tokens that the student sampled.
+    """
     key, share = "opd.off_policy.share", opd.off_policy.share
     if not share:
         return
@@ -26,7 +29,7 @@ def check_off_policy(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_column(config: DictConfig, opd: OpdConfig) -> None:
-    """The training files hold the responses, as far as they can be read here."""
+    """The training files that can be read here hold a column of responses."""
     if not opd.off_policy.share:
         return
     for file in parquet_files(config):
@@ -37,7 +40,7 @@ def check_column(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_cross_entropy(config: DictConfig, opd: OpdConfig) -> None:
-    """It reads the data set's responses, beside an objective that reads columns of the vocabulary."""
+    """The cross-entropy needs responses of the data set, and an objective that reads columns of the vocabulary."""
     key, value = "opd.off_policy.cross_entropy", opd.off_policy.cross_entropy
     if value and not opd.off_policy.share:
         raise ConfigError(key, value, "there are no responses of the data set to read", "opd.off_policy.share=1.0")

@@ -1,20 +1,17 @@
-"""Refuses a run that cannot work, in seconds and with one message, before Ray starts or a device is touched.
+"""Refuses a run that cannot work: in seconds, with one message, before Ray starts or a device is touched.
 
-Runs in the driver as a Hydra callback that every OPD recipe names; reads configs and tokenizers, never weights.
+The checks run in the driver, in a Hydra callback that every OPD recipe names. They read configs and tokenizers, never
+weights.
 """
 
 import traceback
 from collections.abc import Callable, Collection
-from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_verl.checks import models, objective, off_policy
-from opd_verl.checks import recipe as settings
-from opd_verl.checks import several_teachers as teachers
-from opd_verl.checks import vllm_teacher as engine
+from opd_verl.checks import models, objective, off_policy, recipe, several_teachers, vllm_teacher
 from opd_verl.config.errors import ConfigError
 from opd_verl.config.opd import OpdConfig, import_plugins, parse_opd
 
@@ -23,9 +20,9 @@ Check = Callable[[DictConfig, OpdConfig], list[str] | None]
 
 
 class Preflight(Callback):
-    """`hydra.callbacks.opd_preflight._target_`."""
+    """The callback `hydra.callbacks.opd_preflight._target_`."""
 
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
         """Ends the process with the message of the first failed check.
 
         Raises:
@@ -43,7 +40,7 @@ class Preflight(Callback):
 
 
 def preflight(config: DictConfig, skip: Collection[Check] = ()) -> list[str]:
-    """Every check but those to skip, cheapest first. Returns a line for each teacher: what it was accepted with.
+    """Runs every check but `skip`, cheapest first. Returns a line for each teacher that says what it was accepted with.
 
     Raises:
         ConfigError: names the key, its value and the remedy.
@@ -52,9 +49,9 @@ def preflight(config: DictConfig, skip: Collection[Check] = ()) -> list[str]:
     import_plugins(opd)
     checks: tuple[Check, ...] = (
         *objective.CHECKS,
-        *teachers.CHECKS,
-        *engine.CHECKS,
-        *settings.CHECKS,
+        *several_teachers.CHECKS,
+        *vllm_teacher.CHECKS,
+        *recipe.CHECKS,
         *off_policy.CHECKS,
         *models.CHECKS,
     )

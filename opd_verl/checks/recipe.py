@@ -1,6 +1,4 @@
-"""Checks that read the config alone."""
-
-from typing import Any
+"""Checks of the settings that every recipe with a teacher needs."""
 
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
@@ -28,12 +26,13 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "algorithm.use_kl_in_reward": ("False",),
     "distillation.enabled": ("False",),
 }
-"""Settings that the recipe makes and that OPD cannot do without."""
+"""Settings of the recipe that OPD cannot do without, with the values that work."""
 UNTRUNCATED: dict[str, tuple[float, ...]] = {"top_p": (1.0,), "top_k": (-1, 0)}
+"""Sampling settings under which the rollout draws from the whole distribution."""
 
 
 def check_recipe_is_whole(config: DictConfig, opd: OpdConfig) -> None:
-    """No override may take away what OPD is made of."""
+    """No override may take away a setting that OPD needs."""
     for key, allowed in NEEDED.items():
         value = OmegaConf.select(config, key)
         if str(value) not in allowed:
@@ -65,7 +64,7 @@ def check_rewards(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_privileged_context(config: DictConfig, opd: OpdConfig) -> None:
-    """The context is registered, and its limit leaves room for one."""
+    """The privileged context is registered, and its limit leaves room for a token."""
     if opd.context.name is not None and opd.context.name not in CONTEXT_HOOKS:
         problem = f"no such context (there are: {', '.join(sorted(CONTEXT_HOOKS))})"
         raise ConfigError("opd.context.name", opd.context.name, problem, "register it in a module named in opd.plugins")
@@ -74,7 +73,7 @@ def check_privileged_context(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_samples(config: DictConfig, opd: OpdConfig) -> None:
-    """0 steps means no samples; no rollouts on a page mean nothing."""
+    """`opd.samples.every` may be 0, which means no samples; a page needs at least one rollout."""
     for key, value, least in (("every", opd.samples.every, 0), ("count", opd.samples.count, 1)):
         if value < least:
             problem = "must not be negative" if least == 0 else "must be positive"
@@ -82,7 +81,7 @@ def check_samples(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
-    """Student and teacher must be divided by one temperature, or r_t compares two different things."""
+    """Student and teacher have one temperature: r_t compares their distributions."""
     rollout = config.actor_rollout_ref.rollout.temperature
     for name, teacher in every_teacher(opd).items():
         if teacher.temperature != rollout:
@@ -93,7 +92,7 @@ def check_temperature(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_sampling(config: DictConfig, opd: OpdConfig) -> None:
-    """A truncated sampler draws from another distribution than the p_old that r_t, the ratio and the KL are made of."""
+    """The rollout is not truncated: r_t, the ratio and the KL assume that tokens are drawn from p_old itself."""
     for name, allowed in UNTRUNCATED.items():
         key, value = f"actor_rollout_ref.rollout.{name}", config.actor_rollout_ref.rollout[name]
         if value not in allowed:
@@ -102,8 +101,8 @@ def check_sampling(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_rollout_correction(config: DictConfig, opd: OpdConfig) -> None:
-    """verl's rollout correction works inside the step that OPD replaces."""
-    correction: Any = config.algorithm.get("rollout_correction") or {}
+    """verl's rollout correction is off: it works inside the advantage step, which OPD replaces."""
+    correction = config.algorithm.get("rollout_correction") or {}
     for name in ("bypass_mode", "rollout_is", "rollout_rs"):
         if correction.get(name):
             key = f"algorithm.rollout_correction.{name}"
@@ -111,7 +110,7 @@ def check_rollout_correction(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_cluster(config: DictConfig, opd: OpdConfig) -> None:
-    """Without accelerators verl would wait for them for ever; the other way round they would idle."""
+    """`trainer.device` is this machine's: verl would wait for ever for missing devices, or leave present ones idle."""
     key, value, device = "trainer.device", config.trainer.device, get_device_name()
     if device == "cpu" and value != "cpu":
         raise ConfigError(key, value, "this machine has no accelerator that torch can use", "cluster=local_cpu")

@@ -15,7 +15,7 @@ from opd_verl.config.sections import Combine
 from opd_verl.objectives.names import TEACHER_SUPPORTS, Placement, Support
 
 READ_TEACHER_ENTROPY = ("top_teacher_entropy", "top_either_entropy")
-"""Token masks that cannot do without it."""
+"""Token masks that read the teacher's entropy."""
 WHOLE_STEP = {
     "max_missing_share": "is a limit on the whole step, not on one teacher",
     "sync_every": "only a single teacher takes the student's weights",
@@ -24,25 +24,25 @@ WHOLE_STEP = {
 
 
 def check_named(config: DictConfig, opd: OpdConfig) -> None:
-    """A named teacher sets nothing that nobody would read."""
-    unread, reader = ("weight", 1.0), Combine.average
+    """A named teacher sets no key that nobody would read."""
+    (unread, default), reader = ("weight", 1.0), Combine.average
     if opd.combine is Combine.average:
-        unread, reader = ("values", []), Combine.route
+        (unread, default), reader = ("values", []), Combine.route
     for name, teacher in opd.teachers.items():
         for field, problem in WHOLE_STEP.items():
             value, common = getattr(teacher, field), getattr(opd.teacher, field)
             if value != common:
                 raise ConfigError(f"{teacher_key(name)}.{field}", value, problem, f"opd.teacher.{field}={common}")
-        if (value := getattr(teacher, unread[0])) != unread[1]:
+        if (value := getattr(teacher, unread)) != default:
             problem, remedy = f"only opd.combine={reader} reads it", f"drop it, or opd.combine={reader}"
-            raise ConfigError(f"{teacher_key(name)}.{unread[0]}", value, problem, remedy)
+            raise ConfigError(f"{teacher_key(name)}.{unread}", value, problem, remedy)
     if opd.teachers and opd.teacher.sync_every:
         problem = WHOLE_STEP["sync_every"]
         raise ConfigError("opd.teacher.sync_every", opd.teacher.sync_every, problem, "opd.teacher.sync_every=0")
 
 
 def check_routes(config: DictConfig, opd: OpdConfig) -> None:
-    """Every value of the data field is that of one teacher, as far as the training files can be read here."""
+    """Every value of the data field belongs to one teacher, in the training files that can be read here."""
     if (field := routed_by(opd)) is None:
         return
     owner: dict[str, str] = {}
@@ -55,10 +55,10 @@ def check_routes(config: DictConfig, opd: OpdConfig) -> None:
                 problem = f"{value!r} is a value of teacher {owner[value]} too"
                 raise ConfigError(key, teacher.values, problem, "give it to one of them")
     for file in parquet_files(config):
-        for value in distinct(file, field):
-            if value not in owner:
-                known = ", ".join(f"{one}: {name}" for one, name in owner.items())
-                problem = f"{file} has {field}={value!r}, which is in the values of no teacher ({known})"
+        for read in distinct(file, field):
+            if read not in owner:
+                known = ", ".join(f"{value}: {name}" for value, name in owner.items())
+                problem = f"{file} has {field}={read!r}, which is in the values of no teacher ({known})"
                 raise ConfigError("opd.teachers", list(opd.teachers), problem, "add it to the `values` of one of them")
 
 
@@ -82,7 +82,7 @@ def distinct(file: Path, field: str) -> list[str]:
 
 
 def check_average(config: DictConfig, opd: OpdConfig) -> None:
-    """A mixture is known at the sampled token and at the student's ids; nobody may read more of it."""
+    """Averaged teachers: nothing reads more of the mixture than its q at the sampled token and the student's ids."""
     if not opd.teachers or opd.combine is not Combine.average:
         return
     for name, teacher in opd.teachers.items():

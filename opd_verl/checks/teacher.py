@@ -1,4 +1,4 @@
-"""Settings of the teachers that their actors would refuse minutes later."""
+"""Checks of the teachers' settings: their actors would refuse the same minutes later."""
 
 from omegaconf import DictConfig
 
@@ -20,11 +20,11 @@ POSITIVE = (
     "load_timeout_s",
 )
 MOST_COLOCATED = 2
-"""Of verl's three processes on a device of the trainer's, less its worker; its rollout servers take no share."""
+"""verl allows three processes on a device of the trainer's pool, and its own worker is one of them."""
 
 
 def check_sync(config: DictConfig, opd: OpdConfig) -> None:
-    """Only a teacher that began as the student can take the student's weights, and only whole ones."""
+    """A teacher takes the student's weights only where it began as the student, and only whole weights."""
     key, every, model = "opd.teacher.sync_every", opd.teacher.sync_every, config.actor_rollout_ref.model
     if every < 0:
         raise ConfigError(key, every, "must not be negative", f"{key}=0")
@@ -36,7 +36,7 @@ def check_sync(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_teacher(config: DictConfig, opd: OpdConfig) -> None:
-    """What the teachers' actors would refuse, minutes later: a dtype, and sizes that are not positive."""
+    """Dtypes are known and sizes positive; the teachers' actors would refuse them minutes later."""
     for section, teacher in every_teacher(opd).items():
         key = teacher_key(section)
         if teacher.dtype not in DTYPES:
@@ -52,7 +52,10 @@ def check_teacher(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_shards(config: DictConfig, opd: OpdConfig) -> None:
-    """A replica never spans nodes: its shards gather every layer of every forward pass from one another."""
+    """The devices of a node divide into replicas.
+
+    A replica never spans nodes: its shards gather every layer of every forward pass from one another.
+    """
     for section, teacher in every_teacher(opd).items():
         key, devices = teacher_key(section), teacher.n_gpus_per_node
         if devices % teacher.shards:
@@ -62,8 +65,8 @@ def check_shards(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_colocated(config: DictConfig, opd: OpdConfig) -> None:
-    """A device of the trainer's has room for two more processes, each with a model that fits it whole."""
-    colocated = {teacher_key(name): one for name, one in every_teacher(opd).items() if one.colocate}
+    """A device of the trainer has room for two more processes, each with a whole model."""
+    colocated = {teacher_key(name): teacher for name, teacher in every_teacher(opd).items() if teacher.colocate}
     for key, teacher in colocated.items():
         if teacher.shards > 1:
             problem = "a colocated teacher lies whole on each of the trainer's devices"

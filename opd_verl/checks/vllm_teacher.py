@@ -1,4 +1,4 @@
-"""Checks of a teacher behind an inference server (`teacher=vllm`): what the server cannot give, nobody may read."""
+"""Checks of a teacher behind an inference server (`teacher=vllm`): nothing may read what the server cannot give."""
 
 from collections.abc import Iterator
 
@@ -23,11 +23,19 @@ def served(opd: OpdConfig) -> Iterator[tuple[str, TeacherConfig]]:
 
 
 def check_server(config: DictConfig, opd: OpdConfig) -> None:
-    """vLLM does not scale prompt logits, verl's manager passes no more than a model's path, and weights stay."""
+    """The server can honour every setting of its teacher.
+
+    vLLM scores prompts at temperature 1, verl's manager passes on only the model's path, and a server keeps its weights.
+    """
     for key, teacher in served(opd):
         if teacher.temperature != 1.0:
             problem = "vLLM's prompt_logprobs are at temperature 1 whatever is asked"
-            raise ConfigError(f"{key}.temperature", teacher.temperature, problem, f"{REMEDY}, or rollout.temperature=1")
+            raise ConfigError(
+                f"{key}.temperature",
+                teacher.temperature,
+                problem,
+                f"{REMEDY}, or actor_rollout_ref.rollout.temperature=1",
+            )
         if teacher.trust_remote_code:
             problem = "verl's teacher servers do not pass it on"
             raise ConfigError(f"{key}.trust_remote_code", True, problem, REMEDY)

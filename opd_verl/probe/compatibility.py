@@ -1,43 +1,42 @@
 """Whether a teacher can score this student at all: vocabulary, end of a response, context, chat template."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from opd_verl.checks.models import check_context, check_same_tokenizer, check_vocabulary
-from opd_verl.checks.template import check_template
+from transformers import PretrainedConfig
+
+from opd_verl.checks.scorable import ScoringPair, SettingNames, scoring_checks
 from opd_verl.config.errors import ConfigError
 from opd_verl.probe.record import CompatibilityCheck
 from opd_verl.sampling.prompts import Model
 
+NAMES = SettingNames(
+    teacher="teacher",
+    longest="the longest prompt + max_tokens",
+    shorten="max_tokens",
+    template_options="chat_template_kwargs",
+)
+"""The words of `hydra_configs/probe/probe.yaml`."""
+
 
 def compatibility(
-    student: Model, teacher: Model, config: Any, longest: int, options: Mapping[str, Any]
+    student: Model, teacher: Model, config: PretrainedConfig, longest: int, options: Mapping[str, object]
 ) -> list[CompatibilityCheck]:
-    """Every check of a teacher.
+    """Every check of a teacher. A teacher with another chat template is measured all the same.
 
     Args:
         config: the teacher's text config.
         longest: tokens of the longest prompt with its response.
-        options: of the chat template.
+        options: options of the chat template.
     """
-    own, others, path = student.tokenizer, teacher.tokenizer, teacher.path
-
-    def template() -> str | None:
-        return check_template("teacher", others, own, options, wanted=True)
-
-    checks: dict[str, tuple[Callable[[], str | None], bool]] = {
-        "tokenizer and end of a response": (lambda: check_same_tokenizer(own, others, "teacher", path), True),
-        "vocabulary": (lambda: check_vocabulary("teacher", path, config, len(own)), True),
-        "context": (lambda: check_context("teacher", path, config, longest), True),
-        "chat template": (template, False),
-    }
-    return [finding(what, check, fatal) for what, (check, fatal) in checks.items()]
+    pair = ScoringPair(student.tokenizer, teacher.tokenizer, teacher.path, teacher.path, config, longest, options)
+    checks = scoring_checks(pair, NAMES)
+    return [outcome(what, check, fatal=what != "chat template") for what, check in checks.items()]
 
 
-def finding(what: str, check: Callable[[], str | None], fatal: bool) -> CompatibilityCheck:
-    """A check's outcome."""
+def outcome(what: str, check: Callable[[], str | None], fatal: bool) -> CompatibilityCheck:
+    """A check's outcome; `fatal`: with a problem here, nothing can be measured."""
     try:
-        said = check()
+        remark = check()
     except ConfigError as error:
         return CompatibilityCheck(what, False, f"{error.problem.partition(': ')[2]}. Remedy: {error.remedy}", fatal)
-    return CompatibilityCheck(what, True, said or "as the student's")
+    return CompatibilityCheck(what, True, remark or "as the student's")

@@ -591,15 +591,16 @@ def test_resource_pools_are_made_from_a_dict_of_nodes() -> None:
 @pytest.mark.parametrize(
     ("registry", "name", "needed_by"),
     [
-        (core_algos.ADV_ESTIMATOR_REGISTRY, "opd", "advantage.py"),
-        (core_algos.POLICY_LOSS_REGISTRY, "opd", "policy_loss.py"),
-        (core_algos.POLICY_LOSS_REGISTRY, "opd_none", "policy_loss.py"),
-        (TRAINER_REGISTRY, "opd", "trainer.py"),
+        (core_algos.ADV_ESTIMATOR_REGISTRY, "opd", "training/advantage_estimator.py"),
+        (core_algos.POLICY_LOSS_REGISTRY, "opd", "training/update/policy_loss.py"),
+        (core_algos.POLICY_LOSS_REGISTRY, "opd_none", "training/update/policy_loss.py"),
+        (TRAINER_REGISTRY, "opd", "training/trainer.py"),
     ],
     ids=["advantage", "loss", "no loss", "trainer"],
 )
 def test_decorators_register_by_name(registry: dict[str, Any], name: str, needed_by: str) -> None:
-    pin(registry[name].__module__ == f"opd_verl.{needed_by.removesuffix('.py')}", f"registry of {name}", needed_by)
+    module = f"opd_verl.{needed_by.removesuffix('.py').replace('/', '.')}"
+    pin(registry[name].__module__ == module, f"registry of {name}", needed_by)
 
 
 def test_verl_finds_what_we_registered() -> None:

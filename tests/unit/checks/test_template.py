@@ -6,9 +6,12 @@ import pytest
 from omegaconf import OmegaConf
 from preflight_harness import Files
 from tiny_models import tiny_tokenizer
+from transformers import PretrainedConfig
 
+from opd_verl.checks.models import training_names
 from opd_verl.checks.preflight import preflight
-from opd_verl.checks.template import check_options, check_template, rendered, template_options
+from opd_verl.checks.scorable import ScoringPair, check_template
+from opd_verl.checks.template import check_options, rendered, template_difference, template_options
 from opd_verl.config.errors import ConfigError
 
 CHATML = (
@@ -30,6 +33,14 @@ def tokenizer(template: str | None) -> Any:
     return found
 
 
+NAMES = training_names("opd.teacher", with_context=False, generated=False)
+
+
+def pair(student: Any, teacher: Any, options: dict[str, Any]) -> ScoringPair:
+    """A pair of which only the chat templates are looked at."""
+    return ScoringPair(student, teacher, "/teacher", "/teacher", PretrainedConfig(), 40, options)
+
+
 def test_qwen3s_non_thinking_prompt_needs_its_option() -> None:
     assert rendered(tokenizer(QWEN3), {}) == rendered(tokenizer(CHATML), {})
     prompt = rendered(tokenizer(QWEN3), {"enable_thinking": False})
@@ -39,27 +50,27 @@ def test_qwen3s_non_thinking_prompt_needs_its_option() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"enable_thinking": False}, {"enable_thinking": True}])
 def test_templates_that_render_alike_are_alike(options: dict[str, Any]) -> None:
-    assert check_template("opd.teacher", tokenizer(QWEN3), tokenizer(QWEN3), options, True) is None
+    assert template_difference(tokenizer(QWEN3), tokenizer(QWEN3), options) is None
     other_text = QWEN3.replace("message['role']", "message.role")
-    assert check_template("opd.teacher", tokenizer(other_text), tokenizer(QWEN3), options, True) is None
+    assert template_difference(tokenizer(QWEN3), tokenizer(other_text), options) is None
 
 
 def test_a_teacher_with_other_prompts_is_refused_and_both_are_shown() -> None:
     student, teacher, options = tokenizer(QWEN3), tokenizer(CHATML), {"enable_thinking": False}
-    assert check_template("opd.teacher", teacher, student, {}, True) is None
+    assert check_template(pair(student, teacher, {}), NAMES) is None
     with pytest.raises(ConfigError) as refused:
-        check_template("opd.teacher", teacher, student, options, True)
+        check_template(pair(student, teacher, options), NAMES)
     message = str(refused.value)
     assert "opd.teacher.same_template" in message and r"<think>\n\n</think>" in message
     assert "+data.apply_chat_template_kwargs.enable_thinking=false" in message and "same_template=false" in message
-    said = check_template("opd.teacher", teacher, student, options, False)
-    assert said is not None and said.startswith("prompts that read") and "<think>" in said
+    parts = template_difference(student, teacher, options)
+    assert parts is not None and "<think>" in parts and "where the teacher's own prompt has" in parts
 
 
 def test_a_side_without_a_template() -> None:
-    assert check_template("opd.teacher", tokenizer(CHATML), tokenizer(None), {}, True) is None
-    said = check_template("opd.teacher", tokenizer(None), tokenizer(CHATML), {}, True)
-    assert said == "no chat template of its own; it reads the student's prompts"
+    assert check_template(pair(tokenizer(None), tokenizer(CHATML), {}), NAMES) is None
+    remark = check_template(pair(tokenizer(CHATML), tokenizer(None), {}), NAMES)
+    assert remark == "no chat template of its own; it reads the student's prompts"
 
 
 def test_an_option_that_nothing_reads_is_refused() -> None:
