@@ -25,7 +25,8 @@ def served(opd: OpdConfig) -> Iterator[tuple[str, TeacherConfig]]:
 def check_server(config: DictConfig, opd: OpdConfig) -> None:
     """The server can honour every setting of its teacher.
 
-    vLLM scores prompts at temperature 1, verl's manager passes on only the model's path, and a server keeps its weights.
+    vLLM scores prompts at temperature 1, verl's manager passes on nothing but the model's path, and a server keeps
+    its weights.
     """
     for key, teacher in served(opd):
         if teacher.temperature != 1.0:
