@@ -1,11 +1,11 @@
 """Loaded by `import verl` in every process (entry-point group `verl.plugins`); registers opd_verl with verl and Hydra.
 
-What registers with a module of verl is imported right after that module, and only in the processes that import it:
-a rollout server or a reward worker does not pay for our trainer (2 CPU seconds per process).
+Our modules are imported right after the verl module that they register with, and only in the processes that import
+it: a rollout server or a reward worker does not pay for our trainer (2 CPU seconds per process).
 
-verl logs a plugin's import error at DEBUG and carries on. So nothing here may fail unseen: whatever goes wrong is
-handed to the Hydra plugin, which then refuses every `recipe=` with that cause instead of letting plain PPO train. In a
-process without Hydra it is logged, and verl fails on the name that is missing from its registry.
+verl logs a plugin's import error at DEBUG and carries on, so an error here would go unseen and plain PPO would train.
+We hand it to the Hydra plugin, which then refuses every `recipe=` and names the cause. In a process without Hydra the
+error is logged, and verl fails on the name that is missing from its registry.
 """
 
 import importlib
@@ -20,11 +20,14 @@ REGISTERED_AFTER = {
     "verl.workers.engine": ("opd_verl.training.update.engine",),
     "verl.trainer.ppo.v1.trainer_base": ("opd_verl.training.trainer",),
 }
-"""verl's module that holds a registry, and ours that register there when they are imported."""
+"""Each verl module that holds a registry, and our modules that register there when they are imported."""
 
 
 def register_after(verl_module: str, ours: tuple[str, ...]) -> None:
-    """Imports `ours` right after `verl_module`: now, if it is imported. An error breaks recipes, not plain verl."""
+    """Imports `ours` right after `verl_module`, or now if that is imported already.
+
+    An error makes recipes fail and leaves plain verl alone.
+    """
 
     def load(_: object) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Where a run's seconds went, step by step, with the teacher's own work beside: a picture and one number.
+"""Shows what each step of a run was spent on, beside the teacher's own work: a picture and one number.
 
     python -m verl.trainer.main_ppo recipe=opd trainer.default_local_dir=run ...
     python -m opd_verl.timeline run/metrics.jsonl --out timeline.png
@@ -37,7 +37,7 @@ COLOURS = {
     HIDDEN: "#54a24b",
 }
 PARTS = tuple(COLOURS)[:-2]
-"""What a step is shown as, from the bottom; validation is no part of verl's step."""
+"""The parts of a step's bar, from the bottom; validation is no part of verl's step."""
 LIMIT = 0.10
 """Largest share of a step that the wait for the teacher should take."""
 WIDTH = 0.38
@@ -45,7 +45,7 @@ WIDTH = 0.38
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of one step: the whole, its PARTS that it has, and the teacher's forward passes wherever they ran."""
+    """Seconds of one step: the whole, those PARTS that it has, and the teacher's forward passes wherever they ran."""
 
     number: int
     whole: float
@@ -59,12 +59,13 @@ class StepTimes:
 
 
 def step_times(number: int, metrics: dict[str, float]) -> StepTimes:
-    """From one step's metrics. Raises ValueError without a teacher's times."""
+    """The times in one step's metrics. Raises ValueError without a teacher's times."""
     seconds = {name.removeprefix("timing_s/"): value for name, value in metrics.items() if name.startswith("timing_s/")}
     if missing := {"teacher", "teacher_busy"} - seconds.keys():
         raise ValueError(f"step {number} has no timing_s/{min(missing)}: not a run of recipe=opd*, or one of old")
     parts = {name: seconds[name] for name in PARTS if name in seconds}
     parts[WAIT] = seconds["teacher"]
+    # verl's timer of old_log_prob encloses the wait for teacher scores: it is taken out, or it would count twice.
     parts[LOG_PROBS] = max(parts.get(LOG_PROBS, 0.0) - parts[WAIT], 0.0)
     parts[OTHER] = max(seconds["step"] - sum(parts.values()), 0.0)
     return StepTimes(number, seconds["step"], parts, seconds["teacher_busy"])
@@ -73,10 +74,10 @@ def step_times(number: int, metrics: dict[str, float]) -> StepTimes:
 def read_steps(path: Path) -> list[StepTimes]:
     """The training steps of verl's file logger, in order. Raises ValueError where there is none."""
     steps = metrics_file.read_steps(path)
-    found = [step_times(step["step"], step) for step in steps if "timing_s/step" in step]
-    if not found:
+    times = [step_times(int(step["step"]), step) for step in steps if "timing_s/step" in step]
+    if not times:
         raise ValueError(f"{path} holds no training step (no timing_s/step)")
-    return found
+    return times
 
 
 def wait_share(steps: Sequence[StepTimes]) -> float:
@@ -91,12 +92,12 @@ def hidden_share(steps: Sequence[StepTimes]) -> float:
 
 
 def steady(steps: Sequence[StepTimes]) -> Sequence[StepTimes]:
-    """All but the first step, in which everything starts up; that one where it is the only one."""
+    """All steps but the first, in which everything starts up; a run's only step counts."""
     return steps[1:] or steps
 
 
 def summary(steps: Sequence[StepTimes]) -> str:
-    """Of the steady steps: the wait's share, in the median and in the worst, and how much of the teacher was hidden."""
+    """The wait's share of the steady steps, of the median and the worst step, and the teacher's hidden share."""
     counted = steady(steps)
     shares = [wait_share([step]) for step in counted]
     share, worst = wait_share(counted), max(range(len(counted)), key=shares.__getitem__)
@@ -110,7 +111,7 @@ def summary(steps: Sequence[StepTimes]) -> str:
 
 
 def stack(axes: "Axes", places: Sequence[float], layers: dict[str, list[float]]) -> None:
-    """Bars at `places`, the layers on top of one another."""
+    """Draws bars at `places`, the layers on top of one another."""
     bottom = [0.0] * len(places)
     for name, heights in layers.items():
         axes.bar(places, heights, WIDTH, bottom, label=name, color=COLOURS[name])
@@ -118,7 +119,7 @@ def stack(axes: "Axes", places: Sequence[float], layers: dict[str, list[float]])
 
 
 def draw(steps: Sequence[StepTimes], path: Path, title: str) -> None:
-    """Per step two bars: its parts, and beside them the teacher's busy seconds, hidden above waited for."""
+    """Draws two bars per step: its parts, and the teacher's busy seconds, the hidden ones on top."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -1,1 +1,1 @@
-"""The settings: the typed `opd:` section, how verl's config and a command's settings are composed, and their errors."""
+"""Settings: the typed `opd:` section, the composition of verl's and our commands' configs, and their errors."""

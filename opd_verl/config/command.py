@@ -1,6 +1,6 @@
-"""Hydra's config of a command as the command's own dataclass."""
+"""A command's Hydra config as the command's own dataclass."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -10,7 +10,7 @@ from opd_verl.config.errors import ConfigError, first_line
 Settings = TypeVar("Settings")
 
 
-def check_least(settings: Any, **least: int) -> None:
+def check_least(settings: object, **least: int) -> None:
     """Raises ConfigError for a key whose value is set and below the least that works."""
     for name, lowest in least.items():
         value = getattr(settings, name)
@@ -19,19 +19,19 @@ def check_least(settings: Any, **least: int) -> None:
 
 
 def read_settings(schema: type[Settings], config: DictConfig, file: str) -> Settings:
-    """`config` as a `schema`; `file` shows every key.
+    """`config` as a `schema`; `file` is the config file that shows every key, for the message.
 
     Raises ConfigError for a value of the wrong type or an unknown key.
     """
     structured = OmegaConf.structured(schema)
     for key in structured:
         section = OmegaConf.select(structured, str(key))
-        if OmegaConf.is_config(section):  # of a frozen class, which OmegaConf would not write to either
+        if OmegaConf.is_config(section):  # OmegaConf takes a frozen dataclass for read-only
             OmegaConf.set_readonly(section, False)
     try:
-        found: Any = OmegaConf.to_object(OmegaConf.merge(structured, config))
+        settings = OmegaConf.to_object(OmegaConf.merge(structured, config))
     except OmegaConfBaseException as error:
         key = error.full_key or str(error.key)
         raise ConfigError(key, OmegaConf.select(config, key), first_line(error), f"see {file}") from error
-    assert isinstance(found, schema)
-    return found
+    assert isinstance(settings, schema)
+    return settings

@@ -1,4 +1,4 @@
-"""Composes a command's config in this process, as the command itself would."""
+"""Composes the config of a command in this process, as the command itself would."""
 
 import os
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 PPO, SFT = "ppo_trainer", "sft_trainer_engine"
-"""verl's primary configs of `verl.trainer.main_ppo` and `verl.trainer.sft_trainer`."""
+"""Names of verl's primary configs of `verl.trainer.main_ppo` and `verl.trainer.sft_trainer`."""
 
 
 def compose_trainer(overrides: Sequence[str], config_name: str = PPO) -> DictConfig:
-    """The config that the trainer would run with. Takes some seconds, most of them for `import verl`.
+    """The config with which the trainer would run. Takes some seconds, most of them for `import verl`.
 
     Raises:
         SystemExit: Hydra refuses an override, or there is no such recipe; the message is Hydra's.
@@ -20,7 +20,7 @@ def compose_trainer(overrides: Sequence[str], config_name: str = PPO) -> DictCon
 
     try:
         return compose_config("verl.trainer.config", config_name, overrides)
-    finally:  # what verl's import sets is meant for its own children
+    finally:  # verl's import sets variables for its own children; our callers start other programs
         os.environ.clear()
         os.environ.update(before)
 
@@ -35,7 +35,7 @@ def compose_config(module: str, name: str, overrides: Sequence[str]) -> DictConf
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    GlobalHydra.instance().clear()  # of an app of ours, whose own config is composed already
+    GlobalHydra.instance().clear()  # Hydra allows one instance; a command of ours has composed its own config
     try:
         with initialize_config_module(module, version_base=None):
             return compose(name, overrides=list(overrides))

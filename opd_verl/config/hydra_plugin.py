@@ -6,29 +6,31 @@ verl's own file and appends the empty slots; everything else of verl's config is
 
 import os
 from importlib import resources
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar, cast
 
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+Value = TypeVar("Value")
 VERL_CONFIGS = "verl.trainer.config"
 PRIMARY_CONFIGS = {
     "ppo_trainer": "hydra_configs",
     "ppo_megatron_trainer": "hydra_configs",
     "sft_trainer_engine": "hydra_configs.sft",
 }
-"""verl's trainer configs, and the package with the recipes for each."""
+"""Package with the recipes for each of verl's trainer configs."""
 SLOTS = ("recipe", "cluster", "teacher")
 
 
 class RecipeSlot(ImportlibResourcesConfigSource):
     """verl's own configs, with our `SLOTS` at the end of the trainer's defaults list."""
 
-    broken_by: ClassVar[Exception | None] = None  # why opd_verl could not register; recipes report it
+    broken_by: ClassVar[Exception | None] = None
+    """The error with which opd_verl failed to register with verl; recipes report it."""
 
     @staticmethod
     def scheme() -> str:
@@ -36,17 +38,17 @@ class RecipeSlot(ImportlibResourcesConfigSource):
         return "recipe-slot"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Reads one of verl's configs; the trainer's gets the slots (`null`, so that a typo lists the options)."""
+        """Reads a config of verl's; a trainer's gets the slots, with `null`: Hydra answers a typo with the options."""
         result = super().load_config(config_path)
-        config: Any = result.config
         if config_path in PRIMARY_CONFIGS:
             RecipeSource.package = PRIMARY_CONFIGS[config_path]
-            config.defaults.extend([{slot: None} for slot in SLOTS])
+            defaults = cast(DictConfig, result.config).defaults
+            defaults.extend([{slot: None} for slot in SLOTS])
         return result
 
 
 class RecipeSource(ImportlibResourcesConfigSource):
-    """Our recipes for the trainer whose config was read last, which Hydra always reads before its defaults.
+    """Our recipes, for the trainer whose config was read last: Hydra reads it before its defaults.
 
     Refuses to serve a recipe when the plugin could not register with verl.
     """
@@ -60,7 +62,7 @@ class RecipeSource(ImportlibResourcesConfigSource):
 
     @path.setter
     def path(self, value: str) -> None:
-        """Hydra's base class sets it; `package` is what counts."""
+        """Ignores the path that Hydra's base class sets: `package` decides."""
 
     @staticmethod
     def scheme() -> str:
@@ -95,18 +97,18 @@ class RecipeSearchPath(SearchPathPlugin):
             search_path.append(provider="opd_verl", path=f"{RecipeSource.scheme()}://hydra_configs")
 
 
-def with_teacher(value: Any, otherwise: Any, *, _root_: Any) -> Any:
+def with_teacher(value: Value, otherwise: Value, *, _root_: DictConfig) -> Value:
     """`${with_teacher:4,8}` in a cluster's file: 4 where the recipe has a teacher (an `opd:` section), else 8."""
     return value if "opd" in _root_ else otherwise
 
 
-def own_ray(value: Any) -> Any:
-    """`${own_ray:64}`: for `ray.init` where it starts Ray; null on a cluster that runs, which knows its own sizes."""
+def own_ray(value: Value) -> Value | None:
+    """`${own_ray:64}`: 64 where `ray.init` starts Ray; null on a running cluster, which knows its own sizes."""
     return None if os.environ.get("RAY_ADDRESS") else value
 
 
 def register() -> None:
-    """Registers the three plugins with Hydra, and what the clusters' files compute with."""
+    """Registers the three plugins with Hydra, and the two resolvers of the clusters' files."""
     OmegaConf.register_new_resolver("with_teacher", with_teacher, replace=True)
     OmegaConf.register_new_resolver("own_ray", own_ray, replace=True)
     for plugin in (RecipeSlot, RecipeSource, RecipeSearchPath):

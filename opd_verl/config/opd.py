@@ -1,9 +1,9 @@
-"""The typed `opd:` section of the config, and every check that needs nothing but the config itself."""
+"""The typed `opd:` section of the config: its dataclass, how it is parsed, and questions about its teachers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,11 +32,11 @@ class OpdConfig:
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     teachers: dict[str, NamedTeacherConfig] = field(default_factory=dict)
-    """Several teachers by name; empty: the one of `teacher`, which else gives what they do not set."""
+    """Named teachers. Empty: use `opd.teacher`; otherwise it holds their defaults."""
     combine: Combine = Combine.route
-    """route, average."""
+    """How several teachers score: `route` or `average`."""
     route_field: str = "data_source"
-    """combine=route: the data field that picks the teacher."""
+    """Data field that picks the teacher under combine=route."""
     context: ContextConfig = field(default_factory=ContextConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     forward_kl: ForwardKLConfig = field(default_factory=ForwardKLConfig)
@@ -47,18 +47,18 @@ class OpdConfig:
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     rewards: list[str] = field(default_factory=lambda: ["reverse_kl"])
-    """Reward hooks whose sum is r_t."""
+    """Names of the reward hooks whose sum is r_t."""
     plugins: list[str] = field(default_factory=list)
-    """Modules to import in every process: they register the user's own hooks."""
+    """Modules of yours to import in every process; they register your hooks."""
     fused: bool = True
-    """The LM head in chunks of rows: logits [tokens, vocabulary] never exist. False: the plain reference path."""
+    """Whether the LM head runs in chunks of rows, without logits [tokens, vocabulary]; False: plain reference path."""
     fused_rows: int | None = None
-    """Rows of logits that exist at one time in the actor; None: what suits the device."""
+    """Rows of logits that exist at one time in the actor; None: a number that suits the device."""
     seed_rollouts: bool = False
-    """Gives every rollout its own seed, so that a run can be repeated. verl's `rollout.full_determinism` does too, and
-    adds vLLM's batch-invariant kernels, which need a GPU."""
+    """Whether every rollout gets its own seed, so that a run can be repeated. verl's `rollout.full_determinism` does so
+    too, and adds vLLM's batch-invariant kernels, which need a GPU."""
     poll_interval_s: float = 0.2
-    """How often the trainer looks for finished rollouts (verl's own value is 2 s)."""
+    """Seconds between the trainer's looks for finished rollouts (verl's own value is 2 s)."""
 
 
 def is_exact(opd: OpdConfig) -> bool:
@@ -67,12 +67,12 @@ def is_exact(opd: OpdConfig) -> bool:
 
 
 def every_teacher(opd: OpdConfig) -> dict[str, TeacherConfig]:
-    """All teachers of the run by name; the one of `opd.teacher` alone has the name ""."""
+    """All teachers of the run by name; a single teacher, `opd.teacher`, has the name ""."""
     return {**opd.teachers} or {"": opd.teacher}
 
 
 def teacher_key(name: str) -> str:
-    """The section of a teacher of `every_teacher`."""
+    """The config key of a teacher of `every_teacher`."""
     return f"opd.teachers.{name}" if name else "opd.teacher"
 
 
@@ -86,11 +86,11 @@ def context_tokens(opd: OpdConfig) -> int:
     return opd.context.max_tokens if opd.context.name is not None else 0
 
 
-def fill_teachers(section: dict[Any, Any]) -> None:
-    """Gives the named teachers in the plain `opd:` section what they do not set themselves.
+def fill_teachers(section: dict[str, object]) -> None:
+    """Fills in keys that a named teacher does not set, in place in the plain `opd:` section.
 
     Raises:
-        ConfigError: one has no path.
+        ConfigError: a teacher has no path.
     """
     teacher, named = section.setdefault("teacher", {}), section.get("teachers")
     if not isinstance(teacher, dict) or not isinstance(named, dict) or not named:
@@ -115,14 +115,15 @@ def parse_opd(config: DictConfig) -> OpdConfig:
     if not OmegaConf.select(config, "opd.teacher.path") and not OmegaConf.select(config, "opd.teachers"):
         raise ConfigError("opd.teacher.path", None, "no teacher is set", "opd.teacher.path=/path/to/teacher")
     try:
-        section: Any = OmegaConf.to_container(config.opd, resolve=True)  # `${...}` points outside the section
+        # Resolved here: a `${...}` points outside the section, which stands alone from now on.
+        section = cast(dict[str, object], OmegaConf.to_container(config.opd, resolve=True))
         fill_teachers(section)
-        merged: Any = OmegaConf.merge(OmegaConf.structured(OpdConfig), section)
+        merged = OmegaConf.merge(OmegaConf.structured(OpdConfig), section)
     except OmegaConfBaseException as error:
         key, problem = error.full_key or "", str(error.msg).splitlines()[0]
         value, remedy = OmegaConf.select(config.opd, key), "recipe/opd.yaml shows every key with a value that works"
         raise ConfigError(f"opd.{key}".rstrip("."), value, problem, remedy) from error
-    opd: Any = OmegaConf.to_object(merged)
+    opd = cast(OpdConfig, OmegaConf.to_object(merged))
     for teacher in every_teacher(opd).values():
         if teacher.colocate:
             teacher.nnodes, teacher.n_gpus_per_node = config.trainer.nnodes, config.trainer.n_gpus_per_node
@@ -135,7 +136,7 @@ def import_plugins(opd: OpdConfig) -> None:
 
 
 def import_modules(key: str, modules: Sequence[str]) -> None:
-    """Imports the user's modules, which register what they have; ConfigError under `key` for one that is not there."""
+    """Imports the user's modules, which register their hooks. Raises ConfigError under `key` for a missing module."""
     for module in modules:
         try:
             import_module(module)

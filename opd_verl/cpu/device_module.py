@@ -24,19 +24,19 @@ def current_device() -> int:
 
 
 def set_device(device: object) -> None:
-    """There is nothing to choose."""
+    """Does nothing: there is one device."""
 
 
 def synchronize(device: object = None) -> None:
-    """CPU kernels have finished when they return."""
+    """Does nothing: CPU kernels have finished when they return."""
 
 
 def empty_cache() -> None:
-    """The host allocator keeps no cache of ours."""
+    """Does nothing: the host allocator keeps no cache of ours."""
 
 
 def ipc_collect() -> None:
-    """No IPC handles exist."""
+    """Does nothing: no IPC handles exist."""
 
 
 def memory_allocated(device: object = None) -> int:
@@ -45,7 +45,7 @@ def memory_allocated(device: object = None) -> int:
 
 
 def memory_reserved(device: object = None) -> int:
-    """Same as allocated: the host has no reserve."""
+    """Equal to `memory_allocated`: the host has no reserve."""
     return memory_allocated()
 
 
@@ -55,12 +55,12 @@ def max_memory_allocated(device: object = None) -> int:
 
 
 def max_memory_reserved(device: object = None) -> int:
-    """Same as `max_memory_allocated`."""
+    """Equal to `max_memory_allocated`."""
     return memory_allocated()
 
 
 def reset_peak_memory_stats(device: object = None) -> None:
-    """No peak is kept."""
+    """Does nothing: no peak is kept."""
 
 
 def mem_get_info(device: object = None) -> tuple[int, int]:
@@ -88,5 +88,5 @@ manual_seed_all = manual_seed
 
 
 def get_device_name(device: object = None) -> str:
-    """Shown in logs, and looked up in verl's table of peak FLOP/s (unknown there: MFU is reported as 0)."""
+    """The name in logs; verl also looks it up in its table of peak FLOP/s (unknown there: MFU is reported as 0)."""
     return "cpu"

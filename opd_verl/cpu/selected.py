@@ -9,9 +9,12 @@ CPU_ENVIRONMENT = {
     "TORCH_COMPILE_DISABLE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
-"""Unless the user says otherwise: GiB of vLLM's cache, half of the machine's memory without it; no compilation, as vLLM
-compiles helpers of its sampler for 10 s even when told to stay eager; and leave for `distributed_executor_backend: uni`
-(cluster=local_cpu), which vLLM otherwise turns into a process more."""
+"""Defaults of variables that the user has not set.
+
+* Cache of vLLM, GiB; without it vLLM takes half of the machine's memory.
+* No compilation: vLLM compiles helpers of its sampler for 10 s even when told to stay eager.
+* vLLM's engine runs in its caller's process, which `distributed_executor_backend: uni` (cluster=local_cpu) asks for.
+"""
 
 
 def cpu_selected() -> bool:

@@ -1,1 +1,1 @@
-"""Where a run is written down: its wandb run, its file of metrics, and what must never be written down."""
+"""The record of a run: its wandb run, its file of metrics, its sample pages, and the guard against secrets in them."""

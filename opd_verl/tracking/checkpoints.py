@@ -1,4 +1,4 @@
-"""verl's folder of checkpoints: which is the newest whole one, also after a kill."""
+"""verl's folder of checkpoints: the newest whole one, also after a kill."""
 
 from pathlib import Path
 
@@ -18,7 +18,10 @@ def latest_step(folder: Path) -> int:
 
 
 def mend_tracker(folder: Path) -> None:
-    """A kill while verl's main_ppo names a checkpoint leaves the file empty; the checkpoint was whole before."""
+    """Names the newest checkpoint again where a kill has left the tracker file empty.
+
+    verl empties the file before it writes, and writes only after the checkpoint is whole.
+    """
     if tracker(folder).exists() and not tracker(folder).read_text().strip():
-        steps = [int(found.name.removeprefix(STEP)) for found in folder.glob(f"{STEP}*")]
+        steps = [int(checkpoint.name.removeprefix(STEP)) for checkpoint in folder.glob(f"{STEP}*")]
         write_text(tracker(folder), str(max(steps, default=0)))

@@ -1,15 +1,17 @@
-"""The file that verl's `file` logger writes: a line for each step."""
+"""The JSON lines that verl's `file` logger writes: one for each step."""
 
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from opd_verl.utils.files import write_text
 
+Step = dict[str, float]
+"""The metrics of a step by name, and its number as `step`."""
 
-def read_steps(metrics: Path, known: int = 0) -> Iterator[dict[str, Any]]:
-    """Steps beyond the first `known` lines; a line still being written is left alone."""
+
+def read_steps(metrics: Path, known: int = 0) -> Iterator[Step]:
+    """The steps behind the first `known` lines; a line that is still being written is left out."""
     if not metrics.exists():
         return
     for line in metrics.read_text().splitlines(keepends=True)[known:]:
@@ -18,19 +20,19 @@ def read_steps(metrics: Path, known: int = 0) -> Iterator[dict[str, Any]]:
             yield {"step": record["step"], **record["data"]}
 
 
-def merged(attempts: Iterable[Path]) -> list[dict[str, Any]]:
-    """Every step once, in order: what the last attempt at it says, and of the attempts before what that leaves out.
+def merged(attempts: Iterable[Path]) -> list[Step]:
+    """Every step once, in order. The last attempt at a step wins; metrics that only an earlier one logged stay.
 
     A run that goes on after step 6 may validate first, and log that as another line of step 6.
     """
-    found: dict[int, dict[str, Any]] = {}
+    by_number: dict[float, Step] = {}
     for attempt in attempts:
         for step in read_steps(attempt):
-            found[step["step"]] = found.get(step["step"], {}) | step
-    return [found[number] for number in sorted(found)]
+            by_number[step["step"]] = by_number.get(step["step"], {}) | step
+    return [by_number[number] for number in sorted(by_number)]
 
 
-def write_steps(metrics: Path, steps: Iterable[dict[str, Any]]) -> None:
-    """Writes the file, whole, as verl's logger would have."""
-    records = [{"step": one["step"], "data": {key: one[key] for key in one if key != "step"}} for one in steps]
+def write_steps(metrics: Path, steps: Iterable[Step]) -> None:
+    """Writes the whole file in the form of verl's logger."""
+    records = [{"step": step["step"], "data": {key: step[key] for key in step if key != "step"}} for step in steps]
     write_text(metrics, "".join(json.dumps(record) + "\n" for record in records))

@@ -10,19 +10,19 @@ DEFAULT_SERVER = "https://api.wandb.ai"
 
 
 def why_offline(environ: Mapping[str, str]) -> str | None:
-    """What keeps wandb from logging in to its server, or None."""
+    """The reason why wandb cannot log in to its server; None where it can."""
     if "WANDB_API_KEY" not in environ and not has_netrc_entry(server_host(environ)):
         return "no WANDB_API_KEY and no entry in ~/.netrc"
     return unreachable(server(environ))
 
 
 def server(environ: Mapping[str, str]) -> str:
-    """wandb's server, as a URL."""
+    """URL of wandb's server."""
     return environ.get("WANDB_BASE_URL", DEFAULT_SERVER)
 
 
 def server_host(environ: Mapping[str, str]) -> str:
-    """The host of wandb's server, by which ~/.netrc knows it."""
+    """Host of wandb's server: the name under which ~/.netrc keeps its key."""
     return urlparse(server(environ)).hostname or server(environ)
 
 

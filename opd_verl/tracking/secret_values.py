@@ -1,24 +1,24 @@
-"""Keys and passwords stay out of the config: verl prints it, Hydra saves it, and wandb is sent it."""
+"""Keeps keys and passwords out of the config, which verl prints, Hydra saves and wandb receives."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import cast
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opd_verl.config.errors import ConfigError
 
 SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
-"""Ends of the names of environment variables whose values are nobody's business."""
+"""Ends of the names of environment variables whose values are secret."""
 SHORTEST = 8
-"""Characters; a shorter value (`EMPTY`, a 1) is no secret and may well be elsewhere in a config."""
+"""Characters of the shortest secret; a shorter value (`EMPTY`, a 1) may well stand elsewhere in a config."""
 ENVIRONMENTS = ("env_vars", "env_set")
-"""Sections of environment variables: Ray's and Hydra's."""
+"""Names of the sections that set environment variables: Ray's and Hydra's."""
 REMEDY = "export it on the nodes before Ray starts there; the processes of the run inherit it"
 
 
 def refuse_secrets(config: DictConfig, environ: Mapping[str, str]) -> None:
-    """No variable of `environ` with such a name may have its value in the config, and no section may set one.
+    """Refuses a config that holds the value of a secret variable of `environ`, or sets a secret variable.
 
     Raises:
         ConfigError: names the key and the remedy, and does not show the value.
@@ -34,17 +34,17 @@ def refuse_secrets(config: DictConfig, environ: Mapping[str, str]) -> None:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable's name says that its value is one."""
+    """Whether a variable's name says that its value is secret."""
     return name.upper().endswith(SECRET)
 
 
 def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables whose values are secrets."""
+    """The variables whose values are secret."""
     return {name: value for name, value in environ.items() if is_secret(name) and len(value) >= SHORTEST}
 
 
 def leaves(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every value as a text, with the keys that lead to it; of Hydra's own section what a job's environment gets."""
+    """Every value as a text, with the keys that lead to it; Hydra's own section is left out but for `job.env_set`."""
     if node._is_none() or node._is_missing() or node._is_interpolation():
         return
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
@@ -58,16 +58,17 @@ def leaves(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterato
             yield here, str(value)
 
 
-def value_at(node: DictConfig | ListConfig, key: Any) -> Any:
-    """What is written there, or what a resolver (`${oc.env:NAME}`) makes of it; None where that is nothing yet.
+def value_at(node: DictConfig | ListConfig, key: object) -> object:
+    """The value at `key`, resolvers (`${oc.env:NAME}`) applied; None where there is no value yet.
 
-    What refers to another key (`${trainer.project_name}`) is left as it is: the other key is the one to name.
+    A reference to another key (`${trainer.project_name}`) is left as text: a message must name the other key.
     """
     if OmegaConf.is_missing(node, key):
         return None
-    found: Any = node._get_node(key)
-    if OmegaConf.is_interpolation(node, key) and ":" not in str(found._value()).replace("oc.select:", ""):
-        return found._value()
+    # Only the node itself, which OmegaConf's public interface hides, still has the text of an interpolation.
+    text = cast(Node, node._get_node(key))._value()
+    if OmegaConf.is_interpolation(node, key) and ":" not in str(text).replace("oc.select:", ""):
+        return text
     try:
         return node[key]
     except OmegaConfBaseException:  # it cannot be resolved: verl will say so

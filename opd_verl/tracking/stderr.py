@@ -1,4 +1,4 @@
-"""Our warnings reach the run's log, whatever the libraries of this process do to the root logger."""
+"""Brings our warnings into the run's log, whatever the libraries of this process do to the root logger."""
 
 import logging
 import os
@@ -12,4 +12,4 @@ def log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s:%(asctime)s:%(message)s"))
     logger.handlers = [handler]
     logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "WARNING"))
-    logger.propagate = False
+    logger.propagate = False  # else a root handler of another library would print each line a second time

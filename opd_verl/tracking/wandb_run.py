@@ -1,9 +1,8 @@
-"""Which wandb run a training is: its id over restarts, its group and its kind."""
+"""The wandb run of a training: its id over restarts, its group and its job type."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,24 +11,25 @@ from opd_verl.tracking.offline import why_offline
 from opd_verl.tracking.resume import folder_of, newest_checkpoint, resumed_from
 
 RUN_ID = "wandb_run_id"
-"""The file in `trainer.default_local_dir` that keeps the id."""
+"""Name of the file in `trainer.default_local_dir` that keeps the id."""
 SEED = re.compile(r"[-_.]seed[-_.=]?\d+$", re.IGNORECASE)
 OTHER_RESUMES = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
-"""The user rewinds or forks a run; wandb takes no WANDB_RESUME beside these."""
+"""Variables by which the user rewinds or forks a run; wandb accepts no WANDB_RESUME beside them."""
 
 
 def wandb_environment(config: DictConfig, environ: Mapping[str, str]) -> dict[str, str]:
-    """What the process that logs must find in its environment; what the user has set stays."""
+    """Variables for the process that logs; a variable that the user has set keeps its value."""
     folder = folder_of(config.trainer)
-    # A submitted job's working directory goes with the job, and with it what wandb had no network for.
-    found = {"WANDB_RUN_GROUP": group(config.trainer.experiment_name), "WANDB_DIR": str(folder)}
+    # Not the working directory: a submitted job's is deleted with the job, and offline runs would go with it.
+    variables = {"WANDB_RUN_GROUP": group(config.trainer.experiment_name), "WANDB_DIR": str(folder)}
     recipe = OmegaConf.select(config, "hydra.runtime.choices.recipe")
     if recipe:
-        found["WANDB_JOB_TYPE"] = recipe
+        variables["WANDB_JOB_TYPE"] = recipe
     if not any(name in environ for name in OTHER_RESUMES):
-        found |= {"WANDB_RUN_ID": run_id(config.trainer), "WANDB_RESUME": "allow"}
-    found |= {"WANDB_MODE": environ["WANDB_MODE"]} if "WANDB_MODE" in environ else offline_mode(environ, folder)
-    return found | {name: environ[name] for name in found if name in environ}
+        variables |= {"WANDB_RUN_ID": run_id(config.trainer), "WANDB_RESUME": "allow"}
+    mode = {"WANDB_MODE": environ["WANDB_MODE"]} if "WANDB_MODE" in environ else offline_mode(environ, folder)
+    variables |= mode
+    return variables | {name: environ[name] for name in variables if name in environ}
 
 
 def group(name: str) -> str:
@@ -37,24 +37,27 @@ def group(name: str) -> str:
     return SEED.sub("", name) or name
 
 
-def run_id(trainer: Any) -> str:
-    """The id of the run that is gone on with, or a new one: wandb ignores steps that a run already has."""
+def run_id(trainer: DictConfig) -> str:
+    """The id of the wandb run that this training continues, or a new id.
+
+    Only the newest checkpoint continues its run: wandb ignores steps that a run already has.
+    """
     folder = folder_of(trainer)
     checkpoint, kept = resumed_from(trainer), folder / RUN_ID
     if checkpoint is None or checkpoint != newest_checkpoint(folder) or not kept.exists():
         return uuid4().hex[:8]
-    found = kept.read_text().strip()
-    print(f"opd_verl: wandb goes on with run {found} after {checkpoint.name}")
-    return found
+    continued = kept.read_text().strip()
+    print(f"opd_verl: wandb goes on with run {continued} after {checkpoint.name}")
+    return continued
 
 
 def keep_run_id(folder: Path, name: str) -> None:
-    """For the next attempt at the run; the folder must be there."""
+    """Writes the id down for the next attempt at the run; the folder must exist."""
     (folder / RUN_ID).write_text(f"{name}\n")
 
 
 def offline_mode(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """`WANDB_MODE=offline` where wandb could not log in; it writes to `folder`."""
+    """`WANDB_MODE=offline` where wandb cannot log in, else nothing; an offline run lies in `folder`."""
     problem = why_offline(environ)
     if not problem:
         return {}

@@ -1,1 +1,1 @@
-"""Files, hub names, ports, plots and Markdown: helpers that know nothing of distillation."""
+"""Helpers that know nothing of distillation: files, hub names, reachability of servers, plots and Markdown tables."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, what identifies the content of a file or a model, and the end of a log."""
+"""Files that are written whole or not at all, digests of files and models, and the end of a log."""
 
 import hashlib
 import json
@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 SMALL = 64 * 2**20
-"""Bytes up to which a model's file is identified by its content; a larger one by name, size and time of writing."""
+"""Bytes up to which a model's file is identified by its content; a larger file goes by size and time of writing."""
 
 
 @contextmanager
@@ -23,6 +22,7 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial
+        # Without fsync a crash of the machine could leave the new name on an empty file.
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
@@ -36,19 +36,19 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Writes a JSON file, whole: indented, keys in the order given."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def finite(content: Any, digits: int | None = None) -> Any:
-    """Plain values with None for NaN and infinities, which JSON has no word for; rounded to `digits`, if given."""
+def finite(content: object, digits: int | None = None) -> object:
+    """Plain values with None for NaN and infinities, which JSON lacks; rounded to `digits`, if given."""
     if isinstance(content, float):
         number = content if digits is None else round(content, digits)
         return number if math.isfinite(content) else None
     if isinstance(content, dict):
         return {key: finite(value, digits) for key, value in content.items()}
-    return [finite(one, digits) for one in content] if isinstance(content, list | tuple) else content
+    return [finite(item, digits) for item in content] if isinstance(content, list | tuple) else content
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -63,18 +63,18 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
-def json_digest(content: Any) -> str:
-    """sha256 of a value's JSON with sorted keys, its first 16 hex digits; what JSON has no word for counts as text."""
+def json_digest(content: object) -> str:
+    """sha256 of a value's JSON with sorted keys, its first 16 hex digits; a value that JSON lacks counts as text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def tail(log: Path, lines: int = 30) -> str:
-    """The end of a log, for a failure's message."""
+    """The last lines of a log, for a failure's message."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def model_fingerprint(path: str) -> dict[str, Any]:
-    """What identifies a model: the commit of a hub name, else folder and files (of large ones size and mtime only)."""
+def model_fingerprint(path: str) -> dict[str, object]:
+    """Identifies a model: the commit of a hub name, else the folder and its files (large ones by size and mtime)."""
     if not Path(path).is_dir():
         from opd_verl.utils.hub import cached_commit
 

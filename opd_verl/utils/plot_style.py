@@ -1,9 +1,9 @@
-"""How series look in every picture: colours, lines and markers that colour-blind readers tell apart, and names."""
+"""The look of series in every picture: colours, lines and markers that colour-blind readers tell apart, and labels."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from opd_verl.metrics.estimate import Estimate
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""The Okabe-Ito palette, less yellow and black, which are lost on a white and on a dark page."""
+"""The Okabe-Ito palette without yellow and black, which vanish on a white or a dark page."""
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LONGEST = 24
@@ -20,7 +20,7 @@ LONGEST = 24
 
 @dataclass(frozen=True)
 class End:
-    """The last point of a series, and what to write there."""
+    """The last point of a series, and its label."""
 
     text: str
     x: float
@@ -28,8 +28,16 @@ class End:
     colour: str
 
 
-def series(index: int) -> dict[str, Any]:
-    """Arguments of `Axes.plot` for the series with this number; the first 84 all differ."""
+class Look(TypedDict):
+    """Arguments of `Axes.plot`."""
+
+    color: str
+    linestyle: str
+    marker: str
+
+
+def series(index: int) -> Look:
+    """The look of the series with this number; the first 84 all differ."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": LINES[index % len(LINES)],
@@ -40,12 +48,13 @@ def series(index: int) -> dict[str, Any]:
 def line_with_band(
     axes: "Axes", places: Sequence[float], values: Sequence[Estimate], index: int, name: str
 ) -> list[End]:
-    """A series with its 95% interval; gives its last known point, or nothing where none is known."""
+    """Draws a series with its 95% interval; returns its last finite point, or nothing where there is none."""
     look = series(index)
-    axes.plot(places, [one.value for one in values], markersize=4, label=name, **look)
-    low, high = [one.low for one in values], [one.high for one in values]
+    axes.plot(places, [estimate.value for estimate in values], markersize=4, label=name, **look)
+    low, high = [estimate.low for estimate in values], [estimate.high for estimate in values]
     axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    known = [(place, one.value) for place, one in zip(places, values, strict=True) if math.isfinite(one.value)]
+    points = zip(places, (estimate.value for estimate in values), strict=True)
+    known = [(place, value) for place, value in points if math.isfinite(value)]
     return [End(name, *known[-1], look["color"])] if known else []
 
 
@@ -56,19 +65,22 @@ def short(name: str) -> str:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Places between 0 and 1 in the same order, at least `gap` apart (less where so many do not fit), moved little."""
+    """The places, moved little and kept in order, so that they lie in 0 .. 1 at least `gap` apart.
+
+    The gap shrinks where so many places do not fit.
+    """
     gap = min(gap, 1.0 / max(len(places) - 1, 1))
     order = sorted(range(len(places)), key=places.__getitem__)
-    found = list(places)
+    moved = list(places)
     for below, index in zip([None, *order], order, strict=False):
-        found[index] = max(found[index], 0.0 if below is None else found[below] + gap)
+        moved[index] = max(moved[index], 0.0 if below is None else moved[below] + gap)
     for above, index in zip([None, *order[::-1]], order[::-1], strict=False):
-        found[index] = min(found[index], 1.0 if above is None else found[above] - gap)
-    return found
+        moved[index] = min(moved[index], 1.0 if above is None else moved[above] - gap)
+    return moved
 
 
 def label_ends(axes: "Axes", ends: Sequence[End], gap: float = 0.1) -> None:
-    """Names beside the last points of series, none over another. The axes' limits stay as they are from then on."""
+    """Writes names beside the last points of series, none over another, and freezes the axes' limits."""
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
     pixels = [axes.transData.transform((end.x, end.y)) for end in ends]

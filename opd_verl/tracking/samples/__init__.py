@@ -1,1 +1,1 @@
-"""A few rollouts of a step to look at: their tokens, coloured by r_t."""
+"""Pages that show a few rollouts of a step, their tokens coloured by r_t."""

@@ -1,4 +1,4 @@
-"""Which rollouts of a step say something: the worst, the best, and some by lot."""
+"""Picks the rollouts of a step that are shown: the worst, the best, and some at random."""
 
 import math
 import random
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chosen:
-    """A rollout to show."""
+    """A rollout that was picked."""
 
     row: int
     why: str
+    """The reason, for the reader of the page."""
 
 
 def choose(names: Sequence[str], means: Sequence[float], count: int, seed: int) -> list[Chosen]:
-    """At most `count` rollouts, the same whatever the order of the batch.
+    """At most `count` rollouts; the order of the batch does not change which.
 
     Args:
-        names: of the rollouts.
-        means: mean r_t of each; NaN where no token has one, and such a rollout is not shown.
+        names: the rollouts' names.
+        means: mean r_t of each; a rollout whose mean is NaN is not shown.
     """
     known = [row for row, mean in enumerate(means) if not math.isnan(mean)]
     rows = sorted(known, key=lambda row: (means[row], names[row]))

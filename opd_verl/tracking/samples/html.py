@@ -15,9 +15,9 @@ NEGATIVE, POSITIVE = (213, 94, 0), (0, 114, 178)
 LEVELS = 8
 """Shades on either side of 0."""
 STRONGEST = 0.75
-"""Opacity of the last shade: the text on it stays readable."""
+"""Opacity of the strongest shade; text on it stays readable."""
 SHARE = 0.98
-"""Of the shown tokens' |r_t| that the scale covers: one outlier must not turn all others white."""
+"""Share of the shown tokens whose |r_t| the scale covers: a single outlier must not turn all others white."""
 PAGE_STYLE = """
 body{font:14px system-ui,sans-serif;margin:1em;color:#111;background:#fff}
 table{border-collapse:collapse;width:100%}td,th{border:1px solid #bbb;padding:.4em;vertical-align:top;text-align:left}
@@ -32,7 +32,7 @@ TOKEN_STYLE = """
 
 
 def shades() -> str:
-    """A class for each shade: `n1` to `n8` negative and underlined, the more the stronger; `p1` to `p8` positive."""
+    """CSS classes of the shades: `n1` to `n8` for negative r_t, underlined more and more; `p1` to `p8` for positive."""
     rules = []
     for name, parts in (("n", NEGATIVE), ("p", POSITIVE)):
         for level in range(1, LEVELS + 1):
@@ -49,7 +49,7 @@ STYLE = f"<style>{PAGE_STYLE}{TOKEN_STYLE}{shades()}</style>"
 
 
 def page(step: int, samples: Sequence[Sample]) -> str:
-    """A table of the samples."""
+    """The page of a step: a table of its samples."""
     scale = scale_of(samples)
     head = "".join(f"<th>{name}</th>" for name in ("rollout", "prompt", "response", "tokens", "mean r_t", "score"))
     rows = "\n".join(row(sample, scale) for sample in samples)
@@ -79,12 +79,12 @@ def row(sample: Sample, scale: float) -> str:
 
 
 def response(tokens: Sequence[Token], scale: float, titles: bool = True) -> str:
-    """The tokens side by side; without titles where another part of the page shows what they are made of."""
+    """The tokens side by side; without titles where another part of the page shows their numbers."""
     return f'<div class="text">{"".join(token_span(token, scale, titles) for token in tokens)}</div>'
 
 
 def token_span(token: Token, scale: float, title: bool = True) -> str:
-    """A token on its colour; what it is made of shows under the mouse."""
+    """A token on its colour; its numbers show under the mouse."""
     shade = shade_class(token.reward, scale) if token.trained else "masked"
     attributes = (f' class="{shade}"' if shade else "") + (f' title="{facts(token)}"' if title else "")
     return f"<span{attributes}>{escape(visible(token.text))}</span>"
@@ -100,7 +100,7 @@ def facts(token: Token) -> str:
 
 
 def visible(text: str) -> str:
-    """A line's end and a token that is only a part of a character get a sign of their own."""
+    """The text with a sign for a line's end, or for a token that is only a part of a character."""
     return text.replace("\r", "␍").replace("\n", "↵\n") or "·"
 
 
@@ -116,12 +116,12 @@ def scale_of(samples: Sequence[Sample]) -> float:
     """The |r_t| at the ends of the scale, the same on both sides; 1 where all tokens are 0 or masked."""
     shown = (token for sample in samples for token in sample.tokens if token.trained)
     values = sorted(abs(token.reward) for token in shown if not math.isnan(token.reward))
-    found = values[min(int(SHARE * len(values)), len(values) - 1)] if values else 0.0
-    return found or 1.0
+    end = values[min(int(SHARE * len(values)), len(values) - 1)] if values else 0.0
+    return end or 1.0
 
 
 def legend(scale: float) -> str:
-    """What the colours mean."""
+    """The legend of the colours."""
     names = [*(f"n{level}" for level in range(LEVELS, 0, -1)), "", *(f"p{level}" for level in range(1, LEVELS + 1))]
     boxes = "".join(f'<span class="{name}">&nbsp;</span>' for name in names)
     return (

@@ -1,4 +1,4 @@
-"""A rollout to show, and the same as JSON: what a training writes beside its pages, and what the probe writes."""
+"""A rollout to show, and its JSON, which a training writes beside its pages and the probe writes as a result."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from opd_verl.utils.files import finite
 
 DIGITS = 6
-"""Behind the decimal point of every number in the JSON."""
+"""Digits behind the decimal point of every number in the JSON."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Sample:
     teacher: str | None = None
 
 
-def to_json(sample: Sample) -> dict[str, Any]:
-    """All of it; a number that is none (NaN) is null."""
-    return finite(asdict(sample), DIGITS)
+def to_json(sample: Sample) -> dict[str, object]:
+    """The sample as plain values; NaN is null."""
+    return {name: finite(value, DIGITS) for name, value in asdict(sample).items()}
 
 
 def from_json(content: dict[str, Any]) -> Sample:
-    """Back from `to_json`; null numbers are NaN. Raises KeyError where a field is missing."""
+    """The sample of a `to_json`; null numbers are NaN. Raises KeyError where a field is missing."""
     return Sample(
         name=content["name"],
         why=content["why"],
         prompt=content["prompt"],
-        tokens=[_token(one) for one in content["tokens"]],
+        tokens=[_token(token) for token in content["tokens"]],
         mean_reward=_number(content["mean_reward"]),
         score=_number(content["score"]),
         correct=content["correct"],

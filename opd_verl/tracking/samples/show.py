@@ -1,4 +1,4 @@
-"""The trainer's side: a step's rollouts to a page and JSON in `samples/`, and to wandb where the run logs there."""
+"""Shows rollouts of a step, called by the trainer: a page and JSON in `samples/`, and a table in wandb."""
 
 import json
 import logging
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import transfer_queue as tq
 from omegaconf import DictConfig
 from torch import Tensor
+from transfer_queue import KVBatchMeta
+from transformers import PreTrainedTokenizerBase
 
 from opd_verl.config.sections import SamplesConfig
 from opd_verl.credit.inputs import RewardInputs
@@ -23,25 +25,29 @@ from opd_verl.tracking.samples.record import Sample, Token, to_json
 from opd_verl.tracking.samples.tokens import token_texts, top_tokens
 from opd_verl.utils.files import write_text
 
+if TYPE_CHECKING:
+    import wandb
+    from verl.utils.tracking import Tracking
+
 logger = logging.getLogger(__name__)
 COLUMNS = ("rollout", "chosen", "prompt", "response", "tokens", "mean_r_t", "score", "correct")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A step's rollouts with what each token is worth."""
+    """The rollouts of a step with their tokens' scores."""
 
-    batch: Any
-    """Their keys and tags."""
-    responses: Any
-    """Token ids, nested [B, R]."""
+    batch: KVBatchMeta
+    """The rollouts' keys and tags."""
+    responses: Tensor
+    """Token ids, jagged [B, R]."""
     inputs: RewardInputs
     reward: Tensor
     """r_t [B, R]."""
     weights: Tensor | None
     """`opd_weights` [B, R]; None: every token of the mask counts."""
-    top: tuple[Any, Any] | None = None
-    """The teacher's top-k ids and log q, nested [B, R, K], in the steps that read them."""
+    top: tuple[Tensor, Tensor] | None = None
+    """The teacher's top-k ids and log q, jagged [B, R, K], in the steps that read them."""
 
     @property
     def trained(self) -> Tensor:
@@ -60,27 +66,27 @@ class Scored:
 class SampleRollouts:
     """Shows `opd.samples.count` rollouts after every `opd.samples.every` steps."""
 
-    def __init__(self, samples: SamplesConfig, config: DictConfig, tokenizer: Any) -> None:
+    def __init__(self, samples: SamplesConfig, config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.samples, self.failed = samples, False
         self.decode = partial(tokenizer.decode, skip_special_tokens=False)
         self.folder = Path(config.trainer.default_local_dir) / "samples"
         self.seed = config.actor_rollout_ref.rollout.seed
 
-    def show(self, scored: Scored, step: int, tracking: Any) -> None:
-        """Writes the page and its JSON, and logs the table to verl's loggers, if it is time to.
+    def show(self, scored: Scored, step: int, tracking: "Tracking") -> None:
+        """Writes the page and its JSON and logs the table to wandb, in the steps of `opd.samples.every`.
 
-        A failure (a full disk) is warned about once and ends nothing.
+        A failure (a full disk) gives one warning and never ends the training.
         """
         if not self.samples.every or step % self.samples.every:
             return
         try:
-            found = self.collect(scored, step)
-            write_text(self.folder / f"step_{step:06d}.html", page(step, found))
-            content = {"step": step, "rollouts": [to_json(one) for one in found]}
+            samples = self.collect(scored, step)
+            write_text(self.folder / f"step_{step:06d}.html", page(step, samples))
+            content = {"step": step, "rollouts": [to_json(sample) for sample in samples]}
             write_text(self.folder / f"step_{step:06d}.json", json.dumps(content, ensure_ascii=False) + "\n")
             if "wandb" in tracking.logger:
-                tracking.log({"opd/samples": table(found)}, step, backend=["wandb"])
-        except Exception:  # a training is worth more than a look at it
+                tracking.log({"opd/samples": table(samples)}, step, backend=["wandb"])
+        except Exception:  # whatever it was: a page must not cost a training
             if not self.failed:
                 logger.warning("no samples of step %d (said once): training goes on", step, exc_info=True)
             self.failed = True
@@ -91,13 +97,14 @@ class SampleRollouts:
         chosen = choose(batch.keys, means, self.samples.count, zlib.crc32(f"samples/{self.seed}/{step}".encode()))
         if not chosen:
             return []
-        keys = [batch.keys[one.row] for one in chosen]
-        fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["prompts"])
-        prompts = [self.decode(prompt.tolist()) for prompt in fields["prompts"].unbind(0)]
-        return [self.sample(scored, one, prompt, means[one.row]) for one, prompt in zip(chosen, prompts, strict=True)]
+        keys = [batch.keys[pick.row] for pick in chosen]
+        # The prompts are fetched for these rollouts alone: nothing else in the step needs them here.
+        fields = tq.kv_batch_get(keys=keys, partition_id=str(batch.partition_id), select_fields=["prompts"])
+        prompts = [str(self.decode(prompt.tolist())) for prompt in cast(Tensor, fields["prompts"]).unbind(0)]
+        return [self.sample(scored, pick, text, means[pick.row]) for pick, text in zip(chosen, prompts, strict=True)]
 
     def sample(self, scored: Scored, chosen: Chosen, prompt: str, mean: float) -> Sample:
-        """One of them."""
+        """A chosen rollout as a record."""
         row, inputs = chosen.row, scored.inputs
         off_policy = inputs.off_policy is not None and bool(inputs.off_policy[row])
         return Sample(
@@ -119,13 +126,13 @@ class SampleRollouts:
         teacher = none if inputs.teacher_entropy is None else inputs.teacher_entropy[row, : len(ids)].tolist()
         quadrants = quadrant(scored.reward[row], inputs.student_entropy[row], low_entropy(inputs))[: len(ids)].tolist()
         texts, top = token_texts(ids, self.decode), self.top(scored, row, len(ids))
-        return [Token(*one) for one in zip(ids, texts, *columns, teacher, quadrants, top, strict=True)]
+        return [Token(*fields) for fields in zip(ids, texts, *columns, teacher, quadrants, top, strict=True)]
 
     def top(self, scored: Scored, row: int, length: int) -> Sequence[list[tuple[str, float]] | None]:
         """The teacher's most likely tokens at each of a response's positions, where the step read them."""
         if scored.top is None:
             return [None] * length
-        ids, log_q = (one.unbind(0)[row].tolist() for one in scored.top)
+        ids, log_q = (field.unbind(0)[row].tolist() for field in scored.top)
         return top_tokens(ids, log_q, self.decode)
 
 
@@ -134,13 +141,13 @@ def low_entropy(inputs: RewardInputs) -> float:
     return LOW_ENTROPY if inputs.tokens is None else inputs.tokens.low_entropy
 
 
-def table(samples: Sequence[Sample]) -> Any:
-    """The same as a wandb.Table, each response a page of its own."""
+def table(samples: Sequence[Sample]) -> "wandb.Table":
+    """The samples as wandb's table; each response is a page of its own."""
     import wandb
 
     scale = scale_of(samples)
-    found = wandb.Table(columns=list(COLUMNS))
-    for one in samples:
-        html = wandb.Html(response_page(one, scale))
-        found.add_data(one.name, one.why, one.prompt, html, len(one.tokens), one.mean_reward, one.score, one.correct)
-    return found
+    made = wandb.Table(columns=list(COLUMNS))
+    for sample in samples:
+        html, numbers = wandb.Html(response_page(sample, scale)), (sample.mean_reward, sample.score, sample.correct)
+        made.add_data(sample.name, sample.why, sample.prompt, html, len(sample.tokens), *numbers)
+    return made

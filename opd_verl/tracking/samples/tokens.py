@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 INCOMPLETE = "\ufffd"
 SHOWN_TOP = 8
-"""Of the teacher's most likely ids."""
+"""How many of the teacher's most likely ids are shown."""
 LONGEST = 4
-"""Bytes of a UTF-8 character, so the most tokens that it is spread over; a longer run is broken bytes."""
+"""Bytes of the longest UTF-8 character: it is spread over at most so many tokens; a longer run is broken bytes."""
 
 
 def token_texts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
