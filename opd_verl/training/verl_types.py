@@ -83,7 +83,7 @@ OutputArgs = PackedArgs | PaddedArgs
 
 
 def as_tensordict(data: Fields) -> TensorDict:
-    """The same object under verl's type."""
+    """`data` under verl's type, for a call into verl."""
     return cast(TensorDict, data)
 
 

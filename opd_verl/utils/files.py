@@ -4,9 +4,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +40,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes a JSON file, whole: indented, keys in the order given."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@overload
+def finite(content: Mapping[str, object], digits: int | None = None) -> dict[str, object]: ...
+
+
+@overload
+def finite(content: object, digits: int | None = None) -> object: ...
 
 
 def finite(content: object, digits: int | None = None) -> object:

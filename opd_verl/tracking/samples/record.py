@@ -46,7 +46,7 @@ class Sample:
 
 def to_json(sample: Sample) -> dict[str, object]:
     """The sample as plain values; NaN is null."""
-    return {name: finite(value, DIGITS) for name, value in asdict(sample).items()}
+    return finite(asdict(sample), DIGITS)
 
 
 def from_json(content: dict[str, Any]) -> Sample:
