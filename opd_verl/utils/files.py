@@ -43,11 +43,13 @@ def write_json(path: Path, content: object) -> None:
 
 
 @overload
-def finite(content: Mapping[str, object], digits: int | None = None) -> dict[str, object]: ...
+def finite(content: Mapping[str, object], digits: int | None = None) -> dict[str, object]:
+    """A mapping gives a dictionary."""
 
 
 @overload
-def finite(content: object, digits: int | None = None) -> object: ...
+def finite(content: object, digits: int | None = None) -> object:
+    """Any other value gives a plain value."""
 
 
 def finite(content: object, digits: int | None = None) -> object:

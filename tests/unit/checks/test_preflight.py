@@ -762,7 +762,7 @@ def test_hydra_swallows_exceptions_of_callbacks_but_not_ours(files: Files, monke
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what Hydra makes of an exception
         callbacks.on_job_start(config, task_function=lambda config: None)
-        monkeypatch.setattr(module.settings, "CHECKS", (broken,))
+        monkeypatch.setattr(module.recipe, "CHECKS", (broken,))
         with pytest.raises(SystemExit) as ended:
             callbacks.on_job_start(config, task_function=lambda config: None)
     assert "a bug of ours" in str(ended.value.code), "a string code prints and exits with 1"
