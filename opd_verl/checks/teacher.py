@@ -20,7 +20,7 @@ POSITIVE = (
     "load_timeout_s",
 )
 MOST_COLOCATED = 2
-"""verl allows three processes on a device of the trainer's pool, and its own worker is one of them."""
+"""verl allows three processes on a device of the trainer's pool. Its worker is one; rollout servers take no share."""
 
 
 def check_sync(config: DictConfig, opd: OpdConfig) -> None:

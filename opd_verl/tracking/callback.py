@@ -21,8 +21,8 @@ FILE_LOGGER = ("VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT")
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray tells the driver of a submitted job the options of `ray job submit`."""
 AGAIN = (
-    f"{metrics_log.METRICS} will have them once. wandb keeps what it has of them when it is online; `wandb sync` of "
-    "offline files numbers the second ones on, and training/global_step is then the axis to draw over"
+    f"{metrics_log.METRICS} will hold each of them once. An online wandb run keeps the first values. `wandb sync` of "
+    "offline files gives the repeated steps new numbers: plot over training/global_step then"
 )
 """Behaviour of wandb 0.31 for steps that go backwards."""
 ENV_VARS = "ray_kwargs.ray_init.runtime_env.env_vars"

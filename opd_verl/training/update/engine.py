@@ -79,8 +79,8 @@ class OpdEngine(FSDPEngineWithLMHead):
     ) -> list[TensorDict]:
         """Counts the tokens eligible for distillation over all ranks, where not every token is eligible."""
         if OPD_WEIGHTS in data:
-            # All ranks have this field or none has it, so all of them enter the collective. It comes before the split
-            # into micro-batches: their number may differ from what a rank's own tokens suggest.
+            # All ranks have this field or none has it, so all of them enter the collective. It runs once for the whole
+            # mini-batch, whose eligible tokens are the loss's denominator.
             count = eligible_tokens(data).sum().to(get_device_id())
             torch.distributed.all_reduce(count, group=self.get_data_parallel_group())
             set_int(data, OPD_NUM_TOKENS, int(count.item()))
@@ -109,7 +109,7 @@ class OpdEngine(FSDPEngineWithLMHead):
     def head_request(self, micro_batch: Fields, args: OutputArgs, rows: int) -> HeadRequest:
         """The question of this micro-batch to the LM head."""
         temperature = None if args["temperature_is_one"] else response_temperature(micro_batch, args)
-        # Validation passes may carry the loss too, without a gradient: they are log-prob passes.
+        # A pass without gradient may carry the loss too: only log-probs are asked of it.
         if isinstance(self.loss_function, OpdLoss) and torch.is_grad_enabled():
             if self.loss_function.terms.full and self.teacher_head is None:
                 self.teacher_head = teacher_head(get_device_id())

@@ -189,7 +189,7 @@ class HeadSwitch:
         self.request: HeadRequest | None = None
         self.select: Callable[[Tensor], Tensor] = lambda hidden: hidden
         self.names: tuple[str, ...] = ()
-        # The module stays the same object: FSDP wrapped it, and only inside its forward are its weights gathered.
+        # The layer itself stays in the model: FSDP gathers its weights around the model's forward pass.
         layer.forward = self.forward  # type: ignore[method-assign]
 
     def forward(self, hidden: Tensor) -> Tensor | tuple[Tensor, ...]:
