@@ -15,6 +15,10 @@ from opd_verl.training.rollout.off_policy import Response, token_ids
 class DataResponseLoop(AgentLoopBase):
     """A single turn. Gives the fields that verl's own loop gives, so that rows of both kinds fit one batch."""
 
+    name = DATA_RESPONSE
+    """Its name in verl's registry. The worker reads it from here, since verl registers the class when this module is
+    imported, and only logs a rollout whose loop it does not know."""
+
     async def run(self, sampling_params: Mapping[str, object], **kwargs: object) -> AgentLoopOutput:
         """The prompt, and the response that the worker chose."""
         prompt_ids = await self.ct_build_initial_tokens(list(cast(list[dict[str, object]], kwargs["raw_prompt"])))

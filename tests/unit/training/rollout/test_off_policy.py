@@ -17,6 +17,7 @@ from tensordict import NonTensorStack
 from terms_harness import make_terms
 from tiny_models import tiny_tokenizer
 from torch import Tensor
+from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 from verl.utils import tensordict_utils as tu
 
 from opd_verl.config.opd import OpdConfig
@@ -24,6 +25,7 @@ from opd_verl.config.sections import OffPolicyConfig
 from opd_verl.metrics.step import step_metrics
 from opd_verl.objectives.names import Support
 from opd_verl.schema import DATA_RESPONSE, OFF_POLICY, OFF_POLICY_TOKENS, ROLLOUT_COLUMNS
+from opd_verl.training.rollout import agent_loop
 from opd_verl.training.rollout.data_loop import DataResponseLoop
 from opd_verl.training.rollout.off_policy import candidates, check_responses, choose, draw, token_ids
 
@@ -89,6 +91,12 @@ def test_a_rollout_of_the_data_set_goes_to_our_loop_with_its_response(
     seen = asked(worker, monkeypatch, share=1.0)
     assert seen["agent_name"] == DATA_RESPONSE and seen[DATA_RESPONSE] == [4, 5] and seen[OFF_POLICY].tolist() == [1.0]
     assert not set(ROLLOUT_COLUMNS) & set(seen), "`responses` is verl's name of what was sampled"
+
+
+def test_the_worker_s_module_brings_the_loop_that_it_names() -> None:
+    """Only then does verl know the loop in the worker's process, where nobody else imports its module."""
+    assert agent_loop.DataResponseLoop.name in _agent_loop_registry
+    assert agent_loop.DataResponseLoop is DataResponseLoop
 
 
 @pytest.mark.parametrize(("share", "validate"), [(0.0, False), (1.0, True)])
