@@ -14,5 +14,5 @@ def nothing(sample: Mapping[str, Any]) -> str:
 
 @register_context("hint")
 def hint(sample: Mapping[str, Any]) -> str:
-    """The answer, before the question."""
+    """The teacher reads the answer before the question."""
     return str(sample["reward_model"]["ground_truth"])

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine: a raylet each, with a loopback address of its own."""
+"""A Ray cluster of several nodes on this machine: each node is a raylet with a loopback address of its own."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ RAY = Path(sys.executable).parent / "ray"
 SECONDS = 90
 STARTED = "Ray runtime started"
 CPUS = 64
-"""Logical: verl's actors ask for more than this machine has."""
+"""Logical cores: verl's actors ask for more than this machine has."""
 
 
 class RayNodes:
@@ -27,10 +27,11 @@ class RayNodes:
     def __init__(self, logs: Path, head_devices: int = 0, environment: dict[str, str] | None = None) -> None:
         self.logs, self.head_devices = logs, head_devices
         self.folder = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)
-        path = f"{RAY.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as where the environment is active
+        path = f"{RAY.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as in a shell where the environment is active
         # A token that an earlier run left in ~/.ray would make `ray start` ask every node for it.
         self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled", **(environment or {}), "PATH": path}
-        # Else every `ray.init` on the machine would join this cluster. A short path: sockets lie there.
+        # Ray notes its newest cluster in its temporary folder; without a folder of our own every `ray.init` on the
+        # machine would join this cluster. The path is short since sockets lie there.
         self.environment["RAY_TMPDIR"] = self.folder.name
         self.port, self.dashboard = free_port(), free_port()
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
@@ -54,7 +55,7 @@ class RayNodes:
         self.folder.cleanup()
 
     def start(self, address: str, devices: int, options: list[str]) -> None:
-        """`ray start` with an address of its own, which lives as long as its node."""
+        """Runs `ray start` for a node with an address of its own; the process lives as long as the node."""
         self.logs.mkdir(parents=True, exist_ok=True)
         command = [str(RAY), "start", "--block", "--disable-usage-stats", f"--node-ip-address={address}", *options]
         # A node's agent must not meet another node's: the Jobs API would wait for it for ever.
@@ -68,7 +69,7 @@ class RayNodes:
             self.nodes[address] = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
 
     def add(self, address: str, devices: int = 1) -> None:
-        """One more node; returns when it has joined: two that start at once on a machine take each other's ports."""
+        """Adds a node and waits until it has joined: two that start at once on a machine take each other's ports."""
         self.start(address, devices, [f"--address=127.0.0.1:{self.port}"])
         log, until = self.logs / f"node_{address}.log", time.monotonic() + SECONDS
         while STARTED not in log.read_text():
@@ -76,7 +77,7 @@ class RayNodes:
             time.sleep(0.5)
 
     def kill(self, address: str) -> None:
-        """SIGKILL to the node's raylet and all that it started: what a power cut leaves."""
+        """SIGKILL to the node's raylet and all that it started, as in a power cut."""
         node = self.nodes.pop(address)
         try:
             victims = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
@@ -90,7 +91,7 @@ class RayNodes:
         node.wait()
 
     def wait_for_api(self) -> None:
-        """Until the Jobs API answers."""
+        """Waits until the Jobs API answers."""
         until = time.monotonic() + SECONDS
         while True:
             try:
@@ -101,7 +102,7 @@ class RayNodes:
                 time.sleep(0.5)
 
     def wait_for(self, count: int) -> None:
-        """Until so many nodes, the head among them, are alive."""
+        """Waits until so many nodes, the head among them, are alive."""
         code = "import ray; ray.init(address='auto'); print('alive', sum(n['Alive'] for n in ray.nodes()))"
         until, environment = time.monotonic() + SECONDS, {**self.environment, "RAY_ADDRESS": f"127.0.0.1:{self.port}"}
         while time.monotonic() < until:

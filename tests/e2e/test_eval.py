@@ -16,7 +16,7 @@ from matplotlib import image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from opd_verl.quickstart.distil import hydra_value
+from opd_verl.config.overrides import hydra_value
 from opd_verl.quickstart.paths import Paths
 
 pytestmark = pytest.mark.by_hand
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.by_hand
 SECONDS = 300
 PROBLEMS, SHARDS = 48, 12
 TOKENS = 301
-"""Of the tokenizer; the models have rows for more."""
+"""Ids of the tokenizer; the models' embeddings have 320 rows."""
 
 
 def with_loud_padding(model: Path, copy: Path) -> Path:
@@ -86,7 +86,7 @@ def test_the_table_survives_a_kill(models: Paths, tmp_path: Path) -> None:
         assert row["accuracy"]["value"] == values[0] and values == sorted(values)
         assert row["truncated"] < 0.1 and row["entropy"]["responses"] == 32
         rollouts = pq.read_table(tmp_path / "whole" / "rollouts" / row["model"] / "heldout.parquet")
-        ids = [token for group in rollouts["response_ids"].to_pylist() for one in group for token in one]
+        ids = [token for group in rollouts["response_ids"].to_pylist() for response in group for token in response]
         assert max(ids) < TOKENS, "no row that pads the vocabulary"
     for picture in ("pass_at_k.png", "entropy.png"):
         assert image.imread(tmp_path / "whole" / picture).std() > 0.05

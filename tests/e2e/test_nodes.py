@@ -8,10 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import SAMPLED, Steps, dump, metrics_of
+from conftest import COMPARED, SAME, SAMPLED, Steps, dump, metrics_of
 from ray_nodes import RayNodes
 
 from opd_verl.quickstart.distil import overrides
@@ -23,9 +22,6 @@ pytestmark = pytest.mark.by_hand
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE, KILLED_AFTER = 6, 2, 3
 STUDENTS, TEACHER, SPARE = ("127.0.0.2", "127.0.0.3"), "127.0.0.4", "127.0.0.5"
-COMPARED = ("actor/loss", "actor/grad_norm", "opd/reverse_kl", "opd/reward_mean", "critic/score/mean")
-SAME: Any = {"rel": 1e-3, "abs": 1e-7}
-"""As in test_main_ppo.py: float32 sums in another order, through several updates of Adam."""
 SECONDS = 900
 
 
@@ -63,7 +59,7 @@ def submit(nodes: RayNodes, models: Paths, folder: Path, log: Path, *extra: str)
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: RayNodes, models: Paths, tmp_path_factory: pytest.TempPathFactory) -> Steps:
-    """The run that nobody disturbs."""
+    """The steps of a run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
     code = submit(cluster, models, folder / "run", folder / "log")
     assert code == 0, tail(folder / "log", 60)
@@ -83,7 +79,7 @@ def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[bytes]") -
 def killed_and_resumed(
     undisturbed: Steps, cluster: RayNodes, models: Paths, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, int, Steps]:
-    """The same run, one of the student's nodes killed after the third step, submitted again on a new node."""
+    """A second run. A node of the student is killed after the third step; the job is submitted again on another."""
     folder = tmp_path_factory.mktemp("killed")
     run = folder / "run"
     with (folder / "first.log").open("w") as out:
@@ -110,8 +106,9 @@ def test_the_job_of_a_killed_node_fails(killed_and_resumed: tuple[int, int, Step
 def test_submitted_again_it_goes_on_from_the_checkpoint_and_gives_the_same_numbers(
     undisturbed: Steps, killed_and_resumed: tuple[int, int, Steps]
 ) -> None:
-    found = killed_and_resumed[2]
-    assert [step["step"] for step in found] == list(range(1, STEPS + 1))
+    """`opd.teacher.early=false` gives the teacher the same batches in both runs."""
+    resumed = killed_and_resumed[2]
+    assert [step["step"] for step in resumed] == list(range(1, STEPS + 1))
     for key in COMPARED:
-        print(key, dump(undisturbed, key), dump(found, key))
-        assert [step[key] for step in found] == pytest.approx([step[key] for step in undisturbed], **SAME), key
+        print(key, dump(undisturbed, key), dump(resumed, key))
+        assert [step[key] for step in resumed] == pytest.approx([step[key] for step in undisturbed], **SAME), key

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
 
+from opd_verl.config.overrides import hydra_value
 from opd_verl.metrics.names import METRICS
 from opd_verl.quickstart.paths import Paths
 
@@ -13,8 +14,9 @@ GRADED = Path(__file__).with_name("graded_reward.py")
 
 @pytest.mark.by_hand
 def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> None:
-    """GRPO's advantage through the clipped surrogate; beside it an exact divergence on the union of both top-k, and
-    EOPD's gated forward KL (whose own recipe: test_eopd.py).
+    """GRPO's advantage through the clipped surrogate, an exact divergence on both top-k and a gated forward KL.
+
+    MIXED-MEASURED
     """
     steps = main_ppo(
         "mixed", "opd_grpo", 8, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -35,12 +37,13 @@ def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> Non
 
 @pytest.mark.by_hand
 def test_the_live_student_as_teacher_moves_with_the_student(main_ppo: Run, models: Paths, tmp_path: Path) -> None:
-    """A task reward moves the student. The teacher that takes its weights stays at r_t = 0; an empty context changes
-    nothing of what it sees.
+    """A task reward moves the student; the teacher takes its weights, and r_t stays 0 up to float32's rounding.
+
+    The empty context sends the teacher's prompts another way and leaves them equal to the student's.
     """
     common = [
         *SMALL, "actor_rollout_ref.actor.optim.lr=1e-3", "data.train_batch_size=16", "actor_rollout_ref.rollout.n=2",
-        f"opd.teacher.path={models.student}",
+        f"opd.teacher.path={hydra_value(models.student)}",
         f"reward.custom_reward_function.path={GRADED}", f"trainer.default_local_dir={tmp_path}",
         "opd.plugins=[hints]", "opd.context.max_tokens=64",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ SECONDS = 400
 
 
 def command(models: Paths, out: str) -> list[str]:
-    """The student of the quickstart's kind, its teacher, and itself as one that has nothing to teach."""
+    """Two teachers for the quickstart's student: its own, and the student itself, which has nothing to teach."""
     return [
         *(sys.executable, "-m", "opd_verl.probe"),
         f"student={hydra_value(models.student)}",
@@ -46,7 +46,7 @@ def probed(models: Paths, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def pairs(folder: Path) -> list[dict[str, Any]]:
-    """As the results file has them."""
+    """The pairs of student and teacher in the results file."""
     return json.loads((folder / "probe.json").read_text())["pairs"]
 
 
@@ -60,10 +60,10 @@ def test_the_teacher_that_knows_more_comes_first(probed: tuple[Path, str]) -> No
 
 def test_a_student_agrees_with_itself(probed: tuple[Path, str]) -> None:
     """q = p: r_t is 0 up to float32's rounding, the top-k are the same, and so are the entropies."""
-    found = {name: one["value"] for name, one in pairs(probed[0])[1]["measurements"].items()}
-    assert abs(found["reverse_kl"]) < 1e-5 and found["rho"] == pytest.approx(1.0, abs=1e-4)
-    assert found["overlap_ratio"] > 0.999 and found["fork_overlap"] > 0.99 and found["entropy_gap"] < 1e-4
-    assert found["q3_force"] < 1e-5
+    measured = {name: estimate["value"] for name, estimate in pairs(probed[0])[1]["measurements"].items()}
+    assert abs(measured["reverse_kl"]) < 1e-5 and measured["rho"] == pytest.approx(1.0, abs=1e-4)
+    assert measured["overlap_ratio"] > 0.999 and measured["fork_overlap"] > 0.99 and measured["entropy_gap"] < 1e-4
+    assert measured["q3_force"] < 1e-5
 
 
 def test_a_probe_that_is_killed_ends_with_the_same_numbers(models: Paths, probed: tuple[Path, str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,13 +21,12 @@ STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Paths, str]:
-    """Its folder, and what it printed."""
-    folder = tmp_path_factory.mktemp("quickstart") / "my runs"
-    command = [sys.executable, "-m", "opd_verl.quickstart", "--steps", str(STEPS), "--out", str(folder)]
+def quickstart(quickstart_folder: Path) -> tuple[Paths, str]:
+    """Its folder, and what it printed. Run as a whole, the command also prepares the models that other tests share."""
+    command = [sys.executable, "-m", "opd_verl.quickstart", "--steps", str(STEPS), "--out", str(quickstart_folder)]
     done = subprocess.run([*command, f"trainer.test_freq={STEPS}"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return Paths(folder / "seed0", "opd_topk"), done.stdout
+    return Paths(quickstart_folder / "seed0", "opd_topk"), done.stdout
 
 
 @pytest.fixture(scope="module")

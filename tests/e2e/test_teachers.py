@@ -1,6 +1,7 @@
 """Several teachers on the real command: a resource pool for each, and a route through agent loop and TransferQueue.
 
-They go on from GRPO's checkpoint, which is OPD's way back from it."""
+The run goes on from a checkpoint of GRPO: the way back to OPD.
+"""
 
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def teachers(models: Paths, trained: str, student: str) -> str:
 def test_two_teachers_routed_by_the_data_source_go_on_from_a_checkpoint_of_grpo(
     main_ppo: Run, models: Paths, two_sources: Path, after_grpo: tuple[Steps, Path]
 ) -> None:
-    """One has devices of its own, the other one shares the trainer's."""
+    """The trained teacher has devices of its own; the other teacher shares the trainer's."""
     folder = after_grpo[1]
     both = teachers(models, "values: [additions/0]", "values: [additions/1], colocate: true")
     data = f"data.train_files={hydra_value(two_sources)}"
@@ -51,4 +52,4 @@ def test_two_teachers_routed_by_the_data_source_go_on_from_a_checkpoint_of_grpo(
     assert set(METRICS) <= new_metrics(steps) <= set(METRICS) | CONDITIONAL_NAMES
     assert steps[0]["opd/reverse_kl"] > 0.0
     ready = [step["opd/teacher_ready_share"] for step in steps]
-    assert 0.25 < max(ready) < 0.75, f"one scores while rollouts are generated, and the other one does not: {ready}"
+    assert 0.25 < max(ready) < 0.75, f"only the teacher with its own devices scores early: {ready}"

@@ -1,6 +1,6 @@
-"""Makes the teacher's replicas fail, another way in each step; on PYTHONPATH of a run, every process imports it.
+"""Makes the teacher's replicas fail in another way in each step. Python imports it where its folder is on PYTHONPATH.
 
-`OPD_FAULTS` names a folder: a file in it says that a fault has happened, so that what restarts does not fail again.
+`OPD_FAULTS` names a folder. A file in it says that a fault has happened, so that a restarted replica works.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from wrapt import when_imported
 
 WHILE_SCORING, BETWEEN_STEPS, ALL, HANGS, NAN, MIXES_UP, NAN_EVERYWHERE = range(4, 11)
-"""The step in which it happens. The last: no replica can score one token of one rollout."""
+"""Each fault's step. In the last, no replica can score one token of one rollout."""
 FOLDER = Path(os.environ["OPD_FAULTS"])
 SICK_ROLLOUT = ".00003_0_0"
 
