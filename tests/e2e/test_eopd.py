@@ -6,7 +6,7 @@ bash launch/test.sh tests/e2e/test_eopd.py
 from pathlib import Path
 
 import pytest
-from conftest import CONDITIONAL_NAMES, SAMPLED, Run, change, exact_reverse_kl, new_metrics
+from e2e_runs import CONDITIONAL_NAMES, SAMPLED, Run, change, exact_reverse_kl, new_metrics
 
 from opd_verl.metrics.names import METRICS
 from opd_verl.quickstart.paths import Paths

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import (
+from e2e_runs import (
     ALONE,
     COMPARED,
     CONDITIONAL_NAMES,

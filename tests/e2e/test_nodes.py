@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import COMPARED, SAME, SAMPLED, Steps, dump, metrics_of
+from e2e_runs import COMPARED, SAME, SAMPLED, Steps, dump, metrics_of
 from ray_nodes import RayNodes
 
 from opd_verl.quickstart.distil import overrides

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
+from e2e_runs import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
 
 from opd_verl.config.overrides import hydra_value
 from opd_verl.metrics.names import METRICS

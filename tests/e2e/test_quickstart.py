@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONDITIONAL_NAMES, Steps, change, new_metrics
+from e2e_runs import CONDITIONAL_NAMES, Steps, change, new_metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd_verl.metrics.names import METRICS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import CONDITIONAL_NAMES, SAMPLED, Run, Steps, new_metrics, updates
+from e2e_runs import CONDITIONAL_NAMES, SAMPLED, Run, Steps, new_metrics, updates
 
 from opd_verl.config.overrides import hydra_value
 from opd_verl.metrics.names import METRICS
