@@ -33,11 +33,16 @@ SERVED = {"rel": 1e-3, "abs": 1e-7}
 
 
 def test_the_sampled_token_alone_brings_the_student_closer(sampled: tuple[Steps, Path], models: Paths) -> None:
-    """MEASURED-COIN"""
+    """Reverse KL after / before, exact over the vocabulary: the mean of one step's sampled r_t would be a coin.
+
+    Real runs: 0.257 with AVX512, with AVX2 and with neither on one thread. Simulated, 8 or 9 steps on four more pairs of
+    models (other arithmetic in the models' SFT counts as another pair), 11 runs: 0.27 to 0.59. The five pairs' means
+    have a standard deviation of 0.12 around 0.39; 0.85 is 4 of them away. Without training the ratio is 1.
+    """
     before = exact_reverse_kl(models.student, models)
     after = exact_reverse_kl(sampled[1] / f"global_step_{SAMPLED_STEPS}" / "actor" / "huggingface", models)
     print(f"exact reverse KL: {before:.4f} -> {after:.4f}; sampled: {dump(sampled[0], 'opd/reverse_kl')}")
-    assert after < 0.8 * before
+    assert after < 0.85 * before
 
 
 def test_every_token_is_scored_and_every_metric_documented(sampled: tuple[Steps, Path]) -> None:
@@ -46,7 +51,7 @@ def test_every_token_is_scored_and_every_metric_documented(sampled: tuple[Steps,
 
 
 def test_the_diagnostics_look_at_both_top_k_in_every_fourth_step(sampled: tuple[Steps, Path]) -> None:
-    """OVERLAP"""
+    """Seen: student mass 0.99, overlap advantage -0.02 nats. Both are far from their bounds on any machine."""
     looked = [step for step in sampled[0] if "opd/overlap_ratio" in step]
     assert [step["training/global_step"] for step in looked] == [4, 8]
     for step in looked:
@@ -56,7 +61,7 @@ def test_the_diagnostics_look_at_both_top_k_in_every_fourth_step(sampled: tuple[
 def test_rollout_and_trainer_normalise_over_the_same_ids(sampled: tuple[Steps, Path]) -> None:
     """The models' vocabulary is padded; were the padding rows counted on one side, log-probs would differ.
 
-    ROLLOUTDIFF
+    Seen: 2e-5 at most, float32's rounding through another implementation; padding rows would be percents.
     """
     assert max(step["training/rollout_probs_diff_max"] for step in sampled[0]) < 1e-3
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from e2e_runs import CONDITIONAL_NAMES, SMALL, Run, change, dump, new_metrics
+from e2e_runs import CONDITIONAL_NAMES, SMALL, Run, dump, exact_reverse_kl, new_metrics
 
 from opd_verl.config.overrides import hydra_value
 from opd_verl.metrics.names import METRICS
@@ -13,21 +13,22 @@ GRADED = Path(__file__).with_name("graded_reward.py")
 
 
 @pytest.mark.by_hand
-def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run) -> None:
+def test_mixed_with_a_task_reward_on_both_sides_top_tokens(main_ppo: Run, models: Paths, tmp_path: Path) -> None:
     """GRPO's advantage through the clipped surrogate, an exact divergence on both top-k and a gated forward KL.
 
-    MIXED-MEASURED
+    GRADED gives wrong answers a reward too. The outcome is measured exactly, as in test_main_ppo.py.
     """
     steps = main_ppo(
         "mixed", "opd_grpo", 8, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.optim.lr=6e-4",
         "opd.objective.support=union", "opd.objective.k=16",
         "opd.objective.tail=bucket", "opd.tokens.weights=[correctness]", "opd.tokens.correct=0.5",
-        "opd.forward_kl.placement=gated", "opd.forward_kl.tau=0.3",
-        f"reward.custom_reward_function.path={GRADED}", "trainer.save_freq=-1",
+        "opd.forward_kl.placement=gated", "opd.forward_kl.tau=0.01",
+        f"reward.custom_reward_function.path={GRADED}", "trainer.save_freq=8", f"trainer.default_local_dir={tmp_path}",
     )  # fmt: skip
-    assert -change(steps, "actor/opd/divergence") > 0.1 and -change(steps, "opd/reverse_kl") > 0.1
-    assert -change(steps, "actor/opd/forward_kl") > 0.1
+    trained = tmp_path / "global_step_8" / "actor" / "huggingface"
+    assert exact_reverse_kl(trained, models) < 0.85 * exact_reverse_kl(models.student, models)
+    assert all(step["actor/opd/divergence"] > 0.0 and step["actor/opd/forward_kl"] > 0.0 for step in steps)
     assert all(0.0 < step["opd/gated_share"] < 1.0 for step in steps)
     assert all(step["opd/support_size"] > 16 for step in steps), "the union of two top 16"
     print("actor/pg_loss:", dump(steps, "actor/pg_loss"))  # 0 in a step where no group's rewards differ

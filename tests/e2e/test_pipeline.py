@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from e2e_runs import dump, exact_reverse_kl
 from transformers import AutoModelForCausalLM
 
 from opd_verl.config.overrides import hydra_value
@@ -81,10 +82,17 @@ def test_half_of_the_responses_are_the_teachers(undisturbed: tuple[Path, str]) -
     (folder,) = (undisturbed[0] / "stages").glob("distil-*")
     steps = StageFolder(folder, "gkd").steps()
     assert 0.3 < sum(step["opd/off_policy_share"] for step in steps) / len(steps) < 0.7
-    divergence = [step["actor/opd/divergence"] for step in steps]
-    assert sum(divergence[-2:]) < sum(divergence[:2]), divergence
+    print("divergence:", dump(steps, "actor/opd/divergence"))
     assert all("opd/reverse_kl" in step for step in steps), "the student's own half has it"
     assert len(list((undisturbed[0] / "rollouts").iterdir())) == 1, "sampled once for both stages"
+
+
+def test_distillation_brings_the_cold_started_student_closer(undisturbed: tuple[Path, str], models: Paths) -> None:
+    """Exact reverse KL. Seen: 0.80 -> 0.37, a ratio of 0.46, from a worse teacher and without its responses."""
+    made = undisturbed[0] / "models"
+    cold_start, distil = (exact_reverse_kl(made / name, models) for name in ("cold_start", "distil"))
+    print(f"exact reverse KL: {cold_start:.4f} -> {distil:.4f}")
+    assert distil < 0.85 * cold_start
 
 
 def killed_in(line: list[str], folder: Path, after: int) -> None:

@@ -40,12 +40,13 @@ def spoil(state: Any) -> None:
 def make_it_fail(module: Any) -> None:
     collect, attempt = module.TeacherActor.collect, module.TeacherActor._attempt
 
-    def failing_collect(self: Any, requests: Any, step: int, *args: Any, **kwargs: Any) -> Any:
+    def failing_collect(self: Any, requests: Any, spec: Any) -> Any:
+        step = spec.step
         if step == HANGS and first_time(step):
             time.sleep(3600)
         if step == ALL and first_time(step, name()):
             die()
-        answers = collect(self, requests, step, *args, **kwargs)
+        answers = collect(self, requests, spec)
         if step == BETWEEN_STEPS and first_time(step):
             threading.Timer(0.5, die).start()
         if step == MIXES_UP and first_time(step):
