@@ -77,7 +77,7 @@ def test_a_worse_teacher_decides_before_everything_else() -> None:
 def test_a_teacher_that_is_lost_in_the_students_states() -> None:
     found = verdict(going_on=-0.2)
     assert (found.verdict, found.sure, found.remedies[0]) == (REGRESSION, 0.97, COLD_START)
-    assert "behind 50% of a rollout -20.0 [-25.0, -15.0] points" in found.number
+    assert "after 50% of a rollout -20.0 [-25.0, -15.0] points" in found.number
     assert verdict(going_on=-0.04).verdict == GAIN, "its interval holds 0"
     assert verdict(going_on=0.1).verdict == GAIN
 
