@@ -21,6 +21,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.hydra import Hydra
 from hydra.core.utils import run_job
+from places import PACKAGE, ROOT
 from tiny_models import save_tiny_qwen3, tiny_qwen3
 from verl.plugin.platform import get_platform
 from verl.trainer.ppo import core_algos
@@ -42,7 +43,9 @@ POOL = "verl.single_controller.ray.base"
 
 
 def pin(holds: bool, what: str, needed_by: str) -> None:
-    """Fails with what changed upstream and which file of ours must be looked at."""
+    """Fails with the change upstream and the file of ours that must be looked at."""
+    for name in needed_by.split(" and "):
+        assert (PACKAGE / name).exists() or (ROOT / name).exists(), f"opd_verl/{name} is not there"
     assert holds, f"upstream changed: {what}. opd_verl/{needed_by} depends on it."
 
 
@@ -68,8 +71,8 @@ def in_order(text: str, *parts: str) -> bool:
 
 
 VERSIONS = [
-    (verl.__version__ == "0.9.1", f"verl {verl.__version__} instead of 0.9.1", "trainer.py"),
-    (hydra.__version__.startswith("1.3."), f"hydra-core {hydra.__version__} instead of 1.3", "hydra_plugin.py"),
+    (verl.__version__ == "0.9.1", f"verl {verl.__version__} instead of 0.9.1", "training/trainer.py"),
+    (hydra.__version__.startswith("1.3."), f"hydra-core {hydra.__version__} instead of 1.3", "config/hydra_plugin.py"),
 ]
 
 
@@ -80,88 +83,100 @@ def test_version(version: tuple[bool, str, str]) -> None:
 
 SIGNATURES = [
     # the trainer's hooks that we override, called by verl with exactly these arguments
-    (f"{SYNC}.__init__", "config", "trainer.py"),
-    (f"{SYNC}._init_resource_pool_mgr", "", "trainer.py"),
-    (f"{SYNC}.on_init_end", "", "trainer.py"),
-    (f"{SYNC}._next_train_batch", "num_prompts", "trainer.py"),
-    (f"{SYNC}.step", "metrics timing_raw", "trainer.py"),
-    (f"{SYNC}._balance_batch", "batch metrics logging_prefix keep_minibatch", "trainer.py"),
-    (f"{SYNC}._compute_old_log_prob", "batch metrics", "trainer.py"),
-    (f"{SYNC}._compute_advantage", "batch metrics", "trainer.py"),
-    (f"{SYNC}._update_actor", "batch metrics", "trainer.py"),
+    (f"{SYNC}.__init__", "config", "training/trainer.py"),
+    (f"{SYNC}._init_resource_pool_mgr", "", "training/trainer.py"),
+    (f"{SYNC}.on_init_end", "", "training/trainer.py"),
+    (f"{SYNC}._next_train_batch", "num_prompts", "training/trainer.py"),
+    (f"{SYNC}.step", "metrics timing_raw", "training/trainer.py"),
+    (f"{SYNC}._balance_batch", "batch metrics logging_prefix keep_minibatch", "training/trainer.py"),
+    (f"{SYNC}._compute_old_log_prob", "batch metrics", "training/trainer.py"),
+    (f"{SYNC}._compute_advantage", "batch metrics", "training/trainer.py"),
+    (f"{SYNC}._update_actor", "batch metrics", "training/trainer.py"),
     # what our trainer calls
-    ("verl.workers.engine_workers:ActorRolloutRefWorker.set_loss_fn", "loss_fn", "trainer.py"),
+    ("verl.workers.engine_workers:ActorRolloutRefWorker.set_loss_fn", "loss_fn", "training/trainer.py"),
     (
         "verl.workers.engine_workers:ActorRolloutRefWorker.save_checkpoint",
         "local_path hdfs_path global_step max_ckpt_to_keep",
         "teacher/snapshot.py",
     ),
-    ("verl.trainer.ppo.v1.trainer_base:register_trainer", "name", "trainer.py"),
-    ("verl.trainer.ppo.core_algos:get_adv_estimator_fn", "name_or_enum", "trainer.py"),
-    ("verl.utils.config:omega_conf_to_dataclass", "config dataclass_type", "trainer.py"),
-    ("verl.utils.debug:marked_timer", "name timing_raw color domain category", "trainer.py"),
-    ("verl.utils.tensordict_utils:get_tensordict", "tensor_dict non_tensor_dict", "trainer.py"),
-    ("verl.workers.utils.padding:response_to_nested", "tensor response_mask", "trainer.py"),
+    ("verl.trainer.ppo.v1.trainer_base:register_trainer", "name", "training/trainer.py"),
+    ("verl.trainer.ppo.core_algos:get_adv_estimator_fn", "name_or_enum", "training/trainer.py"),
+    ("verl.utils.config:omega_conf_to_dataclass", "config dataclass_type", "training/trainer.py"),
+    ("verl.utils.debug:marked_timer", "name timing_raw color domain category", "training/trainer.py"),
+    ("verl.utils.tensordict_utils:get_tensordict", "tensor_dict non_tensor_dict", "training/trainer.py"),
+    ("verl.workers.utils.padding:response_to_nested", "tensor response_mask", "training/trainer.py"),
     ("transfer_queue:kv_batch_get", "keys partition_id select_fields", "training/transfer.py"),
     ("transfer_queue:kv_batch_put", "keys partition_id fields tags data_parser", "training/transfer.py"),
-    (f"{POOL}:RayResourcePool.get_placement_groups", "strategy name device_name", "teacher/start.py"),
+    (f"{POOL}:RayResourcePool.get_placement_groups", "strategy name device_name", "teacher/client/start.py"),
     # teacher=vllm
     (
         "verl.experimental.teacher_loop.teacher_model:TeacherModelManager.__init__",
         "distillation_config teacher_model_config resource_pool",
-        "teacher/servers.py",
+        "teacher/client/servers.py",
     ),
     (
         "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.generate",
         "prompt_ids sampling_params request_id ",
-        "teacher/server_scorer.py",
+        "teacher/scoring/server_scorer.py",
     ),
     # the agent loop
-    ("verl.experimental.agent_loop:AgentLoopManager.__init__", "config llm_client teacher_client ", "agent_loop.py"),
-    ("verl.experimental.agent_loop.agent_loop:register", "agent_name", "response_loop.py"),
+    (
+        "verl.experimental.agent_loop:AgentLoopManager.__init__",
+        "config llm_client teacher_client ",
+        "training/rollout/agent_loop.py",
+    ),
+    ("verl.experimental.agent_loop.agent_loop:register", "agent_name", "training/rollout/data_loop.py"),
     (
         "verl.experimental.agent_loop:AgentLoopBase.ct_build_initial_tokens",
         "messages tools images videos audios ",
-        "response_loop.py",
+        "training/rollout/data_loop.py",
     ),
     # the engine
     (
         f"{LM_HEAD}.__init__",
         "model_config engine_config optimizer_config checkpoint_config",
-        "engine.py",
+        "training/update/engine.py",
     ),
-    (f"{LM_HEAD}.initialize", "", "engine.py"),
-    (f"{LM_HEAD}.save_checkpoint", "local_path hdfs_path global_step max_ckpt_to_keep ", "engine.py"),
-    (f"{LM_HEAD}.eval_mode", "**kwargs", "engine.py"),
-    (f"{LM_HEAD}.forward_backward_batch", "data loss_function forward_only", "engine.py"),
-    (f"{LM_HEAD}.forward_step", "micro_batch loss_function forward_only", "engine.py"),
-    (f"{LM_HEAD}.prepare_model_inputs", "micro_batch", "engine.py"),
-    (f"{LM_HEAD}.prepare_model_outputs", "output output_args micro_batch logits_processor_func", "engine.py"),
-    (f"{LM_HEAD}.get_data_parallel_group", "", "engine.py"),
-    ("verl.workers.engine:EngineRegistry.register", "model_type backend device vendor", "engine.py"),
-    ("verl.utils.tensordict_utils:get_non_tensor_data", "data key default", "engine.py"),
+    (f"{LM_HEAD}.initialize", "", "training/update/engine.py"),
+    (f"{LM_HEAD}.save_checkpoint", "local_path hdfs_path global_step max_ckpt_to_keep ", "training/update/engine.py"),
+    (f"{LM_HEAD}.eval_mode", "**kwargs", "training/update/engine.py"),
+    (f"{LM_HEAD}.forward_backward_batch", "data loss_function forward_only", "training/update/engine.py"),
+    (f"{LM_HEAD}.forward_step", "micro_batch loss_function forward_only", "training/update/engine.py"),
+    (f"{LM_HEAD}.prepare_model_inputs", "micro_batch", "training/update/engine.py"),
+    (
+        f"{LM_HEAD}.prepare_model_outputs",
+        "output output_args micro_batch logits_processor_func",
+        "training/update/engine.py",
+    ),
+    (f"{LM_HEAD}.get_data_parallel_group", "", "training/update/engine.py"),
+    ("verl.workers.engine:EngineRegistry.register", "model_type backend device vendor", "training/update/engine.py"),
+    ("verl.utils.tensordict_utils:get_non_tensor_data", "data key default", "training/update/engine.py"),
     # losses and advantages
     (
         "verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories",
         "data batch_keys adv_estimator gamma lam num_repeat norm_adv_by_std_in_grpo config",
-        "credit.py",
+        "training/advantage_step.py",
     ),
-    ("verl:DataProto.from_dict", "tensors non_tensors ", "credit.py"),
-    ("verl.utils.model:get_generation_config", "model trust_remote_code", "trainer.py"),
-    ("verl.workers.utils.losses:ppo_loss", "config model_output data dp_group", "loss.py"),
+    ("verl:DataProto.from_dict", "tensors non_tensors ", "training/advantage_step.py"),
+    ("verl.utils.model:get_generation_config", "model trust_remote_code", "training/trainer.py"),
+    ("verl.workers.utils.losses:ppo_loss", "config model_output data dp_group", "training/update/actor_loss.py"),
     (
         "verl.trainer.ppo.core_algos:agg_loss",
         "loss_mat loss_mask loss_agg_mode dp_size batch_num_tokens global_batch_size loss_scale_factor",
-        "policy_loss.py",
+        "training/update/policy_loss.py",
     ),
-    ("verl.trainer.ppo.core_algos:register_policy_loss", "name", "policy_loss.py"),
-    ("verl.trainer.ppo.core_algos:register_adv_est", "name_or_enum", "advantage.py"),
+    ("verl.trainer.ppo.core_algos:register_policy_loss", "name", "training/update/policy_loss.py"),
+    ("verl.trainer.ppo.core_algos:register_adv_est", "name_or_enum", "training/advantage_estimator.py"),
     # the CPU platform
     ("verl.plugin.platform.platform_manager:PlatformRegistry.register", "platform", "cpu/platform.py"),
-    ("verl.utils.device:get_device_name", "", "checks/settings.py"),
+    ("verl.utils.device:get_device_name", "", "checks/recipe.py"),
     # Hydra
-    ("hydra.core.plugins:Plugins.register", "clazz", "hydra_plugin.py"),
-    ("hydra.plugins.search_path_plugin:SearchPathPlugin.manipulate_search_path", "search_path", "hydra_plugin.py"),
+    ("hydra.core.plugins:Plugins.register", "clazz", "config/hydra_plugin.py"),
+    (
+        "hydra.plugins.search_path_plugin:SearchPathPlugin.manipulate_search_path",
+        "search_path",
+        "config/hydra_plugin.py",
+    ),
 ]
 
 
@@ -186,7 +201,7 @@ SOURCES = [
             "self.forward_step(micro_batch, loss_function=loss_function, forward_only=forward_only)",
         ],
         "numbers put on the mini-batch before it is split reach every micro-batch",
-        "engine.py",
+        "training/update/engine.py",
     ),
     (
         "workers/engine/fsdp/transformer_impl.py",
@@ -201,19 +216,19 @@ SOURCES = [
             "detach_tree(model_output)",
         ],
         "the LM head's request is made in prepare_model_inputs and answered before prepare_model_outputs",
-        "engine.py and head_pass.py",
+        "training/update/engine.py and training/update/head_requests.py",
     ),
     (
         "workers/engine/fsdp/transformer_impl.py",
         ["ctx = torch.no_grad() if forward_only else nullcontext()", "with ctx, sync_ctx"],
         "a forward-only pass has no gradient, by which an update is told from a log-prob pass",
-        "engine.py",
+        "training/update/engine.py",
     ),
     (
         "workers/engine/fsdp/transformer_impl.py",
         ["temperature_is_one = _is_scalar_unit_temperature(temperature)", '{"temperature_is_one": temperature_is_one}'],
         "output_args say whether the temperature is 1 for all rows",
-        "engine.py",
+        "training/update/engine.py",
     ),
     (
         "workers/engine_workers.py",
@@ -224,7 +239,7 @@ SOURCES = [
             "self.actor.set_loss_fn(loss_fn",
         ],
         "the loss object itself reaches the engine's loss_function",
-        "loss.py and engine.py",
+        "training/update/actor_loss.py and training/update/engine.py",
     ),
     (
         "workers/utils/losses.py",
@@ -239,61 +254,61 @@ SOURCES = [
             "policy_loss += kl_loss * config.kl_loss_coef",
         ],
         "ppo_loss is the policy loss plus regularisers that a missing entropy and use_kl_loss=False switch off",
-        "loss.py",
+        "training/update/actor_loss.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ["self._init_resource_pool_mgr()", "self.resource_pool_manager.create_resource_pool()"],
         "a pool added to the spec in _init_resource_pool_mgr is created, and counted in verl's resource check",
-        "trainer.py",
+        "training/trainer.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ["def init(self)", "self._setup()", "self.on_init_end()"],
         "worker group, tokenizer and replay buffer exist when on_init_end runs",
-        "trainer.py",
+        "training/trainer.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ['ReplayBuffer if self.trainer_mode == "sync" else ReplayBufferAsync'],
         "a trainer_mode other than sync takes the asynchronous paths, so that our trainer sets it back",
-        "trainer.py",
+        "training/trainer.py",
     ),
     (
         "trainer/ppo/v1/replay_buffer.py",
         ["self.poll_interval = poll_interval", "time.sleep(self.poll_interval)"],
         "replay_buffer.poll_interval is read at every look, so that it can be set after the start",
-        "trainer.py",
+        "training/trainer.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ["batch.extra_info.update(", '"compute_loss": False', "self.actor_rollout_wg.compute_log_prob(batch)"],
         "extra_info that we set before _compute_old_log_prob survives it and reaches the engine",
-        "trainer.py",
+        "training/trainer.py",
     ),
     (
         "workers/engine_workers.py",
         ['model_output = output.pop("model_output", {})', "tu.get_tensordict(tensor_dict=model_output"],
         "every key of the engine's model_output is written to TransferQueue, ours too",
-        "engine.py",
+        "training/update/engine.py",
     ),
     (
         "trainer/main_ppo.py",
         ['get("agent_loop_manager_class")', "load_class_from_fqn(manager_class_fqn", "agent_loop_manager_cls.create("],
         "the recipe names the agent-loop manager",
-        "agent_loop.py and hydra_configs/recipe",
+        "training/rollout/agent_loop.py and hydra_configs/recipe",
     ),
     (
         "trainer/main_ppo.py",
         ["get_trainer_cls(config.trainer.v1.trainer_mode)", "trainer_cls(config=config)", "self.trainer.init()"],
         "the recipe names the trainer",
-        "trainer.py and hydra_configs/recipe",
+        "training/trainer.py and hydra_configs/recipe",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ["def _submit_batch_to_rollout", 'keys=list(batch["uid"])', "generate_sequences(batch)"],
         "prompts are known by the uid that their batch carries, which we replace by a deterministic one",
-        "trainer.py",
+        "training/trainer.py",
     ),
     (
         "trainer/ppo/padding_utils.py",
@@ -305,67 +320,67 @@ SOURCES = [
         "trainer/ppo/v1/agent_loop_tq.py",
         ['keys.append(f"{uid}_{session_id}_{i}")'],
         "the key of a rollout in TransferQueue, under which the teacher is asked early",
-        "agent_loop.py",
+        "training/rollout/agent_loop.py",
     ),
     (
         "trainer/ppo/v1/agent_loop_tq.py",
         ["self._run_agent_loop(", "run_sampling_params, trajectory=trajectory, trace=trace, session_id=i, **prompt"],
         "_run_agent_loop is told the session, which seeds the rollout, and the prompt's uid and global_steps",
-        "agent_loop.py",
+        "training/rollout/agent_loop.py",
     ),
     (
         "trainer/ppo/v1/agent_loop_tq.py",
         ["self.agent_loop_workers_class = AgentLoopWorkerTQ", "super().__init__(*args, **kwargs)"],
         "the manager's worker class may be set anew after __init__",
-        "agent_loop.py",
+        "training/rollout/agent_loop.py",
     ),
     (
         "experimental/agent_loop/agent_loop.py",
         ["_agent_loop_registry[agent_name]", "await agent_loop.run(sampling_params, **kwargs)"],
         "the sample's agent_name picks its loop, which is told the sample's fields",
-        "agent_loop.py and response_loop.py",
+        "training/rollout/agent_loop.py and training/rollout/data_loop.py",
     ),
     (
         "trainer/ppo/v1/agent_loop_tq.py",
         ["field = output.as_dict()", "field.update(kwargs)"],
         "a sample's fields go to TransferQueue over the loop's own: `responses` of a rollouts file must be taken out",
-        "off_policy.py",
+        "training/rollout/off_policy.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ['tag["min_global_steps"]', 'tag["max_global_steps"]'],
         "every rollout says between which steps it was made; a response of the data set says so too",
-        "response_loop.py",
+        "training/rollout/data_loop.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ['f"global_step_{self.global_steps}"', '"actor"', '"latest_checkpointed_iteration.txt"'],
         "where a checkpoint of main_ppo lies, and which is the newest whole one",
-        "checkpoints.py and pipeline/folders.py",
+        "tracking/checkpoints.py and pipeline/folders.py",
     ),
     (
         "utils/checkpoint/checkpoint_handler.py",
         ['f"global_step_{step}"', "self.engine.save_checkpoint(", "get_checkpoint_tracker_filename("],
         "the same of the SFT trainer",
-        "checkpoints.py and pipeline/folders.py",
+        "tracking/checkpoints.py and pipeline/folders.py",
     ),
     (
         "utils/checkpoint/fsdp_checkpoint_manager.py",
         ['"huggingface"', "save_pretrained("],
         "with hf_model a checkpoint holds a Hugging Face folder",
-        "checkpoints.py and pipeline/folders.py",
+        "tracking/checkpoints.py and pipeline/folders.py",
     ),
     (
         "trainer/sft_trainer.py",
         ['config_path="config", config_name="sft_trainer_engine"', "auto_set_device(config)", "run_sft(config)"],
         "the SFT trainer reads the config that has our slots",
-        "hydra_plugin.py",
+        "config/hydra_plugin.py",
     ),
     (
         "utils/tracking.py",
         ['os.getenv("VERL_FILE_LOGGER_PATH"', 'os.getenv("VERL_FILE_LOGGER_ROOT"', 'open(self.filepath, "wb"'],
         "the `file` logger writes where the environment says, and empties the file first",
-        "trainer_child.py and tracking/",
+        "pipeline/training_child.py and tracking",
     ),
     (
         "utils/tracking.py",
@@ -381,13 +396,13 @@ SOURCES = [
             ".log(data=data, step=step)",
         ],
         "a run's loggers by name; one alone can be logged to",
-        "samples/show.py",
+        "tracking/samples/show.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ["self.logger = Tracking(", "batch = self.step(metrics, self.timing_raw)", "self.logger.log(data=metrics"],
         "the loggers are there before the first step, and get its metrics after it, under the same step number",
-        "samples/show.py",
+        "tracking/samples/show.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
@@ -405,25 +420,25 @@ SOURCES = [
         "experimental/agent_loop/agent_loop.py",
         ["await self._agent_loop_postprocess(output, trajectory", "**kwargs"],
         "a finished trajectory passes through _agent_loop_postprocess, where it is submitted to the teacher",
-        "agent_loop.py",
+        "training/rollout/agent_loop.py",
     ),
     (
         "utils/dataset/rl_dataset.py",
         ['.get("extra_info", {}).get("index", 0)', 'row_dict["index"] = index'],
         "a dataset row carries `index`, which seeds its rollouts",
-        "agent_loop.py",
+        "training/rollout/agent_loop.py",
     ),
     (
         "workers/engine/fsdp/transformer_impl.py",
         ['output_args["temperature_rmpad"] = temperature_rmpad', 'output_args["temperature"] = temperature'],
         "packed and padded layouts are told apart by the name under which the temperature comes",
-        "engine.py",
+        "training/update/engine.py",
     ),
     (
         "workers/engine/fsdp/transformer_impl.py",
         ['if self.model_config.model_type == "language_model":', 'model_config.model_type == "value_model"'],
         "the module is built by the name language_model, so that our engine sets it back",
-        "engine.py",
+        "training/update/engine.py",
     ),
     (
         "workers/engine/fsdp/transformer_impl.py",
@@ -439,19 +454,19 @@ SOURCES = [
             *("config=config", "rollout_is_weights="),
         ],
         "ppo_loss calls a policy loss with these keywords",
-        "policy_loss.py",
+        "training/update/policy_loss.py",
     ),
     (
         "workers/rollout/vllm_rollout/vllm_async_server.py",
         ['method="monkey_patch_model"', '"vocab_size": len(self.model_config.tokenizer)'],
         "the rollout masks ids >= len(tokenizer); engine and teacher cut there too",
-        "engine.py and trainer.py",
+        "training/update/engine.py and training/trainer.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ["batch = self.step(metrics, self.timing_raw)", "self._save_checkpoint()", "self.on_step_end()"],
         "a snapshot for the teacher is written before the checkpoint of its step",
-        "trainer.py and teacher/snapshot.py",
+        "training/trainer.py and teacher/snapshot.py",
     ),
     (
         "trainer/ppo/v1/agent_loop_tq.py",
@@ -462,13 +477,13 @@ SOURCES = [
             "fields.append(field)",
         ],
         "what the agent loop puts among a sample's fields lies beside its rollout",
-        "agent_loop.py (contexts and routes)",
+        "training/rollout/agent_loop.py",
     ),
     (
         "workers/rollout/vllm_rollout/utils.py",
         ["def monkey_patch_compute_logits", 'logits[..., vocab_size:] = float("-inf")'],
         "the rollout masks ids >= len(tokenizer); engine and teacher cut there too",
-        "engine.py and trainer.py",
+        "training/update/engine.py and training/trainer.py",
     ),
     (
         "workers/rollout/vllm_rollout/utils.py",
@@ -481,31 +496,31 @@ SOURCES = [
             'result_dict["prompt_logprobs"] = prompt_logprobs_ls',
         ],
         "row t speaks of token t + 1; 0 gives the sampled token, K its top-k without a sampled token outside",
-        "teacher/server_scorer.py",
+        "teacher/scoring/server_scorer.py",
     ),
     (
         "trainer/ppo/v1/trainer_base.py",
         ['global_pool_id = "global_pool"', "global_pool_id: [config.trainer.n_gpus_per_node] * config.trainer.nnodes"],
         "the trainer's resource pool, which a colocated teacher shares",
-        "teacher/start.py",
+        "teacher/client/start.py",
     ),
     (
         "single_controller/ray/base.py",
         ["num_gpus = 1 / resource_pool.max_colocate_count"],
         "the trainer's worker takes this share of a device, and leaves the others to colocated teachers",
-        "teacher/start.py and checks/settings.py",
+        "teacher/client/start.py and checks/recipe.py",
     ),
     (
         "trainer/ppo/v1/trainer_sync.py",
         ["def on_sample_end", "self.checkpoint_manager.sleep_replicas()"],
         "the rollout engine has left the device when the trainer asks a colocated teacher",
-        "teacher/actor.py",
+        "teacher/replica/actor.py",
     ),
     (
         "experimental/teacher_loop/teacher_model.py",
         ["self.distillation_config.n_gpus_per_node", "self.server_handles = [server._server_handle for server in"],
         "the manager reads nothing else of verl's distillation section, and has a handle for each replica",
-        "teacher/servers.py",
+        "teacher/client/servers.py",
     ),
     (
         "third_party/vllm/__init__.py",
@@ -517,7 +532,7 @@ SOURCES = [
         "single_controller/ray/base.py",
         ["device_name = current_platform.ray_resource_name()", "bundle[device_name] = 1"],
         "placement groups ask for the platform's Ray resource",
-        "cpu/platform.py and teacher/start.py",
+        "cpu/platform.py and teacher/client/start.py",
     ),
     (
         "__init__.py",
@@ -548,44 +563,60 @@ def test_order_of_a_step() -> None:
     expected = ["on_sample_begin", "replay_buffer.sample", "on_sample_end", "_compute_reward_colocate"]
     expected += ["_balance_batch", "_compute_old_log_prob", "_compute_ref_log_prob", "_compute_values"]
     expected += ["_compute_advantage", "_update_critic", "_update_actor"]
-    pin(calls == expected, f"PPOTrainer._step_once calls {calls}", "trainer.py")
+    pin(calls == expected, f"PPOTrainer._step_once calls {calls}", "training/trainer.py")
 
 
 def test_agent_loop_worker_is_an_actor_class_with_our_hooks() -> None:
-    pin(isinstance(Worker, type), "AgentLoopWorkerTQ.__ray_metadata__.modified_class", "agent_loop.py")
+    pin(isinstance(Worker, type), "AgentLoopWorkerTQ.__ray_metadata__.modified_class", "training/rollout/agent_loop.py")
     run = parameters(Worker._run_agent_loop)
-    pin(run == ["sampling_params", "trajectory", "agent_name", "trace", "**kwargs"], str(run), "agent_loop.py")
+    pin(
+        run == ["sampling_params", "trajectory", "agent_name", "trace", "**kwargs"],
+        str(run),
+        "training/rollout/agent_loop.py",
+    )
     finish = parameters(Worker._agent_loop_postprocess)
-    pin(finish == ["output", "validate", "**kwargs"], str(finish), "agent_loop.py")
+    pin(finish == ["output", "validate", "**kwargs"], str(finish), "training/rollout/agent_loop.py")
     created = inspect.getsource(AgentLoopManagerTQ._init_agent_loop_workers)
-    pin("self.agent_loop_workers_class.options(" in created, "how agent-loop workers are created", "agent_loop.py")
+    pin(
+        "self.agent_loop_workers_class.options(" in created,
+        "how agent-loop workers are created",
+        "training/rollout/agent_loop.py",
+    )
 
 
 def test_a_trajectory_knows_step_and_sample() -> None:
     from verl.experimental.agent_loop import get_trajectory_info
 
     found = asyncio.run(get_trajectory_info(7, [3, 5], False))
-    pin([(t["step"], t["sample_index"]) for t in found] == [(7, 3), (7, 5)], f"trajectories {found}", "agent_loop.py")
+    pin(
+        [(t["step"], t["sample_index"]) for t in found] == [(7, 3), (7, 5)],
+        f"trajectories {found}",
+        "training/rollout/agent_loop.py",
+    )
 
 
 def test_the_rollouts_config_has_what_seeds_are_made_of() -> None:
     from verl.workers.config import RolloutConfig
 
     names = {"seed", "full_determinism", "temperature"} - set(RolloutConfig.__dataclass_fields__)
-    pin(not names, f"RolloutConfig without {names}", "agent_loop.py")
+    pin(not names, f"RolloutConfig without {names}", "training/rollout/agent_loop.py")
 
 
 def test_a_batch_is_reordered_with_its_tags() -> None:
     batch = tq.KVBatchMeta(keys=["b", "a"], tags=[{"n": 1}, {"n": 0}], partition_id="train", extra_info={})
     batch.reorder([1, 0])
-    pin((batch.keys, batch.tags) == (["a", "b"], [{"n": 0}, {"n": 1}]), f"KVBatchMeta.reorder: {batch}", "trainer.py")
+    pin(
+        (batch.keys, batch.tags) == (["a", "b"], [{"n": 0}, {"n": 1}]),
+        f"KVBatchMeta.reorder: {batch}",
+        "training/trainer.py",
+    )
 
 
 def test_resource_pools_are_made_from_a_dict_of_nodes() -> None:
     manager = find(f"{POOL}:ResourcePoolManager")(resource_pool_spec={"global_pool": [1]}, mapping={})
     manager.resource_pool_spec["ours"] = [2, 2]
-    pin(manager.get_n_gpus() == 5, "ResourcePoolManager.resource_pool_spec", "trainer.py")
-    pin(manager.resource_pool_dict == {}, "ResourcePoolManager.resource_pool_dict", "trainer.py")
+    pin(manager.get_n_gpus() == 5, "ResourcePoolManager.resource_pool_spec", "training/trainer.py")
+    pin(manager.resource_pool_dict == {}, "ResourcePoolManager.resource_pool_dict", "training/trainer.py")
 
 
 @pytest.mark.parametrize(
@@ -604,17 +635,17 @@ def test_decorators_register_by_name(registry: dict[str, Any], name: str, needed
 
 
 def test_verl_finds_what_we_registered() -> None:
-    pin(get_trainer_cls("opd") is TRAINER_REGISTRY["opd"], "get_trainer_cls", "trainer.py")
+    pin(get_trainer_cls("opd") is TRAINER_REGISTRY["opd"], "get_trainer_cls", "training/trainer.py")
     loss, estimator = core_algos.get_policy_loss_fn("opd"), core_algos.get_adv_estimator_fn("opd")
-    pin(loss.__name__ == "opd_policy_loss", "get_policy_loss_fn", "policy_loss.py")
-    pin(estimator.__name__ == "opd_advantage", "get_adv_estimator_fn", "advantage.py")
+    pin(loss.__name__ == "opd_policy_loss", "get_policy_loss_fn", "training/update/policy_loss.py")
+    pin(estimator.__name__ == "opd_advantage", "get_adv_estimator_fn", "training/advantage_estimator.py")
 
 
 def test_an_engine_is_looked_up_by_the_device_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
     verls, ours = (EngineRegistry.get_engine_cls(name, "fsdp2") for name in ("language_model", "opd_language_model"))
     pin(verls is find(LM_HEAD), "VERL_ENGINE_DEVICE", "cpu/activate.py")
-    pin(issubclass(ours, verls) and ours is not verls, "EngineRegistry.get_engine_cls", "engine.py")
+    pin(issubclass(ours, verls) and ours is not verls, "EngineRegistry.get_engine_cls", "training/update/engine.py")
     monkeypatch.delenv("VERL_ENGINE_DEVICE")
     if get_platform().device_name == "cpu":
         with pytest.raises(ValueError, match="No engine registered for device='cpu'"):
@@ -625,7 +656,11 @@ def test_an_engine_is_looked_up_by_the_device_that_the_environment_names(monkeyp
 
 def test_token_mean_divides_by_the_global_batch() -> None:
     loss = core_algos.agg_loss(torch.ones(2, 3), torch.ones(2, 3), "token-mean", dp_size=2, batch_num_tokens=4)
-    pin(loss.item() == 3.0, "agg_loss token-mean is sum / batch_num_tokens * dp_size", "policy_loss.py and loss.py")
+    pin(
+        loss.item() == 3.0,
+        "agg_loss token-mean is sum / batch_num_tokens * dp_size",
+        "training/update/policy_loss.py and training/update/actor_loss.py",
+    )
 
 
 @pytest.mark.parametrize("mode", AGGREGATIONS)
@@ -639,8 +674,12 @@ def test_every_aggregation_is_linear_in_the_losses(mode: str) -> None:
         return core_algos.agg_loss(losses, mask, mode, **info)
 
     mixed = total(2.0 * first - 3.0 * second)
-    pin(torch.allclose(mixed, 2.0 * total(first) - 3.0 * total(second)), f"agg_loss {mode} is not linear", "loss.py")
-    pin(bool(total(first) != 0), f"agg_loss {mode}", "loss.py")
+    pin(
+        torch.allclose(mixed, 2.0 * total(first) - 3.0 * total(second)),
+        f"agg_loss {mode} is not linear",
+        "training/update/actor_loss.py",
+    )
+    pin(bool(total(first) != 0), f"agg_loss {mode}", "training/update/actor_loss.py")
 
 
 def test_a_config_key_that_the_losses_read() -> None:
@@ -648,21 +687,29 @@ def test_a_config_key_that_the_losses_read() -> None:
 
     names = {"policy_loss", "entropy_coeff", "use_kl_loss", "loss_agg_mode", "loss_scale_factor", "clip_ratio_low"}
     missing = names - set(ActorConfig.__dataclass_fields__)
-    pin(not missing, f"ActorConfig without {missing}", "trainer.py and loss.py")
-    pin(PolicyLossConfig(loss_mode="opd_none").loss_mode == "opd_none", "PolicyLossConfig.loss_mode", "trainer.py")
+    pin(not missing, f"ActorConfig without {missing}", "training/trainer.py and training/update/actor_loss.py")
+    pin(
+        PolicyLossConfig(loss_mode="opd_none").loss_mode == "opd_none",
+        "PolicyLossConfig.loss_mode",
+        "training/trainer.py",
+    )
 
 
 def test_a_dataproto_is_made_of_tensors_and_arrays() -> None:
     names = np.array(["a", "b"], dtype=object)
     data = verl.DataProto.from_dict(tensors={"x": torch.arange(2)}, non_tensors={"uid": names})
     same = data.batch["x"].tolist() == [0, 1] and data.non_tensor_batch["uid"].tolist() == ["a", "b"]
-    pin(same, "DataProto.from_dict", "credit.py")
+    pin(same, "DataProto.from_dict", "training/advantage_step.py")
 
 
 def test_what_the_lm_head_returns_leaves_the_model_as_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = tiny_qwen3()
     head: Any = model.get_output_embeddings()
-    pin(isinstance(head, torch.nn.Linear) and head is model.lm_head, "get_output_embeddings", "engine.py")
+    pin(
+        isinstance(head, torch.nn.Linear) and head is model.lm_head,
+        "get_output_embeddings",
+        "training/update/engine.py",
+    )
     answer, seen = (torch.ones(2), torch.ones(3)), []
 
     def forward(hidden: torch.Tensor) -> Any:
@@ -671,22 +718,30 @@ def test_what_the_lm_head_returns_leaves_the_model_as_its_logits(monkeypatch: py
 
     monkeypatch.setattr(head, "forward", forward)
     output = model(input_ids=torch.arange(4)[None], use_cache=False)
-    pin(output.logits is answer, "a causal LM does more to the LM head's result than pass it on", "head_pass.py")
-    pin(seen == [(1, 4, 32)], f"the LM head sees {seen}, not the hidden states of all positions", "head_pass.py")
+    pin(
+        output.logits is answer,
+        "a causal LM does more to the LM head's result than pass it on",
+        "training/update/head_requests.py",
+    )
+    pin(
+        seen == [(1, 4, 32)],
+        f"the LM head sees {seen}, not the hidden states of all positions",
+        "training/update/head_requests.py",
+    )
 
 
 def test_a_generation_config_knows_the_end_of_sequence(tmp_path: Path) -> None:
     from verl.utils.model import get_generation_config
 
     found: Any = get_generation_config(save_tiny_qwen3(tmp_path / "model"))
-    pin(found.eos_token_id == 1, "get_generation_config", "trainer.py")
+    pin(found.eos_token_id == 1, "get_generation_config", "training/trainer.py")
 
 
 def test_a_sum_metric_is_summed_over_micro_batches_and_averaged_over_ranks() -> None:
     ranks = [Metric(aggregation=AggregationType.SUM) for _ in range(2)]
     ranks[0].extend([1.0, 2.0])
     ranks[1].extend([3.0, 4.0])
-    pin(Metric.aggregate_dp(ranks) == 5.0, "Metric.aggregate_dp", "loss.py")
+    pin(Metric.aggregate_dp(ranks) == 5.0, "Metric.aggregate_dp", "training/update/actor_loss.py")
 
 
 def test_the_reward_function_is_found_by_the_recipes_path() -> None:
@@ -725,10 +780,10 @@ def test_hydras_config_source_for_packages() -> None:
     source = ImportlibResourcesConfigSource("test", "pkg://verl.trainer.config")
     found: Any = source.load_config("ppo_trainer")
     has_defaults = {"actor_rollout_ref", "defaults"} <= set(found.config)
-    pin(has_defaults, "a loaded config no longer holds its defaults list", "hydra_plugin.py")
-    pin(parameters(source.load_config) == ["config_path"], "ConfigSource.load_config", "hydra_plugin.py")
+    pin(has_defaults, "a loaded config no longer holds its defaults list", "config/hydra_plugin.py")
+    pin(parameters(source.load_config) == ["config_path"], "ConfigSource.load_config", "config/hydra_plugin.py")
     read = inspect.getsource(ImportlibResourcesConfigSource._read_config)
-    pin("f.read(512)" in read, "`# @package` counts in the first 512 characters", "hydra_plugin.py")
+    pin("f.read(512)" in read, "`# @package` counts in the first 512 characters", "config/hydra_plugin.py")
 
 
 def test_hydra_copies_and_saves_the_config_between_the_starts_of_run_and_job() -> None:

@@ -157,7 +157,7 @@ def test_a_port_of_another_ray_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("", int(env["OPD_RAY_PORT"]))):
         assert start(tmp_path, "cluster=2x8", env=env).wait(60) != 0
     log = (tmp_path / "log").read_text()
-    assert f"node1: port {env['OPD_RAY_PORT']} of" in log and "set OPD_RAY_PORT" in log and "node went" in log
+    assert f"node1: port {env['OPD_RAY_PORT']} of" in log and "set OPD_RAY_PORT" in log and "a Ray node ended" in log
 
 
 ADDRESSES = [
