@@ -98,18 +98,18 @@ def teacher_weight() -> Tensor:
 
 def joint_support(row: Row) -> Row:
     """The fields of union and symmetric difference, and of the intersection, by the definition, id by id."""
-    found: dict[str, list[list[float]]] = {"ids": [], "q": [], "old": []}
+    actual: dict[str, list[list[float]]] = {"ids": [], "q": [], "old": []}
     for t in range(len(row["responses"])):
         q = teacher_probs(row)[t]
         ids = support_ids(row, t, Support(row["kind"]))
         width = 2 * K
-        found["ids"].append(ids + [-1] * (width - len(ids)))
-        found["q"].append([q[i].log().item() for i in ids] + [-3.0] * (width - len(ids)))
-        found["old"].append([row["p_old"][t, i].log().item() for i in ids] + [-4.0] * (width - len(ids)))
+        actual["ids"].append(ids + [-1] * (width - len(ids)))
+        actual["q"].append([q[i].log().item() for i in ids] + [-3.0] * (width - len(ids)))
+        actual["old"].append([row["p_old"][t, i].log().item() for i in ids] + [-4.0] * (width - len(ids)))
     return {
-        "support_ids": torch.tensor(found["ids"], dtype=torch.int32),
-        "teacher_log_probs_at_support": torch.tensor(found["q"]),
-        "student_log_probs_at_support": torch.tensor(found["old"]),
+        "support_ids": torch.tensor(actual["ids"], dtype=torch.int32),
+        "teacher_log_probs_at_support": torch.tensor(actual["q"]),
+        "student_log_probs_at_support": torch.tensor(actual["old"]),
     }
 
 
@@ -299,9 +299,9 @@ def share(rows: list[Row], **flags: Any) -> Any:
 
 def gathered(value: Any) -> list[Any]:
     """`value` of every rank."""
-    found = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found
+    actual = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(actual, value)
+    return actual
 
 
 def infer(engine: Any, temperature: float, layout: str, fused: bool) -> dict[str, list[Tensor]]:
@@ -380,7 +380,7 @@ def run_rank(path: str, folder: str, rank: int, world: int) -> None:
     rendezvous = f"file://{folder}/rendezvous{world}"
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     engine = build_engine(path, WORLDS[world])
-    found: dict[str, Any] = {
+    actual: dict[str, Any] = {
         label(f"infer{temperature}", fused, layout): infer(engine, temperature, layout, fused)
         for temperature in (1.0, 0.7)
         for layout in (INFER_LAYOUTS if world != HYBRID else ())
@@ -388,9 +388,9 @@ def run_rank(path: str, folder: str, rank: int, world: int) -> None:
     }
     engine.teacher_head = LMHead(teacher_weight(), None, scale=1.0, softcap=None, temperature=1.0)
     for name, fused, layout in runs(world):
-        found[label(name, fused, layout)] = train(engine, CASES[name], fused, **LAYOUTS[layout])
+        actual[label(name, fused, layout)] = train(engine, CASES[name], fused, **LAYOUTS[layout])
     if rank == 0:
-        torch.save(found, f"{folder}/world{world}.pt")
+        torch.save(actual, f"{folder}/world{world}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -38,10 +38,12 @@ class Server:
         for log_q, token in zip(logits.log_softmax(-1)[:-1], ids[1:], strict=True):
             order = log_q.argsort(descending=True).tolist()
             wanted = dict.fromkeys([token, *order[:count]])
-            rows.append({one: SimpleNamespace(logprob=float(log_q[one]), rank=order.index(one) + 1) for one in wanted})
-        found: dict[str, Any] = {}
-        extract_prompt_logprobs(SimpleNamespace(prompt_logprobs=rows), count, found)  # type: ignore[arg-type]
-        return found
+            rows.append(
+                {item: SimpleNamespace(logprob=float(log_q[item]), rank=order.index(item) + 1) for item in wanted}
+            )
+        collected: dict[str, Any] = {}
+        extract_prompt_logprobs(SimpleNamespace(prompt_logprobs=rows), count, collected)  # type: ignore[arg-type]
+        return collected
 
     def breaks(self, broken: dict[str, str]) -> None:
         self.broken = broken

@@ -52,7 +52,7 @@ def top(row: list[float], k: int) -> list[int]:
 
 
 def overlap_of(p: list[float], q: list[float], k: int) -> dict[str, float]:
-    """Of one position."""
+    """Overlap ratio, masses and advantage of one position."""
     own, teachers = top(p, k), top(q, k)
     shared = [v for v in own if v in teachers]
     mass_p, mass_q = sum(p[v] for v in own), sum(q[v] for v in own)
@@ -69,7 +69,7 @@ def overlap_of(p: list[float], q: list[float], k: int) -> dict[str, float]:
 
 def reference(rollouts: list[Rollout], k: int) -> dict[str, float]:
     """Every measurement by name."""
-    found: dict[str, float] = {}
+    collected: dict[str, float] = {}
     tokens = [
         (rollout, r, hp, hq, overlap_of(p, q, k))
         for rollout in rollouts
@@ -78,36 +78,36 @@ def reference(rollouts: list[Rollout], k: int) -> dict[str, float]:
         )
     ]
     total = len(tokens)
-    found["response_length"] = mean([float(len(one.tokens)) for one in rollouts])
-    found["accuracy"] = mean([float(one.correct) for one in rollouts])
-    found["reverse_kl"] = -mean([r for _, r, *_ in tokens])
-    found["student_entropy"] = mean([hp for _, _, hp, *_ in tokens])
-    found["teacher_entropy"] = mean([hq for _, _, _, hq, _ in tokens])
-    found["student_high_entropy_share"] = mean([float(hp >= 1.0) for _, _, hp, *_ in tokens])
-    found["teacher_high_entropy_share"] = mean([float(hq >= 1.0) for _, _, _, hq, _ in tokens])
+    collected["response_length"] = mean([float(len(item.tokens)) for item in rollouts])
+    collected["accuracy"] = mean([float(item.correct) for item in rollouts])
+    collected["reverse_kl"] = -mean([r for _, r, *_ in tokens])
+    collected["student_entropy"] = mean([hp for _, _, hp, *_ in tokens])
+    collected["teacher_entropy"] = mean([hq for _, _, _, hq, _ in tokens])
+    collected["student_high_entropy_share"] = mean([float(hp >= 1.0) for _, _, hp, *_ in tokens])
+    collected["teacher_high_entropy_share"] = mean([float(hq >= 1.0) for _, _, _, hq, _ in tokens])
     for tau in (0.4, 0.6, 0.8, 1.0, 1.2):
-        found[f"gated_share_{tau:g}"] = mean([float(hq > tau) for _, _, _, hq, _ in tokens])
-    found["forward_kl_at_forks"] = mean([at["forward_kl"] for _, _, _, hq, at in tokens if hq >= 0.8])
-    pairs = [(one.entropies("p"), one.entropies("q")) for one in rollouts]
-    found["rho"] = defined_mean([pearson(*pair) for pair in pairs])
-    found["fork_overlap"] = defined_mean([fork_overlap(*pair) for pair in pairs])
-    found["entropy_gap"] = defined_mean([mean([abs(b - a) for a, b in zip(x, y, strict=True)]) for x, y in pairs])
-    found["mean_entropy_gap"] = defined_mean([abs(mean(x) - mean(y)) for x, y in pairs])
+        collected[f"gated_share_{tau:g}"] = mean([float(hq > tau) for _, _, _, hq, _ in tokens])
+    collected["forward_kl_at_forks"] = mean([at["forward_kl"] for _, _, _, hq, at in tokens if hq >= 0.8])
+    pairs = [(item.entropies("p"), item.entropies("q")) for item in rollouts]
+    collected["rho"] = defined_mean([pearson(*pair) for pair in pairs])
+    collected["fork_overlap"] = defined_mean([fork_overlap(*pair) for pair in pairs])
+    collected["entropy_gap"] = defined_mean([mean([abs(b - a) for a, b in zip(x, y, strict=True)]) for x, y in pairs])
+    collected["mean_entropy_gap"] = defined_mean([abs(mean(x) - mean(y)) for x, y in pairs])
     for name in ("overlap_ratio", "overlap_student_mass", "overlap_teacher_mass", "overlap_advantage"):
         per_rollout = [
-            defined_mean([overlap_of(p, q, k)[name] for p, q in zip(one.p, one.q, strict=True)]) for one in rollouts
+            defined_mean([overlap_of(p, q, k)[name] for p, q in zip(item.p, item.q, strict=True)]) for item in rollouts
         ]
-        found[name] = defined_mean(per_rollout)
+        collected[name] = defined_mean(per_rollout)
     signs = {1: (1, False), 2: (1, True), 3: (-1, False), 4: (-1, True)}
     for number, (sign, forking) in signs.items():
         inside = [abs(r) for _, r, hp, *_ in tokens if r * sign > 0 and (hp >= 0.3) == forking]
-        found[f"q{number}_mass"], found[f"q{number}_force"] = len(inside) / total, sum(inside) / total
+        collected[f"q{number}_mass"], collected[f"q{number}_force"] = len(inside) / total, sum(inside) / total
     for name, right in (("destructive", True), ("corrective", False)):
-        inside = [abs(r) for one, r, hp, *_ in tokens if r < 0 and hp < 0.3 and one.correct == right]
-        found[f"{name}_mass"], found[f"{name}_reward"] = len(inside) / total, mean(inside)
-    force = [found[f"{name}_mass"] * found[f"{name}_reward"] for name in ("destructive", "corrective")]
-    kinds = {one.correct for one in rollouts}
-    found["dest_corr"] = NAN
-    if len(kinds) == 2 and found["corrective_mass"]:
-        found["dest_corr"] = (0.0 if not found["destructive_mass"] else force[0]) / force[1]
-    return found
+        inside = [abs(r) for item, r, hp, *_ in tokens if r < 0 and hp < 0.3 and item.correct == right]
+        collected[f"{name}_mass"], collected[f"{name}_reward"] = len(inside) / total, mean(inside)
+    force = [collected[f"{name}_mass"] * collected[f"{name}_reward"] for name in ("destructive", "corrective")]
+    kinds = {item.correct for item in rollouts}
+    collected["dest_corr"] = NAN
+    if len(kinds) == 2 and collected["corrective_mass"]:
+        collected["dest_corr"] = (0.0 if not collected["destructive_mass"] else force[0]) / force[1]
+    return collected

@@ -16,14 +16,14 @@ LEANS = {"strong": 3.0, "weak": 0.5}
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a made-up node table."""
+    """The size of a made-up node table."""
 
     questions: int = 8
     length: int = 40
     shared: int = 6
     """Tokens that all paths of a question begin with."""
     pass_rates: Sequence[float] = (0.9, 0.5, 0.1)
-    """Of the questions, in turn."""
+    """Pass rates of the questions, in turn."""
     on_correct: float = 0.2
     """Factor of the lean on correct paths."""
 
@@ -82,7 +82,7 @@ def node(state: list[int], teacher: int, lean: float, token: int) -> dict[str, A
 
 
 def cosine(p: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """Of two gradients `p (f - fbar)` on the support, p renormalised (eq. 2.11)."""
+    """Cosine of two gradients `p (f - fbar)` on the support, p renormalised (eq. 2.11)."""
     p = p / p.sum()
-    one, other = (p * (values - p @ values) for values in (first, second))
-    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+    item, other = (p * (values - p @ values) for values in (first, second))
+    return float(item @ other / np.linalg.norm(item) / np.linalg.norm(other))

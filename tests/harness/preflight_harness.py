@@ -48,27 +48,27 @@ class Files:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    found = Files(tmp_path_factory.mktemp("models"))
-    save_tiny_qwen3(found.root / "student", VOCAB, seed=0)
-    save_tiny_qwen3(found.root / "teacher", VOCAB, seed=1)
+    made = Files(tmp_path_factory.mktemp("models"))
+    save_tiny_qwen3(made.root / "student", VOCAB, seed=0)
+    save_tiny_qwen3(made.root / "teacher", VOCAB, seed=1)
     for name, rows in (("student_120", 120), ("teacher_104", 104), ("too_few_rows", VOCAB - 8)):
-        save_config(found.root / name, vocab_size=rows)
-    save_config(found.root / "short_context", max_position_embeddings=70)
-    save_config(found.root / "softcapped", final_logit_softcapping=30.0)
-    save_config(found.root / "scaled", logits_scaling=8.0)
-    save_config(found.root / "not_scaled", logits_scaling=1.0)
-    save_config(found.root / "other_tokenizer", tokenizer=tiny_tokenizer(VOCAB - 1))
+        save_config(made.root / name, vocab_size=rows)
+    save_config(made.root / "short_context", max_position_embeddings=70)
+    save_config(made.root / "softcapped", final_logit_softcapping=30.0)
+    save_config(made.root / "scaled", logits_scaling=8.0)
+    save_config(made.root / "not_scaled", logits_scaling=1.0)
+    save_config(made.root / "other_tokenizer", tokenizer=tiny_tokenizer(VOCAB - 1))
     other_eos = tiny_tokenizer(VOCAB)
     other_eos.eos_token = "w2"
-    save_config(found.root / "other_eos", tokenizer=other_eos)
-    save_config(found.root / "no_tokenizer").joinpath("tokenizer.json").unlink()
-    (found.root / "no_tokenizer" / "tokenizer_config.json").unlink()
-    (found.root / "empty").mkdir()
-    (found.root / "prompts").touch()
+    save_config(made.root / "other_eos", tokenizer=other_eos)
+    save_config(made.root / "no_tokenizer").joinpath("tokenizer.json").unlink()
+    (made.root / "no_tokenizer" / "tokenizer_config.json").unlink()
+    (made.root / "empty").mkdir()
+    (made.root / "prompts").touch()
     pq.write_table(
-        pa.table({"prompt": [[{"role": "user", "content": "?"}]], "data_source": ["d"]}), found.root / "bare.parquet"
+        pa.table({"prompt": [[{"role": "user", "content": "?"}]], "data_source": ["d"]}), made.root / "bare.parquet"
     )
-    return found
+    return made
 
 
 def save_config(folder: Path, tokenizer: Any = None, **changes: float) -> Path:

@@ -33,7 +33,7 @@ SET_BY_IMPORT = (
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run of the real command left behind."""
+    """The outcome of a run of the real command."""
 
     code: int
     out: str
@@ -74,7 +74,7 @@ def may_be_choice(override: Override) -> bool:
 
 @cache
 def compose_in_full(primary: str, *overrides: str) -> DictConfig:
-    """The same by Hydra alone."""
+    """The config that Hydra alone composes."""
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose(primary, overrides=list(overrides))
 

@@ -34,7 +34,7 @@ def metrics(step: int, steps: int, quality: float, seed: int) -> dict[str, float
         number: mass * scale * gap for (number, mass), scale in zip(masses.items(), (0.03, 0.4, 0.5, 0.9), strict=True)
     }
     destructive = masses[3] * (0.35 + 0.35 * (1 - quality) * done)
-    found = {
+    actual = {
         "opd/reward_mean": -0.11 * gap,
         "opd/reverse_kl": 0.11 * gap,
         "opd/student_entropy": student,
@@ -53,14 +53,14 @@ def metrics(step: int, steps: int, quality: float, seed: int) -> dict[str, float
         "opd/corrective_reward": 0.19 * gap,
         "opd/dest_corr": destructive * 0.2 / ((masses[3] - destructive) * 0.19),
     }
-    found |= {f"opd/q{number}_mass": mass for number, mass in masses.items()}
-    found |= {f"opd/q{number}_force": force for number, force in forces.items()}
+    actual |= {f"opd/q{number}_mass": mass for number, mass in masses.items()}
+    actual |= {f"opd/q{number}_force": force for number, force in forces.items()}
     for depth, bucket in enumerate(BUCKETS):
-        found[f"opd/depth/{bucket}/reward"] = (-0.05 - 0.06 * depth) * gap + 0.03 * done + 0.004 * noise[10 + depth]
+        actual[f"opd/depth/{bucket}/reward"] = (-0.05 - 0.06 * depth) * gap + 0.03 * done + 0.004 * noise[10 + depth]
     if step % 5 == 0:
-        found |= {"opd/overlap_ratio": 0.62 + 0.25 * quality * done, "opd/overlap_advantage": -0.09 * gap}
-        found |= {f"val-core/{name}/acc/mean@8": 0.2 + 0.2 * quality * done for name in ("math-500", "aime24")}
-    return found
+        actual |= {"opd/overlap_ratio": 0.62 + 0.25 * quality * done, "opd/overlap_advantage": -0.09 * gap}
+        actual |= {f"val-core/{name}/acc/mean@8": 0.2 + 0.2 * quality * done for name in ("math-500", "aime24")}
+    return actual
 
 
 def write_training(folder: Path, quality: float, seed: int, steps: int = 40) -> Path:
@@ -73,9 +73,9 @@ def write_training(folder: Path, quality: float, seed: int, steps: int = 40) -> 
             logged[step].pop("opd/rho")
             logged[step]["opd/reverse_kl"] = math.nan
     if quality < 0.5:
-        for one in logged:
-            one["opd/alert/dest_corr"] = float(one["opd/dest_corr"] > 1)
-            one["opd/alerts"] = one["opd/alert/dest_corr"]
+        for entry in logged:
+            entry["opd/alert/dest_corr"] = float(entry["opd/dest_corr"] > 1)
+            entry["opd/alerts"] = entry["opd/alert/dest_corr"]
     write_steps(folder / "metrics.jsonl", logged)
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(
@@ -94,7 +94,7 @@ def rollout(name: str, why: str, seed: int, top: bool, length: int = 220, prompt
     """ROLLOUT of the contract."""
     rng = Random(seed)
     tokens = [token(rng, WORDS[at % len(WORDS)], at, length, top) for at in range(length)]
-    mean = sum(one["reward"] for one in tokens) / length
+    mean = sum(item["reward"] for item in tokens) / length
     correct = rng.random() < 0.5
     known = {"score": float(correct), "correct": correct, "mean_reward": mean, "tokens": tokens}
     return {"name": name, "why": why, "teacher": "Qwen3-8B" if top else None, "prompt": prompt, **known}
@@ -137,7 +137,7 @@ def pair(student: str, teacher: str, shift: float, verdict: dict[str, Any]) -> d
     """PAIR of the contract; shift 0 before and 1 after distillation."""
     step = metrics(int(1 + 39 * shift), 40, 0.9, 5)
     measured = {name.removeprefix("opd/"): estimate(value) for name, value in step.items() if name.startswith("opd/")}
-    measured = {name: one for name, one in measured.items() if "depth" not in name}
+    measured = {name: item for name, item in measured.items() if "depth" not in name}
     measured |= {
         "accuracy": estimate(0.41 + 0.2 * shift),
         "teacher_accuracy": estimate(0.68),

@@ -28,10 +28,10 @@ TEMPLATE = "{% for m in messages %}w2 {{ m['content'] }} w3 {% endfor %}{% if ad
 
 def render(messages: Any) -> list[int]:
     tokenizer = tiny_tokenizer(96)
-    found: Any = tokenizer.apply_chat_template(
+    ids_rendered: Any = tokenizer.apply_chat_template(
         messages, chat_template=TEMPLATE, add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    return found
+    return ids_rendered
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_the_context_goes_before_the_last_user_message_and_the_given_messages_st
 def test_the_teachers_prompt_is_the_students_with_the_contexts_tokens_inside() -> None:
     plain = render(CHAT)
     assert teacher_prompt(CHAT, "", render, plain, 0) == plain
-    found = teacher_prompt(CHAT, "w8 w9 ", render, plain, 2)
-    assert found == [2, 90, 3, 2, 5, 6, 3, 2, 91, 3, 2, 8, 9, 7, 3, 4]
+    prompt_made = teacher_prompt(CHAT, "w8 w9 ", render, plain, 2)
+    assert prompt_made == [2, 90, 3, 2, 5, 6, 3, 2, 91, 3, 2, 8, 9, 7, 3, 4]
     with pytest.raises(ValueError, match=r"adds 2 tokens, above opd.context.max_tokens=1"):
         teacher_prompt(CHAT, "w8 w9 ", render, plain, 1)
     for other in (plain[1:], [*plain, 5]):

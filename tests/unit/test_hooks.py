@@ -202,20 +202,20 @@ def test_built_in_masks_and_their_kept_share(name: str) -> None:
     expected = torch.zeros(B, TOKENS)
     for row, position in present:
         expected[row, position] = naive_keep(name, inputs, row, position)
-    found, metrics = token_weights(inputs)
-    assert found is not None and found.dtype == torch.float32
-    assert torch.equal(found, expected) and 0 < expected.sum() < len(present)
+    weights, metrics = token_weights(inputs)
+    assert weights is not None and weights.dtype == torch.float32
+    assert torch.equal(weights, expected) and 0 < expected.sum() < len(present)
     share = pytest.approx(expected.sum().item() / len(present))
     assert metrics == {"opd/kept_share": share, f"opd/kept_share/{name}": share}
 
 
 def test_built_in_weights() -> None:
-    found, _ = token_weights(token_inputs(weights=["correctness"], correct=0.25, incorrect=2.5))
-    assert found is not None and found.tolist() == [[0.25] * 10, [2.5, 0, 2.5, 2.5, 2.5, 0, 0, 0, 0, 0]]
+    weights, _ = token_weights(token_inputs(weights=["correctness"], correct=0.25, incorrect=2.5))
+    assert weights is not None and weights.tolist() == [[0.25] * 10, [2.5, 0, 2.5, 2.5, 2.5, 0, 0, 0, 0, 0]]
     inputs = token_inputs(weights=["depth_decay"], half_life=2.0)
-    found, metrics = token_weights(inputs)
-    assert found is not None and found[0, ::2].tolist() == [1, 0.5, 0.25, 0.125, 0.0625]
-    assert found[1].tolist() == pytest.approx([1, 0, 0.5, 0.5**1.5, 0.25, 0, 0, 0, 0, 0])
+    weights, metrics = token_weights(inputs)
+    assert weights is not None and weights[0, ::2].tolist() == [1, 0.5, 0.25, 0.125, 0.0625]
+    assert weights[1].tolist() == pytest.approx([1, 0, 0.5, 0.5**1.5, 0.25, 0, 0, 0, 0, 0])
     assert metrics == {"opd/kept_share": 1.0}
 
 
@@ -230,9 +230,9 @@ def test_token_weights_are_the_product() -> None:
 
     settings = {"masks": ["even", "depth_window"], "weights": ["mine", "correctness"], "last_position": 5}
     inputs = token_inputs(**settings, incorrect=0.5)
-    found, metrics = token_weights(inputs)
-    assert found is not None
-    assert found.tolist() == [[0, 0, 20, 0, 40, 0, 0, 0, 0, 0], [0, 0, 10, 0, 20, 0, 0, 0, 0, 0]]
+    weights, metrics = token_weights(inputs)
+    assert weights is not None
+    assert weights.tolist() == [[0, 0, 20, 0, 40, 0, 0, 0, 0, 0], [0, 0, 10, 0, 20, 0, 0, 0, 0, 0]]
     # 14 tokens; "even" keeps 5 + 3 of them, the window 6 + 4, both and "mine" 2 + 2
     shares = {"": 4 / 14, "/even": 8 / 14, "/depth_window": 10 / 14}
     assert metrics == pytest.approx({f"opd/kept_share{name}": share for name, share in shares.items()})
@@ -241,9 +241,9 @@ def test_token_weights_are_the_product() -> None:
 @pytest.mark.parametrize(("policy", "kept"), [("mask", 0), ("drop", 0), ("mask_tail", 2)])
 def test_truncation_policies(policy: str, kept: int) -> None:
     inputs = token_inputs(truncated=Truncation(policy), tail_tokens=2)
-    found, metrics = token_weights(inputs)
-    assert found is not None and found[0].tolist() == [1] * 10
-    assert found[1].tolist() == ([1, 0, 1] if kept else [0] * 3) + [0] * 7
+    weights, metrics = token_weights(inputs)
+    assert weights is not None and weights[0].tolist() == [1] * 10
+    assert weights[1].tolist() == ([1, 0, 1] if kept else [0] * 3) + [0] * 7
     assert metrics == {"opd/kept_share": pytest.approx((10 + kept) / 14)}
 
 
@@ -255,8 +255,8 @@ def test_nothing_configured_is_no_weight() -> None:
 def test_no_tokens_at_all() -> None:
     inputs = token_inputs(masks=sorted(MASK_HOOKS), weights=sorted(WEIGHT_HOOKS))
     inputs.mask.zero_()
-    found, metrics = token_weights(inputs)
-    assert found is not None and not found.any()
+    weights, metrics = token_weights(inputs)
+    assert weights is not None and not weights.any()
     assert set(metrics.values()) == {0.0}
 
 
@@ -283,8 +283,8 @@ def test_wrong_values_name_the_hook_where_they_count(kind: str, register: Any, v
     register("masked")(lambda inputs: masked)
     register("seen")(lambda inputs: seen)
     inputs = token_inputs(**{kind: ["masked"]})
-    found, _ = token_weights(inputs)
-    assert found is not None and torch.equal(found, inputs.mask.float())
+    weights, _ = token_weights(inputs)
+    assert weights is not None and torch.equal(weights, inputs.mask.float())
     with pytest.raises(ValueError, match=f"'seen' .*{problem}"):
         token_weights(token_inputs(**{kind: ["masked", "seen"]}))
 
@@ -491,7 +491,7 @@ def test_step_metrics_are_means_over_unmasked_tokens() -> None:
         log_q_topk=q.log().expand(2, 3, 2),
         metrics={"opd/mine": 7.0},
     )
-    found = step_metrics(inputs, total_reward(inputs, ["reverse_kl"]))
+    metrics = step_metrics(inputs, total_reward(inputs, ["reverse_kl"]))
     expected = {
         "opd/reward_mean": (-1 - 2 + 2) / 3,
         "opd/reward_min": -2.0,
@@ -502,11 +502,11 @@ def test_step_metrics_are_means_over_unmasked_tokens() -> None:
         "opd/teacher_mass_at_student_topk": 0.4,
         "opd/mine": 7.0,
     }
-    assert found.keys() == expected.keys()
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert metrics.keys() == expected.keys()
+    assert metrics == pytest.approx(expected, rel=1e-5)
 
 
 def test_step_metrics_without_tokens_and_without_options() -> None:
     inputs = example_inputs(mask=torch.zeros(2, 3, dtype=torch.int64))
-    found = step_metrics(inputs, total_reward(inputs, ["reverse_kl"]))
-    assert found == dict.fromkeys(["opd/reward_mean", "opd/reward_min", "opd/reverse_kl", "opd/student_entropy"], 0.0)
+    metrics = step_metrics(inputs, total_reward(inputs, ["reverse_kl"]))
+    assert metrics == dict.fromkeys(["opd/reward_mean", "opd/reward_min", "opd/reverse_kl", "opd/student_entropy"], 0.0)

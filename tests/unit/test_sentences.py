@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(file for folder in ("opd_verl", "launch") for file in (ROOT / folder).rglob("*.py"))
+FILES = sorted(file for folder in ("opd_verl", "launch", "tests") for file in (ROOT / folder).rglob("*.py"))
 FIRST_WORDS = ("Of", "What", "The same", "That", "Those", "As")
 """A docstring that begins so has its noun later, or nowhere."""
 NAMES = ("one", "found")

@@ -52,17 +52,17 @@ def pin(holds: bool, what: str, needed_by: str) -> None:
 def find(path: str) -> Any:
     """The object at `module:attribute.attribute`."""
     module, _, names = path.partition(":")
-    found: Any = importlib.import_module(module)
+    part_found: Any = importlib.import_module(module)
     for name in names.split("."):
-        found = getattr(found, name)
-    return found
+        part_found = getattr(part_found, name)
+    return part_found
 
 
 def parameters(function: Any) -> list[str]:
     """Its arguments without `self`, `*` before what takes the rest, and without what Ray adds."""
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    found = inspect.signature(function).parameters.values()
-    return [stars.get(p.kind, "") + p.name for p in found if p.name not in ("self", "_ray_trace_ctx")]
+    names_of = inspect.signature(function).parameters.values()
+    return [stars.get(p.kind, "") + p.name for p in names_of if p.name not in ("self", "_ray_trace_ctx")]
 
 
 def in_order(text: str, *parts: str) -> bool:
@@ -182,10 +182,10 @@ SIGNATURES = [
 
 @pytest.mark.parametrize(("path", "expected", "needed_by"), SIGNATURES, ids=[row[0] for row in SIGNATURES])
 def test_signature(path: str, expected: str, needed_by: str) -> None:
-    found = parameters(find(path))
+    names_of = parameters(find(path))
     expected_names = expected.split()
-    same = found[: len(expected_names)] == expected_names if expected.endswith(" ") else found == expected_names
-    pin(same, f"{path}({', '.join(found)})", needed_by)
+    same = names_of[: len(expected_names)] == expected_names if expected.endswith(" ") else names_of == expected_names
+    pin(same, f"{path}({', '.join(names_of)})", needed_by)
 
 
 SOURCES = [
@@ -587,10 +587,10 @@ def test_agent_loop_worker_is_an_actor_class_with_our_hooks() -> None:
 def test_a_trajectory_knows_step_and_sample() -> None:
     from verl.experimental.agent_loop import get_trajectory_info
 
-    found = asyncio.run(get_trajectory_info(7, [3, 5], False))
+    result = asyncio.run(get_trajectory_info(7, [3, 5], False))
     pin(
-        [(t["step"], t["sample_index"]) for t in found] == [(7, 3), (7, 5)],
-        f"trajectories {found}",
+        [(t["step"], t["sample_index"]) for t in result] == [(7, 3), (7, 5)],
+        f"trajectories {result}",
         "training/rollout/agent_loop.py",
     )
 
@@ -733,8 +733,8 @@ def test_what_the_lm_head_returns_leaves_the_model_as_its_logits(monkeypatch: py
 def test_a_generation_config_knows_the_end_of_sequence(tmp_path: Path) -> None:
     from verl.utils.model import get_generation_config
 
-    found: Any = get_generation_config(save_tiny_qwen3(tmp_path / "model"))
-    pin(found.eos_token_id == 1, "get_generation_config", "training/trainer.py")
+    actual: Any = get_generation_config(save_tiny_qwen3(tmp_path / "model"))
+    pin(actual.eos_token_id == 1, "get_generation_config", "training/trainer.py")
 
 
 def test_a_sum_metric_is_summed_over_micro_batches_and_averaged_over_ranks() -> None:
@@ -745,8 +745,8 @@ def test_a_sum_metric_is_summed_over_micro_batches_and_averaged_over_ranks() -> 
 
 
 def test_the_reward_function_is_found_by_the_recipes_path() -> None:
-    found = find("verl.utils.import_utils:load_extern_object")("pkg://opd_verl.rewards", "compute_score")
-    pin(found.__name__ == "compute_score", "`pkg://` in custom_reward_function.path", "rewards.py")
+    function = find("verl.utils.import_utils:load_extern_object")("pkg://opd_verl.rewards", "compute_score")
+    pin(function.__name__ == "compute_score", "`pkg://` in custom_reward_function.path", "rewards.py")
     config = (VERL / "trainer/config/reward/reward.yaml").read_text()
     named = in_order(config, "custom_reward_function:", "path: null", "name: compute_score")
     pin(named, "reward.custom_reward_function", "rewards.py")
@@ -778,8 +778,8 @@ def test_our_platform_answers_all_that_verl_asks() -> None:
 
 def test_hydras_config_source_for_packages() -> None:
     source = ImportlibResourcesConfigSource("test", "pkg://verl.trainer.config")
-    found: Any = source.load_config("ppo_trainer")
-    has_defaults = {"actor_rollout_ref", "defaults"} <= set(found.config)
+    loaded: Any = source.load_config("ppo_trainer")
+    has_defaults = {"actor_rollout_ref", "defaults"} <= set(loaded.config)
     pin(has_defaults, "a loaded config no longer holds its defaults list", "config/hydra_plugin.py")
     pin(parameters(source.load_config) == ["config_path"], "ConfigSource.load_config", "config/hydra_plugin.py")
     read = inspect.getsource(ImportlibResourcesConfigSource._read_config)

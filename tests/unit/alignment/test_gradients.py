@@ -42,8 +42,8 @@ def test_gkd_is_minus_the_gradient_of_the_kl(seed: int) -> None:
     logits.requires_grad_()
     log_p = logits.log_softmax(-1)
     (slope,) = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), logits)
-    found = local.local_gradient(log_p.detach().exp(), log_q - log_p.detach(), ALL)
-    torch.testing.assert_close(found, -slope)
+    gradient = local.local_gradient(log_p.detach().exp(), log_q - log_p.detach(), ALL)
+    torch.testing.assert_close(gradient, -slope)
 
 
 @pytest.mark.parametrize("divergence", list(Divergence))
@@ -70,10 +70,10 @@ def test_what_is_no_member_changes_nothing() -> None:
     p = logits.softmax(-1)
     spoiled = torch.where(member, log_q, torch.nan)
     for f in (log_q - p.log(), spoiled - p.log()):
-        found = local.local_gradient(p, f, member)
+        gradient = local.local_gradient(p, f, member)
         small = local.local_gradient(p[:, :3] / p[:, :3].sum(-1, keepdim=True), (log_q - p.log())[:, :3], ALL[:, :3])
-        torch.testing.assert_close(found[:, :3], small)
-        assert found[:, 3:].eq(0.0).all()
+        torch.testing.assert_close(gradient[:, :3], small)
+        assert gradient[:, 3:].eq(0.0).all()
     assert local.success_range(torch.where(member, p_succ, torch.nan), member).isfinite().all()
 
 
@@ -90,28 +90,28 @@ def test_two_children_agree_wholly_or_not_at_all() -> None:
 
 
 def test_undefined_where_nothing_can_be_said() -> None:
-    one = torch.tensor([[True, False], [False, False]])
+    item = torch.tensor([[True, False], [False, False]])
     p, p_succ = torch.tensor([[0.7, 0.3]] * 2), torch.tensor([[0.2, 0.9]] * 2)
-    assert local.teacher_advantage(p, p, p_succ, one).isnan().all()
-    assert local.success_range(p_succ, one).isnan().tolist() == [False, True]
+    assert local.teacher_advantage(p, p, p_succ, item).isnan().all()
+    assert local.success_range(p_succ, item).isnan().tolist() == [False, True]
     assert local.cosine(torch.zeros(1, 2), torch.ones(1, 2)).isnan().all()
 
 
 def test_the_rest_of_the_vocabulary_is_one_symbol() -> None:
     log_p = torch.tensor([[0.6, 0.3, 0.0]], dtype=torch.float64).log()
     log_q = torch.tensor([[0.2, 0.3, 0.0]], dtype=torch.float64).log()
-    found = {name: value.item() for name, value in local.apart(log_p, log_q).items()}
+    actual = {name: value.item() for name, value in local.apart(log_p, log_q).items()}
     p, q = (0.6, 0.3, 0.1), (0.2, 0.3, 0.5)
-    middle = [(one + other) / 2 for one, other in zip(p, q, strict=True)]
+    middle = [(mass + other) / 2 for mass, other in zip(p, q, strict=True)]
 
-    def kl(one: tuple[float, ...], other: list[float] | tuple[float, ...]) -> float:
-        return sum(a * math.log(a / b) for a, b in zip(one, other, strict=True))
+    def kl(item: tuple[float, ...], other: list[float] | tuple[float, ...]) -> float:
+        return sum(a * math.log(a / b) for a, b in zip(item, other, strict=True))
 
     dot = sum(a * b for a, b in zip(p, q, strict=True))
-    assert found["kl"] == pytest.approx(kl(p, q))
-    assert found["js"] == pytest.approx((kl(p, middle) + kl(q, middle)) / 2)
-    assert found["l2"] == pytest.approx(math.dist(p, q))
-    assert found["similarity"] == pytest.approx(dot / (math.hypot(*p) * math.hypot(*q)))
+    assert actual["kl"] == pytest.approx(kl(p, q))
+    assert actual["js"] == pytest.approx((kl(p, middle) + kl(q, middle)) / 2)
+    assert actual["l2"] == pytest.approx(math.dist(p, q))
+    assert actual["similarity"] == pytest.approx(dot / (math.hypot(*p) * math.hypot(*q)))
 
 
 def test_supports_of_a_loss() -> None:
@@ -133,9 +133,9 @@ def test_sampled_gradients_are_sums_over_rollouts() -> None:
     p, weights, took = [0.5, 0.3, 0.2], [1.5, -0.5, 2.0, 0.25], [0, 2, 2, 1]
     member = torch.ones(1, 3, dtype=torch.bool)
     count, weight = torch.zeros(1, 3), torch.zeros(1, 3)
-    for one, token in zip(weights, took, strict=True):
+    for item, token in zip(weights, took, strict=True):
         count[0, token] += 1
-        weight[0, token] += one
+        weight[0, token] += item
     expected = [sum(w * ((t == j) - p[j]) for w, t in zip(weights, took, strict=True)) / 4 for j in range(3)]
-    found = local.sampled_gradient(torch.tensor([p]), weight, count, member)
-    assert found[0].tolist() == pytest.approx(expected, abs=1e-6)
+    gradient = local.sampled_gradient(torch.tensor([p]), weight, count, member)
+    assert gradient[0].tolist() == pytest.approx(expected, abs=1e-6)

@@ -23,7 +23,7 @@ def measured(
     enough: int, count: int = 6, rollouts: int = 200, budget: Budget | None = None
 ) -> tuple[list[Question], Spent]:
     questions = [ask(LANGUAGE, number, rollouts, 2, seed=0) for number in range(count)]
-    sampler = LanguageSampler(LANGUAGE, {one.number: one for one in questions}, np.random.default_rng(1))
+    sampler = LanguageSampler(LANGUAGE, {question.number: question for question in questions}, np.random.default_rng(1))
     settings = TargetSettings(first_window=5, enough=enough)
     return questions, enrich(questions, lambda _, wanted: sampler.orders(wanted()), settings, budget)
 
@@ -34,22 +34,22 @@ def enriched() -> list[Question]:
 
 
 def errors(questions: Sequence[Question], least: float = 20.0) -> tuple[Tensor, Tensor]:
-    """Of every child of a path that counts: estimate less truth, and the deviation that its visits promise."""
-    found = []
+    """Estimate less truth for every child of a path that counts, and the deviation that the child's visits promise."""
+    collected = []
     for question in questions:
         for path in question.paths:
             children = children_of(question, path, least)
             exact = torch.from_numpy(LANGUAGE.children(path))
             uncertain = children.member & (exact > 0.0) & (exact < 1.0)
             spread = (exact * (1.0 - exact) / children.visits).sqrt()
-            found.append(torch.stack([children.p_succ - exact, spread])[:, uncertain])
-    return tuple(torch.cat(found, -1))  # type: ignore[return-value]
+            collected.append(torch.stack([children.p_succ - exact, spread])[:, uncertain])
+    return tuple(torch.cat(collected, -1))  # type: ignore[return-value]
 
 
 def test_the_closed_form_is_that_of_sampling() -> None:
-    found = LANGUAGE.sample([2], 20_000, np.random.default_rng(0))
+    actual = LANGUAGE.sample([2], 20_000, np.random.default_rng(0))
     expected = LANGUAGE.success()[LANGUAGE.length - 1, 2]
-    assert np.mean([correct for _, correct in found]) == pytest.approx(expected, abs=4 * (0.25 / 20_000) ** 0.5)
+    assert np.mean([correct for _, correct in actual]) == pytest.approx(expected, abs=4 * (0.25 / 20_000) ** 0.5)
 
 
 def test_estimates_err_as_their_visits_promise(enriched: list[Question]) -> None:
@@ -67,7 +67,7 @@ def test_estimates_converge_with_the_root_of_the_rollouts() -> None:
 
 
 def test_counts_of_whole_paths_do_not_converge(enriched: list[Question]) -> None:
-    """As the paper counts, rollouts launched below a node count at it as if the student had come there by itself."""
+    """In the paper's counts, rollouts launched below a node count there as if the student had come there by itself."""
     scores = []
     for question in enriched:
         for path in question.paths:
@@ -97,7 +97,7 @@ def test_a_paths_own_success_is_not_counted_along_it() -> None:
 
 def exact_nodes(question: Question, language: Language) -> dict[tuple[int, int, str], float]:
     """Cosines from the true success probabilities."""
-    found = {}
+    collected = {}
     for number, path in enumerate(question.paths):
         member, exact = torch.from_numpy(path.ids != NOBODY), torch.from_numpy(language.children(path))
         for teacher in path.log_q:
@@ -105,8 +105,8 @@ def exact_nodes(question: Question, language: Language) -> dict[tuple[int, int, 
             ideal = local.local_gradient(log_p.exp(), exact, member)
             gkd = local.local_gradient(log_p.exp(), log_q - log_p, member)
             values = local.cosine(ideal, gkd).tolist()
-            found |= {(number, depth, teacher): value for depth, value in enumerate(values)}
-    return found
+            collected |= {(number, depth, teacher): value for depth, value in enumerate(values)}
+    return collected
 
 
 def test_cosines_are_the_exact_ones() -> None:
@@ -115,14 +115,14 @@ def test_cosines_are_the_exact_ones() -> None:
     questions = [ask(LANGUAGE, 0, 200, 1, seed=1)]
     sampler = LanguageSampler(LANGUAGE, {0: questions[0]}, np.random.default_rng(1))
     enrich(questions, lambda _, wanted: sampler.orders(wanted()), settings)
-    exact, found = exact_nodes(questions[0], LANGUAGE), question_nodes(questions[0], NodeSettings(significant=1.0))
+    exact, estimated = exact_nodes(questions[0], LANGUAGE), question_nodes(questions[0], NodeSettings(significant=1.0))
     pairs = [
         (row[COSINE + "gkd"], exact[row["path"], row["depth"], row["teacher"]])
-        for row in found.to_pylist()
+        for row in estimated.to_pylist()
         if len(row["support"]) == LANGUAGE.words + 2
     ]
     assert len(pairs) >= 10
-    assert max(abs(one - other) for one, other in pairs) < 0.1
+    assert max(abs(item - other) for item, other in pairs) < 0.1
 
 
 def test_the_mean_of_dr_grpo_is_the_ideal_gradient() -> None:
@@ -131,18 +131,18 @@ def test_the_mean_of_dr_grpo_is_the_ideal_gradient() -> None:
     tokens, groups, size = LANGUAGE.words + 2, 400, 64
     p, member = torch.from_numpy(matrix)[None], torch.ones(1, tokens, dtype=torch.bool)
     ideal = local.local_gradient(p, torch.from_numpy(LANGUAGE.success()[LANGUAGE.length - 1])[None], member)
-    found, scales = [], []
+    collected, scales = [], []
     for _ in range(groups):
         responses = LANGUAGE.sample([], size, generator)
         first = torch.tensor([int(path[0]) for path, _ in responses])
-        correct = torch.tensor([float(one) for _, one in responses])
+        correct = torch.tensor([float(item) for _, item in responses])
         count = torch.bincount(first, minlength=tokens).double()[None]
         successes = torch.bincount(first, weights=correct, minlength=tokens).double()[None]
         mean = correct.mean().item()
         weight = local.dr_grpo_weight(count, successes, mean)
-        found.append(local.sampled_gradient(p, weight, count, member)[0])
+        collected.append(local.sampled_gradient(p, weight, count, member)[0])
         scales.append(1.0 / (mean * (1.0 - mean)) ** 0.5)
-    samples = torch.stack(found)
+    samples = torch.stack(collected)
     # A rollout is a part of its group's mean: (size - 1) / size.
     expected = ideal[0] * float(np.mean(scales)) * (size - 1) / size
     noise = samples.std(0) / groups**0.5
@@ -155,8 +155,8 @@ def test_the_single_sample_estimators_mean_is_gkd() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     log_q, member = torch.log(torch.tensor([[0.2, 0.2, 0.6]], dtype=torch.float64)), torch.ones(1, 3, dtype=torch.bool)
     count = 100 * p
-    found = local.sampled_gradient(p, count * (log_q - p.log() - 1.0), count, member)
-    torch.testing.assert_close(found, local.local_gradient(p, log_q - p.log(), member))
+    gradient = local.sampled_gradient(p, count * (log_q - p.log() - 1.0), count, member)
+    torch.testing.assert_close(gradient, local.local_gradient(p, log_q - p.log(), member))
 
 
 def test_windows_double() -> None:
@@ -168,8 +168,10 @@ def test_a_budget_of_rollouts_is_kept_and_its_first_targets_are_the_best() -> No
     questions, spent = measured(enough=100, budget=Budget(rollouts=900))
     assert 0 < spent.rollouts <= 900
     wanted = orders([ask(LANGUAGE, 0, 200, 2, seed=0)], range(5), TARGETS)
-    assert [one.target.rank for one in within(wanted, 300)] == sorted(one.target.rank for one in within(wanted, 300))
-    assert sum(one.count for one in within(wanted, 300)) <= 300 < sum(one.count for one in wanted)
+    assert [order.target.rank for order in within(wanted, 300)] == sorted(
+        order.target.rank for order in within(wanted, 300)
+    )
+    assert sum(order.count for order in within(wanted, 300)) <= 300 < sum(order.count for order in wanted)
     assert questions
 
 

@@ -87,19 +87,19 @@ def run(config: AlignmentConfig) -> tuple[AlignmentResult, FakeGenerate]:
 
 
 def test_every_path_is_measured_for_every_teacher(undisturbed: tuple[AlignmentResult, FakeGenerate]) -> None:
-    found, _ = undisturbed
-    rows = found.nodes.to_pylist()
+    actual, _ = undisturbed
+    rows = actual.nodes.to_pylist()
     lengths = {(row["question"], row["path"]): row["length"] for row in rows}
     assert {row["teacher"] for row in rows} == {"big", "1c"} and len(rows) == 2 * sum(lengths.values())
     assert all(0.0 < row["pass_rate"] < 1.0 and len(row["p"]) == len(row["support"]) for row in rows)
     decided = [row for row in rows if row["decision"]]
-    assert len(decided) > len(rows) / 2 and found.spent.rollouts > 500
+    assert len(decided) > len(rows) / 2 and actual.spent.rollouts > 500
     for row in decided:
         assert len(row["support"]) >= 2 and min(row["visits"]) >= 5.0
         assert row["success_range"] == pytest.approx(max(row["p_succ"]) - min(row["p_succ"]))
     for name in ("gkd", "single_sample", "dr_grpo", "minillm", "forward"):
         known = [row[f"cosine/{name}"] for row in decided if not math.isnan(row[f"cosine/{name}"])]
-        assert len(known) > len(decided) / 4 and all(-1.0001 <= one <= 1.0001 for one in known), name
+        assert len(known) > len(decided) / 4 and all(-1.0001 <= item <= 1.0001 for item in known), name
         assert all(math.isnan(row[f"cosine/{name}"]) for row in rows if not row["decision"])
     first = {(row["question"], row["path"]): row for row in rows if row["teacher"] == "big" and row["depth"] == 0}
     for (question, _), row in first.items():
@@ -111,16 +111,16 @@ def test_a_known_cosine_by_hand(undisturbed: tuple[AlignmentResult, FakeGenerate
     row = next(row for row in undisturbed[0].nodes.to_pylist() if row["decision"] and len(row["support"]) > 2)
     p = np.array(row["p"]) / sum(row["p"])
     f = np.log(row["q"]) - np.log(row["p"])
-    ideal, gkd = (p * (one - (p * one).sum()) for one in (np.array(row["p_succ"]), f))
+    ideal, gkd = (p * (item - (p * item).sum()) for item in (np.array(row["p_succ"]), f))
     expected = (ideal * gkd).sum() / np.linalg.norm(ideal) / np.linalg.norm(gkd)
     assert row["cosine/gkd"] == pytest.approx(expected)
     q = np.array(row["q"]) / sum(row["q"])
     assert row["advantage"] == pytest.approx(((q - p) * row["p_succ"]).sum())
 
 
-def text(found: AlignmentResult) -> str:
+def text(result: AlignmentResult) -> str:
     """Every number; NaN is equal to itself here."""
-    return json.dumps(found.nodes.to_pylist())
+    return json.dumps(result.nodes.to_pylist())
 
 
 def test_results_are_written(undisturbed: tuple[AlignmentResult, FakeGenerate], config: AlignmentConfig) -> None:
@@ -128,9 +128,9 @@ def test_results_are_written(undisturbed: tuple[AlignmentResult, FakeGenerate], 
     assert json.dumps(pq.read_table(out / "nodes.parquet").to_pylist()) == text(undisturbed[0])
     lines = [json.loads(line) for line in (out / "nodes.jsonl").read_text().splitlines()]
     assert len(lines) == undisturbed[0].nodes.num_rows and lines[0]["teacher"] in ("big", "1c")
-    found = json.loads((out / "alignment.json").read_text())
-    assert list(found["objectives"]) == ["gkd", "single_sample", "dr_grpo", "minillm", "forward"]
-    assert found["cost"]["rollouts"] == undisturbed[0].spent.rollouts and found["settings"]["rollouts"] == G
+    content = json.loads((out / "alignment.json").read_text())
+    assert list(content["objectives"]) == ["gkd", "single_sample", "dr_grpo", "minillm", "forward"]
+    assert content["cost"]["rollouts"] == undisturbed[0].spent.rollouts and content["settings"]["rollouts"] == G
     page = (out / "alignment.md").read_text()
     assert "## Objectives" in page and "targeted ones" in page and analysis.teachers[0].name in page
     for name in ("cosines", "teachers", "oscillation", "tree"):
@@ -179,15 +179,15 @@ def test_another_teacher_goes_on_with_the_tree(config: AlignmentConfig, tmp_path
     assert 0 < more.asked == second.spent.rollouts < alone.asked - PROMPTS * G
     assert {row["teacher"] for row in second.nodes.to_pylist()} == {"third"}
     for settings, before in ((config, first), (other, second)):
-        found, nothing = run(settings)
-        assert text(found) == text(before) and nothing.asked == 0
-    trees = [sum(len(one.tree) for one in found.questions) for found in (first, second)]
+        result, nothing = run(settings)
+        assert text(result) == text(before) and nothing.asked == 0
+    trees = [sum(len(question.tree) for question in item.questions) for item in (first, second)]
     assert asked.asked > 0 and trees[1] > trees[0]
 
 
 def test_a_budget_is_kept(config: AlignmentConfig) -> None:
-    found, generate = run(replace(config, budget=Budget(rollouts=300), contexts=ContextSettings()))
-    assert 100 < found.spent.rollouts <= 300 and generate.asked == PROMPTS * G + found.spent.rollouts
+    result, generate = run(replace(config, budget=Budget(rollouts=300), contexts=ContextSettings()))
+    assert 100 < result.spent.rollouts <= 300 and generate.asked == PROMPTS * G + result.spent.rollouts
 
 
 def test_a_question_that_is_never_answered_is_left_out(config: AlignmentConfig) -> None:
@@ -195,8 +195,8 @@ def test_a_question_that_is_never_answered_is_left_out(config: AlignmentConfig) 
     rows[2]["reward_model"]["ground_truth"] = "12345"
     pq.write_table(pa.Table.from_pylist(rows), config.prompts)
     config = replace(config, contexts=ContextSettings())
-    found, _ = run(config)
-    assert set(found.nodes["question"].to_pylist()) == {0, 1}
+    result, _ = run(config)
+    assert set(result.nodes["question"].to_pylist()) == {0, 1}
     pq.write_table(pa.Table.from_pylist(rows[2:]), config.prompts)
     with pytest.raises(ConfigError, match="none of 1 questions has a correct one"):
         run(config)

@@ -29,8 +29,8 @@ def grown(batches: list[list[Rollout]]) -> GenerationTree:
 
 def counted(batches: list[list[Rollout]]) -> dict[str, Counter[tuple[int, ...]]]:
     """By the definition: every prefix of every path."""
-    found: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in COUNTS}
-    for path, given_tokens, correct in (one for batch in batches for one in batch):
+    actual: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in COUNTS}
+    for path, given_tokens, correct in (row for batch in batches for row in batch):
         for depth in range(len(path) + 1):
             node = path[:depth]
             for name, counts in (
@@ -41,9 +41,9 @@ def counted(batches: list[list[Rollout]]) -> dict[str, Counter[tuple[int, ...]]]
                 successes = {"visits": "successes", "free_visits": "free_successes", "launched": "launched_successes"}[
                     name
                 ]
-                found[name][node] += counts
-                found[successes][node] += counts and correct
-    return found
+                actual[name][node] += counts
+                actual[successes][node] += counts and correct
+    return actual
 
 
 def node_of(tree: GenerationTree, path: tuple[int, ...]) -> int:
@@ -66,8 +66,8 @@ def test_counts_equal_brute_force(batches: list[list[Rollout]]) -> None:
         }
     for path, node in nodes.items():
         tokens, children = tree.children(node)
-        found = {other[-1]: nodes[other] for other in known if len(other) == len(path) + 1 and other[:-1] == path}
-        assert dict(zip(tokens.tolist(), children.tolist(), strict=True)) == found
+        actual = {other[-1]: nodes[other] for other in known if len(other) == len(path) + 1 and other[:-1] == path}
+        assert dict(zip(tokens.tolist(), children.tolist(), strict=True)) == actual
         assert not path or tree.parent[node] == nodes[path[:-1]]
 
 
@@ -77,7 +77,9 @@ def test_batches_and_their_order_change_no_count(batch: list[Rollout], cut: int)
     whole, parts = grown([batch]), grown([batch[cut:], batch[:cut]])
     paths = {path[:depth] for path, _, _ in batch for depth in range(len(path) + 1)}
     for name in COUNTS:
-        assert all(whole.counts[name][node_of(whole, one)] == parts.counts[name][node_of(parts, one)] for one in paths)
+        assert all(
+            whole.counts[name][node_of(whole, item)] == parts.counts[name][node_of(parts, item)] for item in paths
+        )
 
 
 def test_where_nobody_came_by() -> None:

@@ -36,8 +36,8 @@ def run(out: Path, *options: str) -> dict[tuple[str, str, str], dict[str, str]]:
     assert report in done.stdout and "## Budgets" in report
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines() if line[:1] == "|"]
     header = rows[0]
-    found = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
-    return {(row["variant"], row["dtype"], row["T"]): row for row in found}
+    actual = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+    return {(row["variant"], row["dtype"], row["T"]): row for row in actual}
 
 
 def test_every_variant_agrees_with_float64(tmp_path: Path) -> None:

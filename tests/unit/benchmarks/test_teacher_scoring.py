@@ -35,7 +35,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def tables(report: str) -> list[dict[str, str]]:
     """All rows of all tables by their column names."""
-    found: list[dict[str, str]] = []
+    collected: list[dict[str, str]] = []
     header: list[str] | None = None
     for line in report.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -44,8 +44,8 @@ def tables(report: str) -> list[dict[str, str]]:
         elif header is None:
             header = cells
         elif set(cells) != {"---"}:
-            found.append(dict(zip(header, cells, strict=True)))
-    return found
+            collected.append(dict(zip(header, cells, strict=True)))
+    return collected
 
 
 def run(script: str, out: Path, *options: str) -> list[dict[str, str]]:
@@ -128,8 +128,8 @@ def measured(scripts: SimpleNamespace, **changes: Any) -> Any:
 
 
 def test_the_table_shows_ratios_parts_and_verdicts(scripts: SimpleNamespace) -> None:
-    found = measured(scripts)
-    text = "\n".join([*scripts.table.teacher_section("title", [found]), *scripts.table.budget_section([found])])
+    actual = measured(scripts)
+    text = "\n".join([*scripts.table.teacher_section("title", [actual]), *scripts.table.budget_section([actual])])
     where = "H = 256, 4 layers, V = 151,936 | float32"
     for line in (
         "| ours: top-16 and entropy | float32 | 2.000 | 100% | 50 | 3.00 x | 90.0 |",
@@ -180,8 +180,8 @@ def test_two_ways_that_differ_are_refused(scripts: SimpleNamespace, monkeypatch:
 
 
 def test_vllm_gets_cores_that_this_process_may_use(scripts: SimpleNamespace) -> None:
-    found = scripts.vllm.environment(1)
-    assert found["VLLM_CPU_OMP_THREADS_BIND"].isdigit() and found["VLLM_PLUGINS"] == ""
+    actual = scripts.vllm.environment(1)
+    assert actual["VLLM_CPU_OMP_THREADS_BIND"].isdigit() and actual["VLLM_PLUGINS"] == ""
     assert "vllm" not in vars(scripts.vllm), "imported within functions only"
 
 
@@ -226,7 +226,7 @@ def test_the_wait_is_taken_out_of_the_log_prob_pass(tmp_path: Path) -> None:
         step(30.0, 5.0, 2.0, gen=20.0, old_log_prob=5.5, update_actor=4.5),
     )
     first, second = steps = read_steps(path)
-    assert [one.number for one in steps] == [1, 2] and "testing" not in first.parts
+    assert [item.number for item in steps] == [1, 2] and "testing" not in first.parts
     assert first.parts[WAIT] == 1.0 and first.parts["old_log_prob"] == 1.5 and first.parts["gen"] == 5.0
     assert first.parts[OTHER] == pytest.approx(1.0) and second.parts[OTHER] == 0.0
     assert (first.hidden, second.hidden) == (3.0, 0.0)

@@ -1,4 +1,4 @@
-"""What a run that starts says of its teacher in one line, and a teacher too large for a device."""
+"""A run that starts describes its teacher in one line; a teacher too large for a device."""
 
 from pathlib import Path
 from typing import Any

@@ -375,7 +375,7 @@ REFUSED_SERVED: dict[str, tuple[list[str], str, Any, str, str]] = {
         "by 1",
     ),
 }
-"""The same for recipe=opd teacher=vllm."""
+"""Bad input of recipe=opd teacher=vllm."""
 COLOCATED = "opd.teacher.colocate=true"
 REFUSED_COLOCATED: dict[str, tuple[list[str], str, Any, str, str]] = {
     "shards": ([COLOCATED, "opd.teacher.shards=2"], "opd.teacher.shards", 2, "lies whole", "opd.teacher.shards=1"),
@@ -388,12 +388,12 @@ REFUSED_COLOCATED: dict[str, tuple[list[str], str, Any, str, str]] = {
         "colocate=false",
     ),
 }
-"""The same for a teacher on the trainer's devices."""
+"""Bad input of a teacher on the trainer's devices."""
 REFUSED_TOPK: dict[str, tuple[list[str], str, Any, str, str]] = {
     "k 0 with a top-k support": (["opd.objective.k=0"], "opd.objective.k", 0, "needs k >= 1", "opd.objective.k=16"),
     "ulysses": (["opd.fused=false", f"{ACTOR}.{SP}=2"], f"{ACTOR}.{SP}", 2, "not gathered", f"{SP}=1"),
 }
-"""The same for recipe=opd_topk."""
+"""Bad input of recipe=opd_topk."""
 
 
 LOW, HIGH = "must lie in 0.0 .. 1.0", "must lie in 0.0 .. inf"
@@ -576,7 +576,7 @@ REFUSED_OBJECTIVE: dict[str, tuple[list[str], str, Any, str, str]] = {
     "unknown divergence": (["opd.objective.divergence=kl"], "opd.objective.divergence", "kl", "jsd", "recipe/opd.yaml"),
     "unknown placement": ([f"{PLACEMENT}=some"], PLACEMENT, "some", "gated", "recipe/opd.yaml"),
 }
-"""The same for everything that the objective, the tokens, the advantage and the mixture may be told."""
+"""Bad input of the sections objective, tokens, advantage and mix."""
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -28,9 +28,9 @@ QWEN3 = CHATML + NON_THINKING
 
 
 def tokenizer(template: str | None) -> Any:
-    found = tiny_tokenizer()
-    found.chat_template = template
-    return found
+    actual = tiny_tokenizer()
+    actual.chat_template = template
+    return actual
 
 
 NAMES = training_names("opd.teacher", with_context=False, generated=False)

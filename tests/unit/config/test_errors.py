@@ -1,4 +1,4 @@
-"""What a message of ours shows of a library's error."""
+"""Our messages show the first line of a library's error."""
 
 from opd_verl.config.errors import first_line
 

@@ -82,7 +82,7 @@ def test_random_does_not_depend_on_the_other_rollouts() -> None:
 
 
 def test_random_is_seeded_and_spread() -> None:
-    """The same seed repeats; seeds and rows differ; every position is chosen about equally often."""
+    """One seed repeats; seeds and rows differ; every position is chosen about equally often."""
     mask = torch.ones(2000, 20, dtype=torch.long)
     gate = random_gate(mask, seed=5)
     state = torch.get_rng_state()

@@ -49,16 +49,16 @@ def test_without_distillation_it_is_grpo_to_the_bit(grpo: Tensor, value: float |
 @pytest.mark.parametrize("value", [None, 0.5, math.nan, math.inf])
 def test_without_a_task_reward_it_is_distillation_to_the_bit(opd: Tensor, value: float | None) -> None:
     task = None if value is None else torch.full_like(opd, value)
-    found = mix_advantages(task, opd, 0.0, 1.0)
-    assert same_bits(found, opd) and math.copysign(1, found[0, 0].item()) == -1
+    mixed = mix_advantages(task, opd, 0.0, 1.0)
+    assert same_bits(mixed, opd) and math.copysign(1, mixed[0, 0].item()) == -1
     assert same_bits(mix_advantages(task, opd, 0.0, 0.7), 0.7 * opd)
 
 
 @given(st.floats(0.01, 5), st.floats(0.01, 5), st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1))
 def test_the_mixture(task_weight: float, opd_weight: float, pairs: list[tuple[float, float]]) -> None:
     task, opd = torch.tensor(pairs, dtype=torch.float64).T
-    found = mix_advantages(task, opd, task_weight, opd_weight).tolist()
-    assert found == pytest.approx([task_weight * one + opd_weight * other for one, other in pairs], abs=1e-12)
+    mixed = mix_advantages(task, opd, task_weight, opd_weight).tolist()
+    assert mixed == pytest.approx([task_weight * item + opd_weight * other for item, other in pairs], abs=1e-12)
 
 
 @pytest.mark.parametrize(("task_weight", "opd_weight"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])

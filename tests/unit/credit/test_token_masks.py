@@ -22,7 +22,7 @@ from opd_verl.credit.token_masks import (
 from opd_verl.objectives.names import Truncation
 
 SHARES = st.sampled_from(["0", "0.05", "0.2", "0.29", "0.3", "0.57", "0.7", "1"])
-"""As a user writes them: floor(share * n) of the decimal number, not of its float."""
+"""Shares as a user writes them: floor(share * n) of the decimal number, not of its float."""
 CELLS = st.tuples(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 0.5, 2.0]), st.booleans())
 """(value, response token?); few values, so that ties are common."""
 ROWS = st.integers(1, 12).flatmap(lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1))
@@ -50,9 +50,9 @@ def naive_top(row: list[tuple[float, bool]], share: str) -> list[bool]:
 @given(ROWS, SHARES)
 def test_top_share_is_the_naive_choice(rows: list[list[tuple[float, bool]]], share: str) -> None:
     values, mask = tensors(rows)
-    found = top_share(values, mask, float(share))
-    assert found.dtype == torch.bool
-    assert found.tolist() == [naive_top(row, share) for row in rows]
+    mask_found = top_share(values, mask, float(share))
+    assert mask_found.dtype == torch.bool
+    assert mask_found.tolist() == [naive_top(row, share) for row in rows]
 
 
 @pytest.mark.parametrize(("length", "expected"), [(1, 1), (4, 1), (5, 1), (9, 1), (10, 2), (14, 2), (15, 3), (100, 20)])
@@ -76,8 +76,8 @@ def test_counts_are_exact_for_long_rollouts() -> None:
 def test_ties_are_broken_by_position() -> None:
     mask = torch.ones(3, 40)
     mask[1, :5] = 0
-    found = top_share(torch.zeros(3, 40), mask, 0.2)
-    assert [row.nonzero().flatten().tolist() for row in found] == [[*range(8)], [*range(5, 12)], [*range(8)]]
+    mask_found = top_share(torch.zeros(3, 40), mask, 0.2)
+    assert [row.nonzero().flatten().tolist() for row in mask_found] == [[*range(8)], [*range(5, 12)], [*range(8)]]
 
 
 def test_masked_values_do_not_matter() -> None:
@@ -105,8 +105,8 @@ def test_padding_and_other_rollouts_change_nothing(
 def test_either() -> None:
     student, teacher = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]])
     mask = torch.tensor([[1, 1, 1, 1, 1]])
-    found = either(top_share(student, mask, 0.4), top_share(teacher, mask, 0.4))
-    assert found.tolist() == [[True, True, False, True, True]]
+    kept = either(top_share(student, mask, 0.4), top_share(teacher, mask, 0.4))
+    assert kept.tolist() == [[True, True, False, True, True]]
     assert either(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])).tolist() == [[True, False]]
 
 
@@ -124,12 +124,12 @@ def test_destructive_q3_is_q3_of_correct_rollouts(rows: list[list[tuple[float, b
     reward, mask = tensors(rows)
     entropies = [[data.draw(st.sampled_from([0.1, 0.3, 0.9])) for _ in row] for row in rows]
     correct = [data.draw(st.booleans()) for _ in rows]
-    found = drop_destructive_q3(reward, torch.tensor(entropies), torch.tensor(correct), mask, 0.3)
+    kept = drop_destructive_q3(reward, torch.tensor(entropies), torch.tensor(correct), mask, 0.3)
     every = drop_q3(reward, torch.tensor(entropies), mask, 0.3)
     for row, cells in enumerate(rows):
         for position, (value, present) in enumerate(cells):
             q3 = value < 0 and entropies[row][position] == 0.1
-            assert found[row, position] == (present and not (q3 and correct[row]))
+            assert kept[row, position] == (present and not (q3 and correct[row]))
             assert every[row, position] == (present and not q3)
 
 
@@ -138,8 +138,8 @@ def test_high_divergence_is_at_or_above_the_interpolated_quantile(
     rows: list[list[tuple[float, bool]]], quantile: str
 ) -> None:
     reward, mask = tensors(rows)
-    found = high_divergence(reward, mask, float(quantile)).tolist()
-    for row, kept in zip(rows, found, strict=True):
+    actual = high_divergence(reward, mask, float(quantile)).tolist()
+    for row, kept in zip(rows, actual, strict=True):
         sizes = sorted(Fraction(abs(value)) for value, present in row if present)
         if not sizes:
             assert not any(kept)
@@ -175,8 +175,8 @@ def test_high_divergence_reads_batches_beyond_the_limit_of_torch_quantile() -> N
 )
 def test_depth_window_has_both_ends(first: int, last: int | None, kept: list[int]) -> None:
     mask = torch.tensor([[1, 1, 0, 1, 1]])
-    found = depth_window(torch.arange(5).expand(1, 5), mask, first, last)
-    assert found.dtype == torch.bool and found[0].nonzero().flatten().tolist() == kept
+    window = depth_window(torch.arange(5).expand(1, 5), mask, first, last)
+    assert window.dtype == torch.bool and window[0].nonzero().flatten().tolist() == kept
 
 
 @given(ROWS, st.sampled_from(Truncation), st.integers(1, 14), st.data())
@@ -185,19 +185,19 @@ def test_truncated_rollouts(
 ) -> None:
     _, mask = tensors(rows)
     cut = [data.draw(st.booleans()) for _ in rows]
-    found = truncated_mask(truncation, torch.tensor(cut), mask, tail)
-    assert found.dtype == torch.bool
+    kept = truncated_mask(truncation, torch.tensor(cut), mask, tail)
+    assert kept.dtype == torch.bool
     for row, cells in enumerate(rows):
         positions = [position for position, (_, present) in enumerate(cells) if present]
         length = positions[-1] + 1 if positions else 0
         limit = (
             {Truncation.keep: length, Truncation.mask_tail: length - tail}.get(truncation, 0) if cut[row] else length
         )
-        assert found[row].nonzero().flatten().tolist() == [position for position in positions if position < limit]
+        assert kept[row].nonzero().flatten().tolist() == [position for position in positions if position < limit]
 
 
 def test_the_tail_is_counted_from_the_end_of_the_response() -> None:
     """Not from the end of the padding; a masked token within the tail counts as a position."""
     mask = torch.tensor([[1, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
-    found = truncated_mask(Truncation.mask_tail, torch.tensor([True, True]), mask, 2)
-    assert found.int().tolist() == [[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]]
+    kept = truncated_mask(Truncation.mask_tail, torch.tensor([True, True]), mask, 2)
+    assert kept.int().tolist() == [[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]]

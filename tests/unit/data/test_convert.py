@@ -284,8 +284,8 @@ def test_features_noted_by_datasets_do_not_outlive_a_change(tmp_path: Path) -> N
 
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text().filter(str.strip)))
 def test_answers_keep_their_value(answer: float | str) -> None:
-    found = answer_text(answer)
-    assert found == answer.strip() if isinstance(answer, str) else float(found) == float(answer)
+    text = answer_text(answer)
+    assert text == answer.strip() if isinstance(answer, str) else float(text) == float(answer)
 
 
 @pytest.mark.parametrize(("value", "reason"), [(float("nan"), "no answer"), (True, "wrong type"), ({}, "wrong type")])

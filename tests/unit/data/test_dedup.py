@@ -89,7 +89,7 @@ def test_grams_are_windows_of_words_and_a_short_text_is_one() -> None:
 
 def test_the_rarest_grams_come_first() -> None:
     every = [np.array(grams_of, np.int64) for grams_of in ([7, 8], [7, 9], [7, 8, 9, 10])]
-    assert [found.tolist() for found in rarest_first(every)] == [[8, 7], [9, 7], [10, 8, 9, 7]]
+    assert [item.tolist() for item in rarest_first(every)] == [[8, 7], [9, 7], [10, 8, 9, 7]]
     assert rarest_first([]) == []
 
 
@@ -99,10 +99,10 @@ def test_the_rarest_grams_come_first() -> None:
     st.sampled_from([0.2, 0.5, 0.6, 0.7, 0.8, 1.0]),
 )
 def test_the_index_finds_what_comparing_all_pairs_finds(sets: list[set[int]], probe: set[int], limit: float) -> None:
-    index, ordered = NearIndex(limit), rarest_first([np.array(sorted(one), np.int64) for one in [*sets, probe]])
-    for place, found in enumerate(ordered[:-1]):
-        index.add(place, found)
-    scores = [len(one & probe) / len(one | probe) for one in sets]
+    index, ordered = NearIndex(limit), rarest_first([np.array(sorted(item), np.int64) for item in [*sets, probe]])
+    for place, actual in enumerate(ordered[:-1]):
+        index.add(place, actual)
+    scores = [len(item & probe) / len(item | probe) for item in sets]
     best = max(scores, default=0.0)
     expected = (scores.index(best), best) if best >= limit else None
     assert index.best(ordered[-1]) == expected
@@ -112,13 +112,13 @@ def test_the_index_finds_what_comparing_all_pairs_finds(sets: list[set[int]], pr
 def test_what_is_left_holds_no_duplicate(
     questions: list[str], against: list[str], threshold: float | None, internal: bool
 ) -> None:
-    found = duplicates(questions, against, threshold, internal)
-    left = [text for place, text in enumerate(questions) if place not in found]
+    actual = duplicates(questions, against, threshold, internal)
+    left = [text for place, text in enumerate(questions) if place not in actual]
     assert duplicates(left, against, threshold, internal) == {}
     assert not {normalise(text) for text in left} & {normalise(text) for text in against}
     assert not internal or len({normalise(text) for text in left}) == len(left)
     every = [*against, *questions]
-    for place, match in found.items():
+    for place, match in actual.items():
         same = normalise(questions[place]) == normalise(every[match.place])
         assert match.place < len(against) + place and same == (match.kind == "exact")
         assert same or jaccard(grams(questions[place]), grams(every[match.place])) == match.score >= (threshold or 2)
@@ -134,8 +134,8 @@ def test_a_long_question_with_one_word_changed_is_near_and_an_unrelated_one_is_n
 def test_the_first_of_several_matches_is_named() -> None:
     several = ["1+1?", "2+2?", "2 + 2", LONG, LONG + LONG[-9:], LONG]
     near = LONG.replace("noon", "midday")
-    found = duplicates(["2+2", near, "3+3", "3 + 3", "3+3."], several, 0.8, True)
-    assert {place: match.place for place, match in found.items()} == {0: 1, 1: 3, 3: 8, 4: 8}
+    actual = duplicates(["2+2", near, "3+3", "3 + 3", "3+3."], several, 0.8, True)
+    assert {place: match.place for place, match in actual.items()} == {0: 1, 1: 3, 3: 8, 4: 8}
 
 
 def test_the_command_reports_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,8 +64,8 @@ def test_every_set_is_converted_whole(
     assert main(["convert", str(shared / name), "--out", str(out)]) == 0
     assert f"read {rows}, written {rows - len(bad)}, bad {len(bad)}" in capsys.readouterr().out
     aside = out.with_suffix(".bad.jsonl")
-    found = [json.loads(line) for line in aside.read_text().splitlines()] if bad else []
-    assert [(row["row"], row["reason"]) for row in found] == [(number, "no answer") for number in bad]
+    actual = [json.loads(line) for line in aside.read_text().splitlines()] if bad else []
+    assert [(row["row"], row["reason"]) for row in actual] == [(number, "no answer") for number in bad]
     before = [row for number, row in enumerate(rows_of(shared / name), start=1) if number not in bad]
     for old, new in zip(before, rows_of(out), strict=True):
         assert new["reward_model"] == {"style": "rule", "ground_truth": old["reward_model"]["ground_truth"].strip()}
@@ -135,9 +135,9 @@ def test_injected_duplicates_are_found_among_unrelated_questions(shared: Path) -
     unrelated = [f"A made-up question about {place} blue whales who sing in {place + 7} voices?" for place in range(50)]
     near = [text.replace(" the ", " some ", 1) for text in long]
     exact = [f"  {text.upper()} " for text in long]
-    found = duplicates([*unrelated, *near, *exact], others, 0.8, internal=False)
-    assert sorted(found) == list(range(50, 150))
-    assert {match.kind for place, match in found.items() if place >= 100} == {"exact"}
+    actual = duplicates([*unrelated, *near, *exact], others, 0.8, internal=False)
+    assert sorted(actual) == list(range(50, 150))
+    assert {match.kind for place, match in actual.items() if place >= 100} == {"exact"}
 
 
 def test_every_command_shows_a_complete_example() -> None:

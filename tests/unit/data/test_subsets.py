@@ -81,14 +81,14 @@ def test_a_verdict_needs_the_rollouts_that_decide_it(scores: list[Score], at_lea
 
 @given(st.lists(VERDICTS, min_size=1, max_size=3))
 def test_the_subsets_partition_the_prompts_of_all_teachers(verdicts: list[dict[str, bool | None]]) -> None:
-    found = split(verdicts)
+    actual = split(verdicts)
     everyone = set.union(*(set(teacher) for teacher in verdicts))
-    members = [key for keys in found.values() for key in keys]
+    members = [key for keys in actual.values() for key in keys]
     assert sorted(members) == sorted(everyone)
     matched = [key for key in everyone if all(teacher.get(key) is not None for teacher in verdicts)]
-    assert sorted(key for name in SUBSETS for key in found[name]) == sorted(matched)
+    assert sorted(key for name in SUBSETS for key in actual[name]) == sorted(matched)
     for name, sought in (("both_correct", {True}), ("both_wrong", {False}), ("mixed", {True, False})):
-        assert all({teacher[key] for teacher in verdicts} == sought for key in found[name])
+        assert all({teacher[key] for teacher in verdicts} == sought for key in actual[name])
 
 
 def test_subsets_are_written_without_the_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,8 +111,8 @@ def test_subsets_are_written_without_the_rollouts(tmp_path: Path, capsys: pytest
     files = [write(tmp_path / f"{place}.parquet", rows) for place, rows in enumerate([first, second])]
     command = ["subsets", "--rollouts", *map(str, files), "--out-dir", str(tmp_path / "out")]
     assert main(command) == 0
-    found = {name: questions(tmp_path / "out" / f"{name}.parquet") for name in SUBSETS}
-    assert found == {
+    actual = {name: questions(tmp_path / "out" / f"{name}.parquet") for name in SUBSETS}
+    assert actual == {
         "both_correct": ["right", "twice"],
         "both_wrong": ["wrong", "wrong again"],
         "mixed": ["either"],
@@ -137,8 +137,8 @@ def test_equal_sizes_are_drawn_by_seed_in_order(tmp_path: Path, capsys: pytest.C
         return [questions(tmp_path / f"{name}.parquet") for name in SUBSETS[:2]]
 
     once = drawn(10, 0)
-    assert [len(set(one)) for one in once] == [10, 10] and {name[0] for name in once[0]} == {"r"}
-    assert all(one == sorted(one, key=names.index) for one in once)
+    assert [len(set(item)) for item in once] == [10, 10] and {name[0] for name in once[0]} == {"r"}
+    assert all(item == sorted(item, key=names.index) for item in once)
     assert drawn(10, 0) == once != drawn(10, 1)
     assert drawn(30, 0) == [names[::2], names[1::2]]
     drawn(31, 0)
@@ -180,22 +180,22 @@ def test_a_row_has_at_most_what_is_asked_and_all_there_is(
     rollouts: list[tuple[Score, bool]], correct: int, wrong: int
 ) -> None:
     judged = Judged([f"r{place}" for place in range(len(rollouts))], [f for _, f in rollouts], [s for s, _ in rollouts])
-    found = fill("k", [{"k": judged}], None, correct, wrong, "")
+    actual = fill("k", [{"k": judged}], None, correct, wrong, "")
     for name, score, most in (("correct", 1.0, correct), ("wrong", 0.0, wrong)):
-        places = [place for place, one in enumerate(rollouts) if one == (score, True)]
-        assert found[name] == [f"r{place}" for place in places[:most]]
+        places = [place for place, rollout in enumerate(rollouts) if rollout == (score, True)]
+        assert actual[name] == [f"r{place}" for place in places[:most]]
 
 
 def test_contexts_are_what_the_teacher_s_context_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [prompt_row("a", index="7", solution="book"), prompt_row("b", solution=None), prompt_row("c")]
     file = write(tmp_path / "in.parquet", rows)
-    one = write(
+    item = write(
         tmp_path / "1.parquet",
         [rollout_row("b", [0.0, 1.0, 1.0]), rollout_row("a", [0.0, 1.0], [False, True], template="dapo")],
     )
     two = write(tmp_path / "2.parquet", [rollout_row("a", [1.0, 0.0], name="big")])
     out = tmp_path / "out.parquet"
-    command = ["contexts", str(file), "--rollouts", str(one), str(two), "--out", str(out)]
+    command = ["contexts", str(file), "--rollouts", str(item), str(two), "--out", str(out)]
     assert main(command) == 0
     infos = pq.read_table(out)["extra_info"].to_pylist()
     assert [(info["correct"], info["wrong"]) for info in infos] == [
@@ -285,7 +285,7 @@ def test_sft_rows_are_the_wanted_responses(
     assert main(["sft", str(file), "--out", str(out), *more]) == 0
     rows = pq.read_table(out).to_pylist()
     answers = [{"role": "assistant", "content": f"m-a-{place}"} for place in left]
-    assert [one["messages"] for one in rows] == [[*row["prompt"], answer] for answer in answers]
+    assert [item["messages"] for item in rows] == [[*row["prompt"], answer] for answer in answers]
     assert set(rows[0]) == {"data_source", "reward_model", "extra_info", "model", "messages"}
     assert rows[0]["extra_info"]["index"] == "7" and rows[0]["model"] == "m"
     shown = capsys.readouterr()
@@ -308,10 +308,10 @@ def test_verls_sft_data_set_trains_on_the_response_alone(tmp_path: Path) -> None
     rows = [{**row, "prompt": [system, *row["prompt"]]} for row in rows]
     file, out = write(tmp_path / "r.parquet", rows), tmp_path / "sft.parquet"
     assert main(["sft", str(file), "--out", str(out)]) == 0
-    found = MultiTurnSFTDataset(str(out), tokenizer, OmegaConf.create({"pad_mode": "no_padding", "max_length": 512}))
-    assert len(found) == 3
+    actual = MultiTurnSFTDataset(str(out), tokenizer, OmegaConf.create({"pad_mode": "no_padding", "max_length": 512}))
+    assert len(actual) == 3
     for place, (row, response) in enumerate([(0, 0), (0, 1), (1, 0)]):
-        sample = found[place]
+        sample = actual[place]
         learnt = tokenizer.decode(sample["input_ids"][sample["loss_mask"].bool()])
         assert learnt == f"{rows[row]['responses'][response]}<|im_end|>\n"
         whole = tokenizer.decode(sample["input_ids"])
@@ -329,10 +329,10 @@ def test_verls_rl_data_set_reads_converted_files_of_several_sets(tmp_path: Path)
     settings = {"cache_dir": str(tmp_path / "cache"), "max_prompt_length": 512, "filter_overlong_prompts_workers": 1}
     files = [str(tmp_path / f"{name}.parquet") for name in raw]
     datasets.disable_progress_bars()
-    found = RLHFDataset(files, build_tokenizer(tmp_path / "tokenizer"), OmegaConf.create(settings))
-    assert [found[place]["raw_prompt"][0]["content"][:4] for place in range(2)] == ["1+1?", "2+2?"]
-    assert [found[place]["reward_model"]["ground_truth"] for place in range(2)] == ["2", "4"]
-    assert [found[place]["extra_info"]["split"] for place in range(2)] == ["train", "test"]
+    actual = RLHFDataset(files, build_tokenizer(tmp_path / "tokenizer"), OmegaConf.create(settings))
+    assert [actual[place]["raw_prompt"][0]["content"][:4] for place in range(2)] == ["1+1?", "2+2?"]
+    assert [actual[place]["reward_model"]["ground_truth"] for place in range(2)] == ["2", "4"]
+    assert [actual[place]["extra_info"]["split"] for place in range(2)] == ["train", "test"]
 
 
 def test_rollouts_from_pandas_and_from_arrow_are_the_same(tmp_path: Path) -> None:

@@ -105,10 +105,10 @@ def test_what_is_no_template_is_refused_with_the_known_ones(name: str) -> None:
 def test_only_the_last_user_message_changes() -> None:
     system = {"role": "system", "content": "Please reason step by step, and put your final answer within \\boxed{}."}
     before = [system, {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
-    found = templated({"prompt": [*before, {"role": "user", "content": "1+1?"}]}, "1+1?", "Q: {question}")
-    assert found["prompt"] == [*before, {"role": "user", "content": "Q: 1+1?"}]
-    assert found["extra_info"] == {"question": "1+1?", "template": "Q: {question}"}
-    assert bare_question(found) == "1+1?" and last_user([*before, system]) == 1
+    actual = templated({"prompt": [*before, {"role": "user", "content": "1+1?"}]}, "1+1?", "Q: {question}")
+    assert actual["prompt"] == [*before, {"role": "user", "content": "Q: 1+1?"}]
+    assert actual["extra_info"] == {"question": "1+1?", "template": "Q: {question}"}
+    assert bare_question(actual) == "1+1?" and last_user([*before, system]) == 1
 
 
 @pytest.mark.parametrize("prompt", ["1+1?", [], [{"role": "system", "content": "x"}], [{"role": "user", "content": 1}]])
@@ -119,9 +119,9 @@ def test_a_prompt_without_a_users_text_is_bad(prompt: Any) -> None:
 
 @given(st.integers(1, 200), st.floats(0.01, 1.0), st.integers(0, 3))
 def test_a_share_is_that_many_rows_and_the_seeds(rows: int, mix: float, seed: int) -> None:
-    found = share(rows, mix, seed)
-    assert len(found) == round(mix * rows) and found <= set(range(rows)) and found == share(rows, mix, seed)
-    assert mix < 1 or found == set(range(rows))
+    actual = share(rows, mix, seed)
+    assert len(actual) == round(mix * rows) and actual <= set(range(rows)) and actual == share(rows, mix, seed)
+    assert mix < 1 or actual == set(range(rows))
 
 
 def test_the_command_goes_from_one_template_to_another_and_back(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ README = (ROOT / "README.md").read_text()
 
 def block(language: str, beginning: str) -> str:
     """The README's code block of this language whose first line begins so."""
-    found = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if beginning in text]
-    assert len(found) == 1, beginning
-    return found[0]
+    actual = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if beginning in text]
+    assert len(actual) == 1, beginning
+    return actual[0]
 
 
 def test_the_hooks_take_fewer_than_15_lines() -> None:

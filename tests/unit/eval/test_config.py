@@ -42,8 +42,8 @@ def test_the_yaml_has_every_key_with_the_default_of_the_class() -> None:
 )
 def test_presets_are_the_papers(preset: str, expected: tuple[Any, ...]) -> None:
     config = composed(f"preset={preset}")
-    found = (config.n, config.temperature, config.top_p, config.max_tokens, config.chat_template_kwargs)
-    assert found == expected and config.suffix == BOXED and config.preset == preset
+    actual = (config.n, config.temperature, config.top_p, config.max_tokens, config.chat_template_kwargs)
+    assert actual == expected and config.suffix == BOXED and config.preset == preset
     config.check()
 
 

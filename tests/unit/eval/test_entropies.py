@@ -8,12 +8,12 @@ from opd_verl.metrics.thresholds import BINS
 
 
 def test_the_summary_by_hand() -> None:
-    found = summarise([np.array([0.0, 0.05, 1.0], np.float32), np.array([-1e-7, 7.5], np.float32)])
-    assert (found.responses, found.tokens) == (2, 5)
-    assert found.mean == pytest.approx(8.55 / 5)
-    assert found.high_share == pytest.approx(2 / 5)
-    assert len(found.counts) == BINS + 1 and sum(found.counts) == 5
-    assert (found.counts[0], found.counts[10], found.counts[BINS]) == (3, 1, 1)
+    actual = summarise([np.array([0.0, 0.05, 1.0], np.float32), np.array([-1e-7, 7.5], np.float32)])
+    assert (actual.responses, actual.tokens) == (2, 5)
+    assert actual.mean == pytest.approx(8.55 / 5)
+    assert actual.high_share == pytest.approx(2 / 5)
+    assert len(actual.counts) == BINS + 1 and sum(actual.counts) == 5
+    assert (actual.counts[0], actual.counts[10], actual.counts[BINS]) == (3, 1, 1)
 
 
 def test_the_choice_is_seeded_without_repetition_and_in_order() -> None:

@@ -46,7 +46,7 @@ def test_pass_at_k_known_values() -> None:
 
 
 def test_pass_at_k_is_unbiased() -> None:
-    """Of samples that are right with probability p, k contain a right one with probability 1 - (1 - p)^k."""
+    """k samples that are right with probability p each hold a right one with probability 1 - (1 - p)^k."""
     p, n, k = 0.3, 8, 4
     mass = [comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
     assert mass @ pass_at_k(np.arange(n + 1), n, k) == pytest.approx(1 - (1 - p) ** k)
@@ -65,9 +65,9 @@ def test_the_bootstrap_has_the_mean_and_the_standard_error_of_the_mean() -> None
 
 def test_an_interval_is_repeated_by_its_seed_and_holds_its_value() -> None:
     values = np.random.default_rng(0).random(50)
-    one = interval([values], 500, seed=3)
-    assert one == interval([values.copy()], 500, seed=3) != interval([values], 500, seed=4)
-    assert one.low < one.value == values.mean() < one.high
+    item = interval([values], 500, seed=3)
+    assert item == interval([values.copy()], 500, seed=3) != interval([values], 500, seed=4)
+    assert item.low < item.value == values.mean() < item.high
     same = interval([np.full(5, 0.25)], 500, seed=0)
     assert (same.low, same.value, same.high) == (0.25, 0.25, 0.25)
 
@@ -76,8 +76,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng, hits = np.random.default_rng(0), 0
     for seed in range(300):
         skill = rng.beta(0.6, 0.9, size=80)
-        found = interval([rng.binomial(8, skill) / 8], 400, seed)
-        hits += found.low <= 0.4 <= found.high
+        actual = interval([rng.binomial(8, skill) / 8], 400, seed)
+        hits += actual.low <= 0.4 <= actual.high
     assert 0.91 <= hits / 300 <= 0.98
 
 
@@ -87,7 +87,7 @@ def test_benchmarks_count_alike_whatever_their_size() -> None:
     assert interval(strata, 100, 0).value == 0.5
     small = [np.random.default_rng(0).random(10) for _ in range(2)]
     assert stratified_replicates(small, 2000, 0).std() == pytest.approx(
-        np.sqrt(sum(one.var() / 10 for one in small)) / 2, rel=0.1
+        np.sqrt(sum(item.var() / 10 for item in small)) / 2, rel=0.1
     )
 
 

@@ -36,7 +36,7 @@ ROLLOUTS = pa.table(
 def test_a_row_by_hand() -> None:
     row = make_row("m", "b", 4, [1, 2, 4], [problem_values(ROLLOUTS, [1, 2, 4])], 200, 0)
     assert (row.problems, row.n, row.accuracy.value, row.majority.value) == (2, 4, 0.25, 0.5)
-    assert {k: one.value for k, one in row.pass_at.items()} == pytest.approx({1: 0.25, 2: 5 / 12, 4: 0.5})
+    assert {k: value.value for k, value in row.pass_at.items()} == pytest.approx({1: 0.25, 2: 5 / 12, 4: 0.5})
     assert (row.length, row.truncated, row.unanswered) == (3.0, 0.125, 0.125)
     assert row.distinct == pytest.approx((0.5 + 1.0) / 2)
     two_to_one = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3))
@@ -45,14 +45,14 @@ def test_a_row_by_hand() -> None:
 
 
 def row(model: str, accuracy: float, benchmark: str = "b") -> EvalRow:
-    one = Estimate(accuracy, accuracy, accuracy)
-    return EvalRow(model, benchmark, 1, 1, one, {1: one}, one, 0.0, 0.0, 0.0, 0.0, 0.0)
+    item = Estimate(accuracy, accuracy, accuracy)
+    return EvalRow(model, benchmark, 1, 1, item, {1: item}, item, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_gap_recovery_is_of_the_other_models_and_per_benchmark() -> None:
     rows = [row("base", 0.2), row("opd", 0.6), row("big", 1.0), row("base", 0.5, "c"), row("opd", 0.7, "c")]
-    found = with_gap_recovery([*rows, row("big", 0.5, "c")], "base", "big")
-    assert [one.gap_recovery for one in found] == [None, pytest.approx(0.5), None, None, None, None]
+    actual = with_gap_recovery([*rows, row("big", 0.5, "c")], "base", "big")
+    assert [item.gap_recovery for item in actual] == [None, pytest.approx(0.5), None, None, None, None]
     assert with_gap_recovery(rows, None, "big") == rows
 
 
@@ -92,22 +92,22 @@ def skilled(work: GenerationTask) -> None:
 
 def test_everything_is_measured_and_written(config: EvalConfig) -> None:
     rows = evaluate(config, skilled)
-    assert [(one.benchmark, one.model) for one in rows] == [
+    assert [(item.benchmark, item.model) for item in rows] == [
         (benchmark, model) for benchmark in ("x", "y", "average") for model in ("base", "opd", "teacher")
     ]
     out = Path(config.out)
     table = json.loads((out / "table.json").read_text())
     assert table["teacher"] == "teacher" and table["before"] == "base"
-    assert [one["accuracy"]["value"] for one in table["rows"]] == [one.accuracy.value for one in rows]
-    by_name = {(one.benchmark, one.model): one for one in rows}
+    assert [item["accuracy"]["value"] for item in table["rows"]] == [item.accuracy.value for item in rows]
+    by_name = {(item.benchmark, item.model): item for item in rows}
     for benchmark in ("x", "y"):
-        found = by_name[benchmark, "opd"]
+        actual = by_name[benchmark, "opd"]
         scores = pq.read_table(out / "rollouts" / "opd" / f"{benchmark}.parquet")["scores"].to_pylist()
-        assert found.accuracy.value == pytest.approx(np.mean(scores))
-        assert found.pass_at[4].value == pytest.approx(np.mean([max(row) for row in scores]))
-        assert found.entropy is not None and found.entropy.responses == 9 and found.entropy.tokens == 27
+        assert actual.accuracy.value == pytest.approx(np.mean(scores))
+        assert actual.pass_at[4].value == pytest.approx(np.mean([max(row) for row in scores]))
+        assert actual.entropy is not None and actual.entropy.responses == 9 and actual.entropy.tokens == 27
         low, high = (by_name[benchmark, name].accuracy.value for name in ("base", "teacher"))
-        assert found.gap_recovery == pytest.approx((found.accuracy.value - low) / (high - low))
+        assert actual.gap_recovery == pytest.approx((actual.accuracy.value - low) / (high - low))
     average = by_name["average", "opd"]
     assert average.accuracy.value == pytest.approx(
         (by_name["x", "opd"].accuracy.value + by_name["y", "opd"].accuracy.value) / 2
@@ -141,7 +141,7 @@ def test_the_table_is_the_same_again_elsewhere_and_after_a_kill(config: EvalConf
 
 def test_without_entropies_there_are_none(config: EvalConfig) -> None:
     rows = evaluate(replace(config, entropy=False, teacher=None, before=None, models=config.models["opd"]), skilled)
-    assert all(one.entropy is None and one.gap_recovery is None for one in rows)
+    assert all(item.entropy is None and item.gap_recovery is None for item in rows)
     assert not (Path(config.out) / "entropy.png").exists()
 
 

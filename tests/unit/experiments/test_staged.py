@@ -17,8 +17,8 @@ def naive_overlap_advantage(p: list[list[float]], q: list[list[float]], k: int) 
     """Rethinking eq. 7 from the definition."""
     total = 0.0
     for p_t, q_t in zip(p, q, strict=True):
-        own, others = (sorted(range(len(one)), key=lambda v, one=one: -one[v])[:k] for one in (p_t, q_t))
-        mass_p, mass_q = (sum(one[v] for v in own) for one in (p_t, q_t))
+        own, others = (sorted(range(len(item)), key=lambda v, item=item: -item[v])[:k] for item in (p_t, q_t))
+        mass_p, mass_q = (sum(item[v] for v in own) for item in (p_t, q_t))
         shared = [v for v in own if v in others]
         terms = [p_t[v] / mass_p * math.log((q_t[v] / mass_q) / (p_t[v] / mass_p)) for v in shared]
         total += sum(terms) / len(terms) if terms else 0.0
@@ -37,14 +37,14 @@ def test_the_overlap_advantage_is_the_papers(k: int) -> None:
 def test_every_finding_is_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staged, "subsets", lambda paths: paths.root / "subsets")
     paths = Paths(tmp_path)
-    found = {name: pipeline_of(finding, paths, 1) for name, finding in FINDINGS.items()}
-    for config in found.values():
+    actual = {name: pipeline_of(finding, paths, 1) for name, finding in FINDINGS.items()}
+    for config in actual.values():
         check_names(config)
         assert config.seed == 1 and all(stage.teacher == str(paths.teacher) for stage in config.stages.values())
-    assert list(found["F6"].stages) == ["opd", "cold_start", "cold_start_then_opd"]
-    assert found["F6"].stages["cold_start_then_opd"].student == "cold_start"
-    assert found["F8"].stages["both_wrong"].train == str(tmp_path / "subsets" / "both_wrong.parquet")
-    assert found["F2"].stages["opd"].train is None, "all prompts"
+    assert list(actual["F6"].stages) == ["opd", "cold_start", "cold_start_then_opd"]
+    assert actual["F6"].stages["cold_start_then_opd"].student == "cold_start"
+    assert actual["F8"].stages["both_wrong"].train == str(tmp_path / "subsets" / "both_wrong.parquet")
+    assert actual["F2"].stages["opd"].train is None, "all prompts"
 
 
 def test_the_pairs_are_what_the_findings_need() -> None:

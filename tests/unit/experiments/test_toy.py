@@ -134,7 +134,7 @@ def test_a_student_equal_to_its_teacher_on_the_top_10_gets_no_reward() -> None:
 
 
 def test_every_reward_of_that_student_is_the_log_of_the_teachers_mass_there() -> None:
-    """What the missing mass costs: with the paper's reward even a perfect top 10 is pushed down, by the same amount."""
+    """The missing mass has a cost: with the paper's reward even a perfect top 10 is pushed down, by the same amount."""
     log_q_NV = toy.log_softmax(draw(seeds=4, steps=1).z_NV)
     mask_NV = toy.top_mask(log_q_NV)
     reward_NV, _ = toy.rewards(log_q_NV, log_q_NV, mask_NV, Reward.PAPER)

@@ -163,13 +163,13 @@ def test_statistics(shape: tuple[int, ...], dtype: torch.dtype, heat: bool, bias
     problem = Problem(shape, dtype, heat, bias)
     bias_V = None if problem.bias is None else problem.bias.detach()[: problem.limit]
     head = LMHead(problem.weight.detach()[: problem.limit], bias_V, 1.0, None, 1.0)
-    found = row_statistics(head, problem.hidden.detach(), problem.ids, 3, problem.temperature, rows=CHUNK)
+    actual = row_statistics(head, problem.hidden.detach(), problem.ids, 3, problem.temperature, rows=CHUNK)
     _, reference = problem.double()
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
     for ours, expected in (
-        (found.log_p, reference.gather(-1, problem.ids)),
-        (found.entropy, -(reference.exp() * reference).sum(-1)),
-        (found.topk_log_p, reference.topk(3).values),
+        (actual.log_p, reference.gather(-1, problem.ids)),
+        (actual.entropy, -(reference.exp() * reference).sum(-1)),
+        (actual.topk_log_p, reference.topk(3).values),
     ):
         torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -240,11 +240,11 @@ def test_no_tensor_of_all_logits_is_made() -> None:
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function: object, types: object, args: tuple = (), kwargs: dict | None = None):
             nonlocal largest
-            found = function(*args, **(kwargs or {}))  # type: ignore[operator]
-            for tensor in found if isinstance(found, tuple | list) else [found]:
+            actual = function(*args, **(kwargs or {}))  # type: ignore[operator]
+            for tensor in actual if isinstance(actual, tuple | list) else [actual]:
                 if isinstance(tensor, Tensor):
                     largest = max(largest, tensor.numel())
-            return found
+            return actual
 
     problem = Problem((64, 4, 1000, 1000), torch.float32, False, False)
     with Watch():

@@ -82,8 +82,8 @@ def test_trainer_and_teacher_share_out_all_devices(recipe: str, cluster: str, in
     assert (config.cluster.nnodes, config.cluster.n_gpus_per_node) == (nodes, devices)
     pools = [(config.trainer.n_gpus_per_node, config.trainer.nnodes)]
     if "opd" in config:
-        own = [one for one in every_teacher(parse_opd(config)).values() if not one.colocate]
-        pools += [(one.n_gpus_per_node, one.nnodes) for one in own]
+        own = [item for item in every_teacher(parse_opd(config)).values() if not item.colocate]
+        pools += [(item.n_gpus_per_node, item.nnodes) for item in own]
     assert sum(size * count for size, count in pools) == nodes * devices
     assert placeable([devices] * nodes, *pools)
 

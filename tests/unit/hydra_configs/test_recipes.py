@@ -48,18 +48,18 @@ def header(path: Path) -> str:
 
 def documented_command(path: Path) -> list[str]:
     """The overrides of the command in a file's header, less the places left open with `...`."""
-    found = re.search(r"^python -m verl\.trainer\.main_ppo (.*)$", header(path), re.MULTILINE)
-    assert found, f"{path.name}: the header has no `python -m verl.trainer.main_ppo` command"
-    return [word for word in shlex.split(found[1]) if word != "..."]
+    actual = re.search(r"^python -m verl\.trainer\.main_ppo (.*)$", header(path), re.MULTILINE)
+    assert actual, f"{path.name}: the header has no `python -m verl.trainer.main_ppo` command"
+    return [word for word in shlex.split(actual[1]) if word != "..."]
 
 
 def keys_of(cls: Any, path: str = "") -> set[str]:
     """Dotted keys of a dataclass of dataclasses."""
-    found: set[str] = set()
+    collected: set[str] = set()
     for item in fields(cls):
         key = f"{path}{item.name}"
-        found |= keys_of(item.type, f"{key}.") if is_dataclass(item.type) else {key}
-    return found
+        collected |= keys_of(item.type, f"{key}.") if is_dataclass(item.type) else {key}
+    return collected
 
 
 def test_the_recipes_are_there() -> None:

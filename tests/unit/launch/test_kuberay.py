@@ -132,7 +132,7 @@ def test_secrets_come_from_a_secret_alone(name: str) -> None:
 def test_the_entrypoint_trains_after_the_preflight_on_the_same_overrides(
     preflight: int, expected: list[str], tmp_path: Path
 ) -> None:
-    """As Ray runs it, in sh; `python` writes down what it was asked for."""
+    """Ray runs the entrypoint in sh; so does this test; `python` writes down what it was asked for."""
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@"\n' + f'[ "$2" != opd_verl.nodes ] || exit {preflight}\n')
     python.chmod(0o755)

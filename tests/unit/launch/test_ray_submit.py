@@ -1,6 +1,6 @@
-"""What `launch.ray_submit` refuses, what it hands to the cluster, and how it follows and stops a job.
+"""`launch.ray_submit`: jobs that it refuses, jobs that it hands to the cluster, how it follows and stops them.
 
-That it works on a real head: tests/e2e (`submit=`), tests/e2e/test_nodes.py.
+On a real head: tests/e2e (`submit=`), tests/e2e/test_nodes.py.
 """
 
 import shlex

@@ -21,9 +21,9 @@ SECRET = "secret-of-the-shell"
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return one.getsockname()[1]
+    with socket.socket() as item:
+        item.bind(("", 0))
+        return item.getsockname()[1]
 
 
 def venv(folder: Path) -> str:
@@ -38,7 +38,7 @@ def venv(folder: Path) -> str:
 
 
 def environment(folder: Path, nodes: str, **more: str) -> dict[str, str]:
-    """What Slurm and the submitting shell give on nodes of 8 GPUs and one core (Ray starts a process for each)."""
+    """Slurm's variables and the submitting shell's on nodes of 8 GPUs and one core (Ray starts a process for each)."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "OPD_", "RAY_"))}
     count = len(nodes.split(","))
     slurm = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_JOB_NODELIST": nodes, "SLURM_JOB_NUM_NODES": f"{count}"}
@@ -69,7 +69,7 @@ def start(folder: Path, *overrides: str, env: dict[str, str]) -> "subprocess.Pop
 
 def left_behind(job: str) -> list[str]:
     """Processes that belong to the job, by its folder for Ray on their command lines."""
-    lines = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
+    lines = [" ".join(item.info["cmdline"] or []) for item in psutil.process_iter(["cmdline"])]
     return [line for line in lines if f"/tmp/opd-{job}-" in line]
 
 
@@ -169,7 +169,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize(("resolved", "own", "found"), ADDRESSES)
 def test_the_heads_address_is_ipv4_and_not_its_loopback(
-    resolved: str, own: str, found: str | None, tmp_path: Path
+    resolved: str, own: str, actual: str | None, tmp_path: Path
 ) -> None:
     for name, answer in (("getent", resolved), ("hostname", own)):
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
@@ -177,8 +177,8 @@ def test_the_heads_address_is_ipv4_and_not_its_loopback(
     command = ["bash", str(ROOT / "launch/slurm/head_ip.sh"), "node1"]
     path = f"{tmp_path}:{os.environ['PATH']}"
     run = subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True)
-    assert (run.stdout.strip() or None) == found and run.returncode == (found is None)
-    assert found or "set OPD_HEAD_IP" in run.stderr
+    assert (run.stdout.strip() or None) == actual and run.returncode == (actual is None)
+    assert actual or "set OPD_HEAD_IP" in run.stderr
 
 
 def test_waiting_ends_when_the_last_node_is_there() -> None:

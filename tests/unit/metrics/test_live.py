@@ -40,15 +40,15 @@ def seen(seed: int = 0) -> Observed:
 
 
 def test_what_is_logged_is_what_is_measured() -> None:
-    found = live_metrics(seen(), depth_buckets(R, 2), 0.3)
+    actual = live_metrics(seen(), depth_buckets(R, 2), 0.3)
     expected = {f"opd/{name}": ratio.value for name, ratio in measurements(seen(), 0.3).items()}
-    assert all(found[name] == expected[name] for name in found if name in expected)
-    assert {"opd/rho", "opd/dest_corr", "opd/overlap_ratio", "opd/q3_force", "opd/reward_auroc"} <= set(found)
+    assert all(actual[name] == expected[name] for name in actual if name in expected)
+    assert {"opd/rho", "opd/dest_corr", "opd/overlap_ratio", "opd/q3_force", "opd/reward_auroc"} <= set(actual)
     reward, mask = seen().reward, seen().mask
     for first, last in ((0, 3), (4, 7)):
         part = slice(first, last + 1)
         by_hand = (reward * mask)[:, part].sum() / mask[:, part].sum()
-        assert found[f"opd/depth/{first}-{last}/reward"] == pytest.approx(by_hand.item(), rel=1e-5)
+        assert actual[f"opd/depth/{first}-{last}/reward"] == pytest.approx(by_hand.item(), rel=1e-5)
 
 
 def test_every_name_is_in_the_documents() -> None:
@@ -60,10 +60,10 @@ def test_every_name_is_in_the_documents() -> None:
 
 
 def test_what_is_undefined_is_not_logged() -> None:
-    one = replace(select_rollouts(seen(), torch.tensor([False, False, True, False])), overlap=None)
-    found = live_metrics(one, depth_buckets(R, 2), 0.3)
-    assert not {"opd/dest_corr", "opd/reward_auroc", "opd/fork_overlap", "opd/depth/4-7/reward"} & set(found)
-    assert all(math.isfinite(value) for value in found.values())
+    item = replace(select_rollouts(seen(), torch.tensor([False, False, True, False])), overlap=None)
+    actual = live_metrics(item, depth_buckets(R, 2), 0.3)
+    assert not {"opd/dest_corr", "opd/reward_auroc", "opd/fork_overlap", "opd/depth/4-7/reward"} & set(actual)
+    assert all(math.isfinite(value) for value in actual.values())
 
 
 def test_padding_and_the_data_sets_responses_do_not_count() -> None:
@@ -136,8 +136,8 @@ def test_the_trainers_side(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert diagnostics(tmp_path, 0).watch.first == {}, "a new run in an old folder"
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            found = resumed.update(seen(), {"opd/truncated_share": 0.9})
-    assert found["opd/alert/rising_truncation"] == 1.0 and "opd/depth/7-7/reward" in found
+            actual = resumed.update(seen(), {"opd/truncated_share": 0.9})
+    assert actual["opd/alert/rising_truncation"] == 1.0 and "opd/depth/7-7/reward" in actual
     assert [record.message for record in caplog.records if "rising_truncation" in record.message] != []
     assert len([record for record in caplog.records if "rising_truncation" in record.message]) == 1, "said once"
-    assert 0.0 < found["timing_s/diagnostics"] < 5.0
+    assert 0.0 < actual["timing_s/diagnostics"] < 5.0

@@ -29,15 +29,15 @@ ONES = torch.ones(1, 6)
 def random_rollouts(seed: int, count: int, vocabulary: int = 7) -> list[Rollout]:
     """Peaked and flat distributions of 1 to 12 tokens."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    collected = []
     for index in range(count):
         length = int(torch.randint(1, 13, (), generator=generator))
         scale = torch.rand(length, 1, generator=generator, dtype=torch.float64) * 8
         logits = torch.randn(length, vocabulary, generator=generator, dtype=torch.float64) * scale
         other = logits + torch.randn(length, vocabulary, generator=generator, dtype=torch.float64)
         tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0].tolist()
-        found.append(Rollout(tokens, logits.softmax(-1).tolist(), other.softmax(-1).tolist(), index % 3 == 0))
-    return found
+        collected.append(Rollout(tokens, logits.softmax(-1).tolist(), other.softmax(-1).tolist(), index % 3 == 0))
+    return collected
 
 
 def padded(rows: list[list[float]], width: int) -> Tensor:
@@ -50,7 +50,10 @@ def overlap_of(rollouts: list[Rollout], width: int) -> Overlap:
     vocabulary = len(rollouts[0].p[0])
     sides = []
     for name in ("p", "q"):
-        rows = [getattr(one, name) + [[1 / vocabulary] * vocabulary] * (width - len(one.tokens)) for one in rollouts]
+        rows = [
+            getattr(rollout, name) + [[1 / vocabulary] * vocabulary] * (width - len(rollout.tokens))
+            for rollout in rollouts
+        ]
         sides.append(torch.tensor(rows, dtype=torch.float64).log())
     blocks = []
     for side in sides:
@@ -60,17 +63,17 @@ def overlap_of(rollouts: list[Rollout], width: int) -> Overlap:
 
 
 def observed(rollouts: list[Rollout], extra: int = 0) -> Observed:
-    """The same as padded tensors."""
-    width = max(len(one.tokens) for one in rollouts) + extra
-    log_p = [[math.log(row[y]) for y, row in zip(one.tokens, one.p, strict=True)] for one in rollouts]
-    log_q = [[math.log(row[y]) for y, row in zip(one.tokens, one.q, strict=True)] for one in rollouts]
+    """The rollouts as padded tensors."""
+    width = max(len(rollout.tokens) for rollout in rollouts) + extra
+    log_p = [[math.log(row[y]) for y, row in zip(rollout.tokens, rollout.p, strict=True)] for rollout in rollouts]
+    log_q = [[math.log(row[y]) for y, row in zip(rollout.tokens, rollout.q, strict=True)] for rollout in rollouts]
     return Observed(
         log_p=padded(log_p, width),
         log_q=padded(log_q, width),
-        student_entropy=padded([one.entropies("p") for one in rollouts], width),
-        teacher_entropy=padded([one.entropies("q") for one in rollouts], width),
-        mask=torch.tensor([[1] * len(one.tokens) + [0] * (width - len(one.tokens)) for one in rollouts]),
-        correct=torch.tensor([one.correct for one in rollouts]),
+        student_entropy=padded([rollout.entropies("p") for rollout in rollouts], width),
+        teacher_entropy=padded([rollout.entropies("q") for rollout in rollouts], width),
+        mask=torch.tensor([[1] * len(rollout.tokens) + [0] * (width - len(rollout.tokens)) for rollout in rollouts]),
+        correct=torch.tensor([rollout.correct for rollout in rollouts]),
         overlap=overlap_of(rollouts, width),
     )
 
@@ -78,8 +81,8 @@ def observed(rollouts: list[Rollout], extra: int = 0) -> Observed:
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 6), extra=st.integers(0, 3))
 def test_every_measurement_equals_its_definition(seed: int, count: int, extra: int) -> None:
     rollouts = random_rollouts(seed, count)
-    found = {name: ratio.value for name, ratio in measurements(observed(rollouts, extra)).items()}
-    assert found == pytest.approx(reference(rollouts, K), rel=1e-4, abs=1e-5, nan_ok=True)
+    actual = {name: ratio.value for name, ratio in measurements(observed(rollouts, extra)).items()}
+    assert actual == pytest.approx(reference(rollouts, K), rel=1e-4, abs=1e-5, nan_ok=True)
 
 
 def test_what_was_not_seen_is_not_measured() -> None:
@@ -117,12 +120,12 @@ def test_an_empty_intersection_has_no_advantage() -> None:
     log = torch.tensor([[0.4, 0.3, 0.2]]).log()
     student = SupportTensors(torch.tensor([[1, 2, 3]]), log, log)
     teacher = SupportTensors(torch.tensor([[4, 5, 6]]), log, log)
-    found = measure_overlap(student, teacher)
-    assert (found.ratio.item(), found.student_mass.item(), found.teacher_mass.item()) == (0.0, 0.0, 0.0)
-    assert found.advantage.isnan().all()
+    actual = measure_overlap(student, teacher)
+    assert (actual.ratio.item(), actual.student_mass.item(), actual.teacher_mass.item()) == (0.0, 0.0, 0.0)
+    assert actual.advantage.isnan().all()
     mean = of_rollouts(token_means(torch.tensor([[torch.nan, -0.25]]), torch.ones(1, 2)))
     assert mean.value == -0.25, "a position without an intersection is left out"
-    assert math.isnan(of_rollouts(token_means(found.advantage[:, None], torch.ones(1, 1))).value)
+    assert math.isnan(of_rollouts(token_means(actual.advantage[:, None], torch.ones(1, 1))).value)
 
 
 def split(reward: Tensor, correct: Tensor) -> dict[str, Ratio]:
@@ -138,8 +141,8 @@ def test_quadrants_by_hand() -> None:
 
 @pytest.mark.parametrize("correct", ([True, True], [False, False]))
 def test_dest_corr_is_undefined_without_both_kinds_of_rollouts(correct: list[bool]) -> None:
-    found = split(-torch.ones(2, 3), torch.tensor(correct))
-    assert math.isnan(found["dest_corr"].value) and found["dest_corr"].rollouts == 0
+    actual = split(-torch.ones(2, 3), torch.tensor(correct))
+    assert math.isnan(actual["dest_corr"].value) and actual["dest_corr"].rollouts == 0
 
 
 def test_dest_corr_without_a_destructive_and_without_a_corrective_token() -> None:
@@ -174,10 +177,10 @@ def test_capacitys_table_4_from_tokens(row: str) -> None:
     (d_mass, d_reward, c_mass, c_reward), _ = TABLE_4[row]
     reward = torch.full((2, 1000), 1.0, dtype=torch.float64)
     reward[0, : round(20 * d_mass)], reward[1, : round(20 * c_mass)] = -d_reward, -c_reward
-    found = split(reward, torch.tensor([True, False]))
-    assert found["destructive_mass"].value == pytest.approx(d_mass / 100)
-    assert found["corrective_reward"].value == pytest.approx(c_reward)
-    assert found["dest_corr"].value == pytest.approx(dest_corr(d_mass, d_reward, c_mass, c_reward))
+    actual = split(reward, torch.tensor([True, False]))
+    assert actual["destructive_mass"].value == pytest.approx(d_mass / 100)
+    assert actual["corrective_reward"].value == pytest.approx(c_reward)
+    assert actual["dest_corr"].value == pytest.approx(dest_corr(d_mass, d_reward, c_mass, c_reward))
 
 
 def test_forward_kl_is_undefined_without_a_fork() -> None:
@@ -187,17 +190,17 @@ def test_forward_kl_is_undefined_without_a_fork() -> None:
 
 def test_masses_and_histogram() -> None:
     log_q = torch.tensor([[[0.5, 0.3, 0.1], [0.9, 0.05, 0.05]]]).log()
-    found = cumulative_mass(log_q, torch.tensor([[1, 1]]), (1, 2))
-    assert {k: one.value for k, one in found.items()} == pytest.approx({1: 0.7, 2: 0.875})
+    actual = cumulative_mass(log_q, torch.tensor([[1, 1]]), (1, 2))
+    assert {k: item.value for k, item in actual.items()} == pytest.approx({1: 0.7, 2: 0.875})
     counts = histogram(torch.tensor([[0.0, 0.05, 0.15, 7.0, -1e-7, 3.3]]), torch.tensor([[1, 1, 1, 1, 1, 0]]))
     assert (counts[0], counts[1], counts[BINS], sum(counts)) == (3, 1, 1, 5)
 
 
 @given(limit=st.integers(1, 9000), count=st.integers(1, 12))
 def test_depth_buckets_cover_every_position_once(limit: int, count: int) -> None:
-    found = depth_buckets(limit, count)
-    assert [position for bucket in found for position in bucket] == list(range(limit))
-    assert max(map(len, found)) - min(map(len, found)) <= 1 and len(found) == min(limit, count)
+    actual = depth_buckets(limit, count)
+    assert [position for bucket in actual for position in bucket] == list(range(limit))
+    assert max(map(len, actual)) - min(map(len, actual)) <= 1 and len(actual) == min(limit, count)
 
 
 def test_reward_by_depth() -> None:
@@ -205,8 +208,8 @@ def test_reward_by_depth() -> None:
         torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 0.0, 0.0]]),
         torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
     )
-    found = by_depth(values, mask, depth_buckets(4, 2))
-    assert [one.value for one in found.values()] == [3.5, 3.5]
+    actual = by_depth(values, mask, depth_buckets(4, 2))
+    assert [item.value for item in actual.values()] == [3.5, 3.5]
     assert math.isnan(by_depth(values, mask * 0, depth_buckets(4, 2))[range(2, 4)].value)
 
 
@@ -239,8 +242,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     for seed in range(trials):
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn(100, generator=generator, dtype=torch.float64) + 2.0
-        found = estimate(of_rollouts(values), draws(100, 400, seed))
-        covered += found.low <= 2.0 <= found.high
+        actual = estimate(of_rollouts(values), draws(100, 400, seed))
+        covered += actual.low <= 2.0 <= actual.high
     assert 0.90 <= covered / trials <= 0.98
 
 
@@ -256,5 +259,5 @@ def test_the_bootstrap_draws_whole_units_and_repeats_itself() -> None:
 
 
 def test_tokens_that_are_undefined_leave_both_sums() -> None:
-    found = of_tokens(torch.tensor([[1.0, torch.nan, 3.0]]), torch.tensor([[1, 1, 0]]))
-    assert (found.numerator.item(), found.denominator.item()) == (1.0, 1.0)
+    actual = of_tokens(torch.tensor([[1.0, torch.nan, 3.0]]), torch.tensor([[1, 1, 0]]))
+    assert (actual.numerator.item(), actual.denominator.item()) == (1.0, 1.0)

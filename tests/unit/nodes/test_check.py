@@ -265,7 +265,7 @@ def test_what_the_job_would_refuse_is_reported_once() -> None:
 
 def test_the_same_problem_of_several_nodes_is_one_line_and_errors_come_first() -> None:
     problems = [warning("a", "x", "y"), error("a", "z", "y"), warning("b", "x", "y"), warning("b", "x", "other")]
-    assert [(one.severity.value, one.nodes, one.remedy) for one in merged(problems)] == [
+    assert [(problem.severity.value, problem.nodes, problem.remedy) for problem in merged(problems)] == [
         ("error", ("a",), "y"),
         ("warning", ("a", "b"), "y"),
         ("warning", ("b",), "other"),

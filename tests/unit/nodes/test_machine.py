@@ -1,4 +1,4 @@
-"""What a process says of its machine, what the job's config asks of it, and that both travel to a node without us."""
+"""A process describes its machine, the config its needs; both travel to a node that does not have opd_verl."""
 
 import os
 import pickle
@@ -41,7 +41,7 @@ esac
 
 
 def needs(*overrides: str, recipe: str = "opd") -> Needs:
-    """Of a composed config."""
+    """The needs of a composed config."""
     models = ["opd.teacher.path=/models/teacher"] if recipe != "grpo" else []
     config = compose_ppo(f"recipe={recipe}", "actor_rollout_ref.model.path=/models/student", *models, *overrides)
     return read_needs(config, parse_opd(config) if "opd" in config else None)
@@ -89,11 +89,11 @@ def test_the_key_of_wandb_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_model_folder_is_its_config_and_its_files_sizes(tmp_path: Path) -> None:
     save_tiny_qwen3(tmp_path / "one")
-    one = model_files(str(tmp_path / "one"))
-    assert one.problem is None and one.sizes
-    assert one.sizes["model.safetensors"] == (tmp_path / "one/model.safetensors").stat().st_size
+    item = model_files(str(tmp_path / "one"))
+    assert item.problem is None and item.sizes
+    assert item.sizes["model.safetensors"] == (tmp_path / "one/model.safetensors").stat().st_size
     (tmp_path / "one/config.json").write_text("{}")
-    assert model_files(str(tmp_path / "one")).config != one.config
+    assert model_files(str(tmp_path / "one")).config != item.config
     (tmp_path / "one/config.json").unlink()
     assert "no config.json" in (model_files(str(tmp_path / "one")).problem or "")
     assert f"no such model folder ({tmp_path / 'two'})" == model_files(str(tmp_path / "two")).problem
@@ -163,8 +163,8 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 
 def test_an_open_port_is_reached_and_a_closed_one_is_not() -> None:
-    one, other = NodeProbe(), NodeProbe()
-    port = one.listen()
+    item, other = NodeProbe(), NodeProbe()
+    port = item.listen()
     closed = socket.socket()
     closed.bind(("127.0.0.1", 0))  # taken, and nobody listens
     started = time.monotonic()
@@ -180,22 +180,22 @@ def test_few_nodes_connect_to_all_and_many_in_a_ring_and_to_the_first() -> None:
 
 
 def test_the_config_says_what_is_needed() -> None:
-    found = needs(
+    actual = needs(
         *("trainer.nnodes=2", "trainer.n_gpus_per_node=6", "trainer.save_freq=10", "trainer.default_local_dir=/runs/a"),
         *("data.train_files=[a.parquet,hdfs://x/b.parquet]", "data.val_files=a.parquet", "trainer.logger=[console]"),
         *("opd.teacher.n_gpus_per_node=2", "opd.teacher.nnodes=2"),
     )
-    assert (found.nnodes, found.n_gpus_per_node, found.folder, found.saves) == (2, 6, "/runs/a", True)
-    assert found.models == {STUDENT: "/models/student", "opd.teacher.path": "/models/teacher"}
-    assert found.files == ("a.parquet",) and not found.wandb and not found.syncs
-    assert (found.teachers[""].nnodes, found.teachers[""].n_gpus_per_node) == (2, 2)
-    assert found.checkpoint_bytes is None, "nobody knows the size of a student that is not there"
+    assert (actual.nnodes, actual.n_gpus_per_node, actual.folder, actual.saves) == (2, 6, "/runs/a", True)
+    assert actual.models == {STUDENT: "/models/student", "opd.teacher.path": "/models/teacher"}
+    assert actual.files == ("a.parquet",) and not actual.wandb and not actual.syncs
+    assert (actual.teachers[""].nnodes, actual.teachers[""].n_gpus_per_node) == (2, 2)
+    assert actual.checkpoint_bytes is None, "nobody knows the size of a student that is not there"
     assert needs("opd.teacher.colocate=true").teachers == {}, "it has no devices of its own"
 
 
 def test_a_recipe_without_teacher_needs_the_student_alone() -> None:
-    found = needs(recipe="grpo")
-    assert found.models == {STUDENT: "/models/student"} and found.teachers == {}
+    actual = needs(recipe="grpo")
+    assert actual.models == {STUDENT: "/models/student"} and actual.teachers == {}
 
 
 def test_a_checkpoint_has_the_size_of_weights_and_moments(tmp_path: Path) -> None:
@@ -211,6 +211,6 @@ def test_of_the_jobs_environment_the_names_are_kept_and_no_value() -> None:
     config = compose_ppo("recipe=grpo", "actor_rollout_ref.model.path=/models/student").copy()
     with open_dict(config):
         OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", {"WANDB_API_KEY": SECRET}, force_add=True)
-    found = read_needs(config, None)
-    assert found.env == {"WANDB_API_KEY"} and not re.search(SECRET, repr(found))
-    assert SECRET.encode() not in pickle.dumps(found.checklist())
+    needs_read = read_needs(config, None)
+    assert needs_read.env == {"WANDB_API_KEY"} and not re.search(SECRET, repr(needs_read))
+    assert SECRET.encode() not in pickle.dumps(needs_read.checklist())

@@ -186,7 +186,7 @@ def test_teacher_is_detached() -> None:
 def test_what_is_no_member_leaves_no_trace(divergence: Divergence, tail: Tail, garbage: float) -> None:
     """Not in the value, not in the gradient; a row without members is exactly 0."""
     member = torch.tensor([[True] * K, [True, False, True, False], [False] * K])
-    found = []
+    collected = []
     for junk in (-1.0, garbage):
         log_p, log_q = some_log_probs((3,), 1, torch.float32), some_log_probs((3,), 2, torch.float32)
         log_p, log_q = torch.where(member, log_p, junk).requires_grad_(), torch.where(member, log_q, junk)
@@ -195,8 +195,8 @@ def test_what_is_no_member_leaves_no_trace(divergence: Divergence, tail: Tail, g
             value.sum().backward()
         assert value[2] == 0 and log_p.grad is not None and log_p.grad.isfinite().all()
         assert not log_p.grad[~member].any() and log_p.grad[member].any()
-        found.append((value.detach(), log_p.grad))
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+        collected.append((value.detach(), log_p.grad))
+    assert torch.equal(collected[0][0], collected[1][0]) and torch.equal(collected[0][1], collected[1][1])
 
 
 @every_divergence
@@ -321,13 +321,13 @@ def test_jsd_between_the_two_kls(tail: Tail) -> None:
     """jsd / beta -> KL(q || p) as beta -> 0 and jsd / (1 - beta) -> KL(p || q) as beta -> 1: value and gradient."""
     small = 1e-5
     for beta, scale, limit in ((small, small, Divergence.forward), (1 - small, small, Divergence.reverse)):
-        found = []
+        collected = []
         for divergence, factor in ((Divergence.jsd, 1 / scale), (limit, 1.0)):
             log_p = some_log_probs((4,), 1, torch.float64).requires_grad_()
             value = factor * support_divergence(log_p, some_log_probs((4,), 2, torch.float64), divergence, tail, beta)
             value.sum().backward()
-            found.append((value.detach(), log_p.grad))
-        torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+            collected.append((value.detach(), log_p.grad))
+        torch.testing.assert_close(collected[0], collected[1], rtol=1e-3, atol=1e-4)
 
 
 # --- the whole vocabulary in closed form

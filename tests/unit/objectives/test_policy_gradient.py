@@ -74,15 +74,15 @@ def test_by_hand(weighting: Weighting, weights: tuple[float, float]) -> None:
 @every_weighting
 def test_what_is_no_member_leaves_no_trace(weighting: Weighting, garbage: float) -> None:
     member = torch.tensor([[True, False, True], [False, False, False]])
-    found = []
+    collected = []
     for junk in (-1.0, garbage):
         sides = [torch.where(member, make_logits(2, 3, seed=seed).float().log_softmax(-1), junk) for seed in (1, 2, 3)]
         log_p = sides[0].requires_grad_()
         value = policy_gradient_topk(log_p, sides[1], sides[2], weighting, EPS_LOW, EPS_HIGH, member)
         value.sum().backward()
         assert value[1] == 0 and log_p.grad is not None and not log_p.grad[~member].any() and log_p.grad[member].any()
-        found.append((value.detach(), log_p.grad))
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+        collected.append((value.detach(), log_p.grad))
+    assert torch.equal(collected[0][0], collected[1][0]) and torch.equal(collected[0][1], collected[1][1])
 
 
 def gradients(seed: int, k: int) -> dict[str, Tensor]:
@@ -105,10 +105,10 @@ def gradients(seed: int, k: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("k", [1, 4, 8, V])
 def test_it_is_the_exact_gradient_without_the_baseline(seed: int, k: int) -> None:
     """sum w l grad log p = grad KL(pbar || qbar) + lbar grad log m_S; with k = V the mass is 1 and nothing is lost."""
-    found = gradients(seed, k)
-    torch.testing.assert_close(found["policy gradient"], found["definition"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found["policy gradient"] - found["exact"], found["baseline"], rtol=1e-5, atol=1e-6)
-    assert (found["baseline"].norm().item() > 1e-3) is (k < V)
+    own = gradients(seed, k)
+    torch.testing.assert_close(own["policy gradient"], own["definition"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(own["policy gradient"] - own["exact"], own["baseline"], rtol=1e-5, atol=1e-6)
+    assert (own["baseline"].norm().item() > 1e-3) is (k < V)
 
 
 @every_weighting

@@ -24,7 +24,7 @@ def block(rows: list[list[int]], side: int) -> SupportTensors:
 
 
 def overlap_ratio(student: Tensor, teacher: Tensor) -> Tensor:
-    """Of two blocks of ids alone."""
+    """The overlap ratio of two blocks of ids alone."""
     blocks = (SupportTensors(ids, *[-torch.ones_like(ids, dtype=torch.float32)] * 2) for ids in (student, teacher))
     return measure_overlap(*blocks).ratio
 

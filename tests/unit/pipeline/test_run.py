@@ -69,10 +69,10 @@ def test_every_pipeline_plans(path: Path, start: list[str], tmp_path: Path) -> N
 
 def test_stages_are_changed_and_added_on_the_command_line(start: list[str], tmp_path: Path) -> None:
     changes = ("stages.distil.recipe=eopd", "stages.distil.steps=7", "stages.again={recipe: grpo, student: distil}")
-    found = pipeline(start, tmp_path, *changes)
-    assert list(found.stages) == ["teacher", "distil", "again"]
-    assert (found.stages["distil"].recipe, found.stages["distil"].steps) == ("eopd", 7)
-    assert root(found, "again") == found.models.student and root(found, "teacher") == found.models.teacher
+    actual = pipeline(start, tmp_path, *changes)
+    assert list(actual.stages) == ["teacher", "distil", "again"]
+    assert (actual.stages["distil"].recipe, actual.stages["distil"].steps) == ("eopd", 7)
+    assert root(actual, "again") == actual.models.student and root(actual, "teacher") == actual.models.teacher
     assert list(pipeline(start, tmp_path, name="grpo_opd_grpo").stages) == ["teacher", "distil", "polish"]
 
 
@@ -137,20 +137,22 @@ INPUTS = StageInputs("/s t", "/t", "/train.parquet", "/val.parquet")
 def test_the_command_lines() -> None:
     config = PipelineConfig(cluster="local_cpu", seed=3, overrides=["a=1"])
     stage = StageConfig(recipe="opd", student="x", steps=5, overrides=["a=2"])
-    found = settings(config, stage, INPUTS, distils=True)
-    assert found[:2] == ["recipe=opd", "cluster=local_cpu"] and found[-2:] == ["a=1", "a=2"], "the user's come last"
+    overrides_made = settings(config, stage, INPUTS, distils=True)
+    assert overrides_made[:2] == ["recipe=opd", "cluster=local_cpu"] and overrides_made[-2:] == ["a=1", "a=2"], (
+        "the user's come last"
+    )
     wanted = {"actor_rollout_ref.model.path='/s t'", "opd.teacher.path='/t'", "opd.seed_rollouts=true", "data.seed=3"}
-    assert wanted | {"trainer.total_training_steps=5"} < set(found)
+    assert wanted | {"trainer.total_training_steps=5"} < set(overrides_made)
     grpo = settings(config, replace(stage, recipe="grpo"), replace(INPUTS, teacher=None), distils=False)
-    assert set(SEEDED) < set(grpo) and not any("opd.teacher" in one for one in grpo)
+    assert set(SEEDED) < set(grpo) and not any("opd.teacher" in item for item in grpo)
     sft = settings(config, replace(stage, recipe="cold_start"), INPUTS, distils=False)
     assert {"model.path='/s t'", "trainer.seed=3", "a=2"} < set(sft) and "a=1" not in sft
     exact = settings(replace(config, deterministic=True), stage, INPUTS, distils=True)
-    assert "opd.teacher.early=false" in exact and "opd.teacher.early=true" in found
+    assert "opd.teacher.early=false" in exact and "opd.teacher.early=true" in overrides_made
     thinking = replace(config, chat_template_kwargs={"enable_thinking": False})
     for recipe in ("opd", "cold_start"):
-        found = settings(thinking, replace(stage, recipe=recipe), INPUTS, distils=recipe == "opd")
-        assert "++data.apply_chat_template_kwargs.enable_thinking=false" in found
+        overrides_made = settings(thinking, replace(stage, recipe=recipe), INPUTS, distils=recipe == "opd")
+        assert "++data.apply_chat_template_kwargs.enable_thinking=false" in overrides_made
     assert command("opd", ["x"], 8)[1:] == ["-m", "verl.trainer.main_ppo", "x"]
     assert command("cold_start", ["x"], 1)[1:] == ["-m", "verl.trainer.sft_trainer", "x"]
     assert "--nproc_per_node=8" in command("cold_start", ["x"], 8)
@@ -161,7 +163,7 @@ def test_a_stage_goes_on_where_it_was_and_keeps_the_checkpoint_before_the_newest
     ppo, sft = (outputs(PipelineConfig(save_freq=4), "n", recipe, Path("/c")) for recipe in ("opd", "cold_start"))
     assert {"trainer.resume_mode=auto", "trainer.save_freq=4", "trainer.default_local_dir='/c'"} < set(ppo) & set(sft)
     assert "trainer.max_actor_ckpt_to_keep=2" in ppo and "trainer.max_ckpt_to_keep=2" in sft
-    assert all("hf_model" in found[0] for found in (ppo, sft)), "what the next stage reads"
+    assert all("hf_model" in item[0] for item in (ppo, sft)), "what the next stage reads"
 
 
 def fingerprints(start: list[str], out: Path, *changes: str) -> list[str]:
@@ -176,7 +178,7 @@ def test_only_what_a_stage_depends_on_changes_its_name(start: list[str], tmp_pat
     assert teacher != before[0] and distil != before[1], "another teacher"
     teacher, distil = fingerprints(start, tmp_path, 'stages.distil.overrides=["opd.advantage.clamp=5"]')
     assert teacher == before[0] and distil != before[1]
-    assert all(one not in before for one in fingerprints(start, tmp_path, "seed=1"))
+    assert all(fingerprint not in before for fingerprint in fingerprints(start, tmp_path, "seed=1"))
 
 
 def test_stages_share_the_teachers_responses(start: list[str], tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_keys_that_change_no_number_are_left_out() -> None:
 
 
 def trained(folder: StageFolder, steps: int) -> StageFolder:
-    """As verl's trainer leaves it."""
+    """A stage's folder as verl's trainer leaves it."""
     model = folder.model(steps)
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
@@ -279,11 +281,11 @@ def test_what_is_finished_is_not_run_again_and_hands_its_model_on(
         fake_stage("two", tmp_path / "stages" / "two", StageConfig(recipe="opd", student="/s", teacher="one")),
     ]
     config.data.train = config.data.val = "/d.parquet"
-    found = running.run_stages(config, stages)
-    assert len(started) == 2 and f"opd.teacher.path='{found['one'].model}'" in started[1]
+    actual = running.run_stages(config, stages)
+    assert len(started) == 2 and f"opd.teacher.path='{actual['one'].model}'" in started[1]
     assert groups == {"mine"}
-    assert (tmp_path / "mine-seed1" / "models" / "two").resolve() == Path(found["two"].model)
-    assert running.run_stages(config, stages) == found and len(started) == 2
+    assert (tmp_path / "mine-seed1" / "models" / "two").resolve() == Path(actual["two"].model)
+    assert running.run_stages(config, stages) == actual and len(started) == 2
 
 
 def test_two_pipelines_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -329,8 +331,8 @@ ROWS = [
 
 
 def test_the_gap_is_that_between_a_stages_own_student_and_teacher() -> None:
-    accuracy = {(one.benchmark, one.model): one.accuracy[0] for one in ROWS}
-    assert [recovered(one, accuracy) for one in ROWS[:2]] == [None, None]
+    accuracy = {(item.benchmark, item.model): item.accuracy[0] for item in ROWS}
+    assert [recovered(item, accuracy) for item in ROWS[:2]] == [None, None]
     assert recovered(ROWS[2], accuracy) == pytest.approx(0.5)
 
 
@@ -357,16 +359,16 @@ def test_the_table_the_picture_and_the_json(tmp_path: Path) -> None:
 def test_the_evaluation_compares_what_the_stages_read_and_made(start: list[str], tmp_path: Path) -> None:
     config = pipeline(start, tmp_path, 'eval.overrides=["n=2","preset=greedy","temperature=0.5"]')
     stages = prepare_stages(config)
-    found = models_of(config, stages, {"teacher": FinishedStage("/a", 1, 1.0), "distil": FinishedStage("/b", 1, 1.0)})
-    assert list(found) == ["models.student", "models.teacher", "teacher", "distil"] and found["distil"] == "/b"
-    evaluation = eval_config(config, found)
+    models = models_of(config, stages, {"teacher": FinishedStage("/a", 1, 1.0), "distil": FinishedStage("/b", 1, 1.0)})
+    assert list(models) == ["models.student", "models.teacher", "teacher", "distil"] and models["distil"] == "/b"
+    evaluation = eval_config(config, models)
     assert (evaluation.n, evaluation.temperature, evaluation.preset) == (2, 0.5, "greedy")
     assert evaluation.suffix == "", "the stages were trained on the files' prompts"
     thinking = replace(config, chat_template_kwargs={"enable_thinking": False})
-    assert eval_config(thinking, found).chat_template_kwargs == {"enable_thinking": False}
+    assert eval_config(thinking, models).chat_template_kwargs == {"enable_thinking": False}
     assert evaluation.benchmarks == [config.data.val] and evaluation.out == str(tmp_path / "eval")
     only_opd = pipeline(start, tmp_path, "stages.distil.teacher=${models.teacher}", "~stages.teacher")
     assert list(models_of(only_opd, prepare_stages(only_opd), {})) == ["models.student", "models.teacher"]
     config.eval.overrides = ["nope=1"]
     with pytest.raises(SystemExit, match="nope"):
-        eval_config(config, found)
+        eval_config(config, models)

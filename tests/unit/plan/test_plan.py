@@ -82,7 +82,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def planned(models: Path, *arguments: str, device: str = "h100", length: int | None = None) -> PlannedRun:
     """`student` and `teacher` by the name of their folder."""
-    paths = [one if "=" not in one or "/" in one else one.replace("=@", f"={models}/") for one in arguments]
+    paths = [
+        argument if "=" not in argument or "/" in argument else argument.replace("=@", f"={models}/")
+        for argument in arguments
+    ]
     _, overrides = split(paths)
     return plan_run(compose_ppo(*overrides), device, length)
 
@@ -126,10 +129,10 @@ def really_saved(config: Any, layers: int, dtype: torch.dtype) -> int:
     body = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).model
     kept: list[torch.Tensor] = []
     hidden = torch.randn(1, PROBE_TOKENS, config.hidden_size, dtype=dtype, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+    with torch.autograd.graph.saved_tensors_hooks(lambda item: kept.append(item) or item, lambda item: item):
         body(inputs_embeds=hidden, use_cache=False)
     own = {weight.data_ptr() for weight in body.parameters()}
-    sizes = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in kept}
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     return sum(size for pointer, size in sizes.items() if pointer not in own)
 
 
@@ -240,8 +243,8 @@ def test_what_does_not_fit_is_said_with_the_key_to_change(name: str, models: Pat
     arguments, key = TOO_MUCH[name]
     device = "a100-40" if name == "logits" else "h100"
     run = planned(models, "recipe=opd", *arguments, device=device)
-    found = misfits(run, phases(run))
-    assert any(key in str(problem) for problem in found), [str(problem) for problem in found]
+    actual = misfits(run, phases(run))
+    assert any(key in str(problem) for problem in actual), [str(problem) for problem in actual]
 
 
 def test_the_remedy_for_a_large_teacher_works(models: Path) -> None:

@@ -63,16 +63,20 @@ def run(config: ProbeConfig) -> tuple[list[PairResult], FakeGenerate]:
 
 def test_everything_is_measured_and_written(config: ProbeConfig) -> None:
     results, _ = run(config)
-    assert [(one.student, one.teacher) for one in results] == [("before", "big"), ("after", "big"), ("before", "other")]
+    assert [(result.student, result.teacher) for result in results] == [
+        ("before", "big"),
+        ("after", "big"),
+        ("before", "other"),
+    ]
     record = json.loads((Path(config.out) / "probe.json").read_text())
     before, after, other = record["pairs"]
     assert other["verdict"]["verdict"] == "cannot distil" and "measurements" not in other
-    assert any(not one["ok"] and one["fatal"] for one in other["compatibility"])
+    assert any(not entry["ok"] and entry["fatal"] for entry in other["compatibility"])
     assert set(before["measurements"]) == set(MEANINGS) == set(after["measurements"])
     assert before["measurements"] != after["measurements"], "each student has its own rollouts"
-    assert len(before["histograms"]["student"]) == 51 and [one["k"] for one in before["mass"]][:3] == [1, 2, 4]
-    assert [one["share"] for one in before["continuation"]] == [0.25, 0.5, 0.75]
-    assert sum(one["tokens"] for one in before["depth"]) == sum(before["histograms"]["student"])
+    assert len(before["histograms"]["student"]) == 51 and [entry["k"] for entry in before["mass"]][:3] == [1, 2, 4]
+    assert [entry["share"] for entry in before["continuation"]] == [0.25, 0.5, 0.75]
+    assert sum(bucket["tokens"] for bucket in before["depth"]) == sum(before["histograms"]["student"])
     text = (Path(config.out) / "probe.md").read_text()
     assert "table 3" in text and "table 4" in text and "PROBLEM: tokenizer" in text
     assert {line.count("|") for line in text.splitlines() if line.startswith("| `")} == {6}, "no cell ends early"
@@ -99,7 +103,7 @@ def test_the_numbers_are_those_of_the_models(config: ProbeConfig) -> None:
         overlaps.append((tops[0][:, :, None] == tops[1][:, None]).any(-1).double().mean())
     measured = results[0].measured
     assert measured is not None
-    values = {name: one.estimate.value for name, one in measured.values.items()}
+    values = {name: value.estimate.value for name, value in measured.values.items()}
     assert values["reverse_kl"] == pytest.approx(torch.cat(kls).mean().item(), rel=1e-4)
     assert values["student_entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-4)
     assert values["overlap_ratio"] == pytest.approx(torch.stack(overlaps).mean().item(), rel=1e-6)
@@ -138,11 +142,11 @@ def test_what_the_teacher_continues_is_judged_with_the_students_prefix(config: P
     rollouts = pq.read_table(Path(config.out) / "rollouts" / "before.parquet").to_pylist()
     assert len(rows) == 3 * PROMPTS
     for place, row in enumerate(rows):
-        share, one = config.continuation[place // PROMPTS], rollouts[place % PROMPTS]
+        share, item = config.continuation[place // PROMPTS], rollouts[place % PROMPTS]
         words = row["response_prefix"].split()
-        expected = one["response_ids"][0][: math.floor(share * len(one["response_ids"][0]))]
+        expected = item["response_ids"][0][: math.floor(share * len(item["response_ids"][0]))]
         assert [int(word[1:]) for word in words] == expected
-        assert row["reward_model"] == one["reward_model"]
+        assert row["reward_model"] == item["reward_model"]
 
 
 def test_fewer_prompts_give_several_rollouts_each(config: ProbeConfig) -> None:
@@ -164,10 +168,10 @@ def break_teacher(monkeypatch: pytest.MonkeyPatch, tokens: slice) -> None:
     column = Reading.column
 
     def broken(reading: Reading, name: str, width: int = 0) -> list[Any]:
-        found = [row.copy() for row in column(reading, name, width)]
-        for row in found if (reading.folder.name, name) == ("big", "log_prob") else []:
+        actual = [row.copy() for row in column(reading, name, width)]
+        for row in actual if (reading.folder.name, name) == ("big", "log_prob") else []:
             row[tokens] = np.nan
-        return found
+        return actual
 
     monkeypatch.setattr(Reading, "column", broken)
 
@@ -178,7 +182,7 @@ def test_a_nan_of_the_teacher_is_masked_and_counted(config: ProbeConfig, monkeyp
     break_teacher(monkeypatch, slice(0, 1))
     some = run(config)[0][0].measured
     assert whole is not None and some is not None
-    tokens = sum(one.tokens for one in whole.depth)
+    tokens = sum(bucket.tokens for bucket in whole.depth)
     assert whole.estimates["missing_share"].value == 0.0
     assert some.estimates["missing_share"].value == pytest.approx(PROMPTS / tokens)
     assert some.estimates["response_length"] == whole.estimates["response_length"]
@@ -198,16 +202,16 @@ def test_tokens_add_up(config: ProbeConfig) -> None:
     assert len(rollouts) == 2 * 3
     for rollout in rollouts:
         assert rollout["mean_reward"] == pytest.approx(
-            sum(one["reward"] for one in rollout["tokens"]) / len(rollout["tokens"]), abs=1e-3
+            sum(token["reward"] for token in rollout["tokens"]) / len(rollout["tokens"]), abs=1e-3
         )
-        for one in rollout["tokens"]:
-            assert one["reward"] == pytest.approx(one["log_q"] - one["log_p"], abs=2e-4)
+        for token in rollout["tokens"]:
+            assert token["reward"] == pytest.approx(token["log_q"] - token["log_p"], abs=2e-4)
             assert (
-                one["quadrant"]
-                == {(1, 0): 1, (1, 1): 2, (0, 0): 3, (0, 1): 4}[one["reward"] > 0, one["student_entropy"] >= 0.3]
+                token["quadrant"]
+                == {(1, 0): 1, (1, 1): 2, (0, 0): 3, (0, 1): 4}[token["reward"] > 0, token["student_entropy"] >= 0.3]
             )
-            assert len(one["top"]) == K and [q for _, q in one["top"]] == sorted(
-                (q for _, q in one["top"]), reverse=True
+            assert len(token["top"]) == K and [q for _, q in token["top"]] == sorted(
+                (q for _, q in token["top"]), reverse=True
             )
 
 

@@ -45,22 +45,22 @@ ABOVE = {"dest_corr": 0.02, "headroom": 0.99, "overlap_teacher_mass": 1.0}
 def verdict(
     above: dict[str, float] | None = None, going_on: float | None = None, **changes: Estimate | None
 ) -> Verdict:
-    values = {name: one for name, one in (HEALTHY | changes).items() if one is not None}
+    values = {name: value for name, value in (HEALTHY | changes).items() if value is not None}
     continuation = [] if going_on is None else [Continuation(0.5, near(0.3), near(going_on), 0.97)]
     return decide(Evidence(values, ABOVE | (above or {}), continuation))
 
 
 def test_a_healthy_pair_gains_and_is_as_sure_as_its_weaker_half() -> None:
-    found = verdict()
-    assert (found.verdict, found.sure, found.remedies) == (GAIN, pytest.approx(0.98), [])
-    assert "Dest:Corr 0.40 [0.35, 0.45]" in found.number and "headroom +20.0 [+15.0, +25.0] points" in found.number
-    assert "0.34 to 0.41" in found.row
+    ruling = verdict()
+    assert (ruling.verdict, ruling.sure, ruling.remedies) == (GAIN, pytest.approx(0.98), [])
+    assert "Dest:Corr 0.40 [0.35, 0.45]" in ruling.number and "headroom +20.0 [+15.0, +25.0] points" in ruling.number
+    assert "0.34 to 0.41" in ruling.row
 
 
 def test_destructive_force_above_one_is_a_risk_with_the_mask_as_remedy() -> None:
-    found = verdict({"dest_corr": 0.93}, dest_corr=Estimate(1.3, 0.9, 1.8))
-    assert (found.verdict, found.sure) == (REGRESSION, 0.93) and found.remedies[0] == MASK
-    assert "table 4" in found.row
+    ruling = verdict({"dest_corr": 0.93}, dest_corr=Estimate(1.3, 0.9, 1.8))
+    assert (ruling.verdict, ruling.sure) == (REGRESSION, 0.93) and ruling.remedies[0] == MASK
+    assert "table 4" in ruling.row
 
 
 def test_a_ratio_of_rounding_errors_is_no_risk() -> None:
@@ -68,23 +68,23 @@ def test_a_ratio_of_rounding_errors_is_no_risk() -> None:
 
 
 def test_a_worse_teacher_decides_before_everything_else() -> None:
-    found = verdict({"headroom": 0.0}, headroom=near(-0.3), dest_corr=near(2.0))
-    assert (found.verdict, found.sure) == (REGRESSION, 1.0) and "less accurate" in found.rule
+    ruling = verdict({"headroom": 0.0}, headroom=near(-0.3), dest_corr=near(2.0))
+    assert (ruling.verdict, ruling.sure) == (REGRESSION, 1.0) and "less accurate" in ruling.rule
     unsure = verdict({"headroom": 0.2}, headroom=Estimate(-0.05, -0.12, 0.02))
     assert (unsure.verdict, unsure.sure) == (NO_HEADROOM, 0.8), "the interval holds 0: no regression by this rule"
 
 
 def test_a_teacher_that_is_lost_in_the_students_states() -> None:
-    found = verdict(going_on=-0.2)
-    assert (found.verdict, found.sure, found.remedies[0]) == (REGRESSION, 0.97, COLD_START)
-    assert "after 50% of a rollout -20.0 [-25.0, -15.0] points" in found.number
+    ruling = verdict(going_on=-0.2)
+    assert (ruling.verdict, ruling.sure, ruling.remedies[0]) == (REGRESSION, 0.97, COLD_START)
+    assert "after 50% of a rollout -20.0 [-25.0, -15.0] points" in ruling.number
     assert verdict(going_on=-0.04).verdict == GAIN, "its interval holds 0"
     assert verdict(going_on=0.1).verdict == GAIN
 
 
 def test_other_likely_tokens_are_another_thinking_pattern() -> None:
-    found = verdict({"overlap_teacher_mass": 0.1}, overlap_teacher_mass=near(0.85))
-    assert (found.verdict, found.sure) == (REGRESSION, 0.9) and "97-99%" in found.row
+    ruling = verdict({"overlap_teacher_mass": 0.1}, overlap_teacher_mass=near(0.85))
+    assert (ruling.verdict, ruling.sure) == (REGRESSION, 0.9) and "97-99%" in ruling.row
 
 
 def test_no_headroom_from_accuracies_or_else_from_the_shapes() -> None:
@@ -98,8 +98,8 @@ def test_no_headroom_from_accuracies_or_else_from_the_shapes() -> None:
 
 
 def test_an_undefined_dest_corr_is_said() -> None:
-    found = verdict(dest_corr=Estimate(NAN, NAN, NAN))
-    assert (found.verdict, found.sure, found.row) == (GAIN, None, "none") and "undefined" in found.rule
+    ruling = verdict(dest_corr=Estimate(NAN, NAN, NAN))
+    assert (ruling.verdict, ruling.sure, ruling.row) == (GAIN, None, "none") and "undefined" in ruling.rule
 
 
 def test_more_remedies_for_low_overlap_cut_and_long_rollouts() -> None:
@@ -111,8 +111,8 @@ def test_more_remedies_for_low_overlap_cut_and_long_rollouts() -> None:
 @given(st.lists(st.floats(0.0, 3.0), min_size=2, max_size=2), st.floats(-0.5, 0.5))
 def test_more_destructive_force_never_makes_a_better_verdict(ratios: list[float], headroom: float) -> None:
     order = [GAIN, NO_HEADROOM, REGRESSION]
-    found = [order.index(verdict(dest_corr=near(one), headroom=near(headroom)).verdict) for one in sorted(ratios)]
-    assert found == sorted(found)
+    actual = [order.index(verdict(dest_corr=near(ratio), headroom=near(headroom)).verdict) for ratio in sorted(ratios)]
+    assert actual == sorted(actual)
 
 
 def test_teachers_are_ranked_by_verdict_then_headroom_then_force() -> None:

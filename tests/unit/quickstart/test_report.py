@@ -54,12 +54,12 @@ def test_the_table_shows_every_number() -> None:
 
 def test_json_round_trip(tmp_path: Path) -> None:
     write_json(RESULT, tmp_path / "result.json")
-    found = json.loads((tmp_path / "result.json").read_text())
-    assert found.pop("gap_recovery") == pytest.approx((0.754 - 0.125) / (0.959 - 0.125))
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content.pop("gap_recovery") == pytest.approx((0.754 - 0.125) / (0.959 - 0.125))
     for name in ("before", "after", "teacher"):
-        found[name]["overlap"] = {int(k): share for k, share in found[name]["overlap"].items()}
-        found[name] = ModelResult(**found[name])
-    assert QuickstartResult(**found) == RESULT
+        content[name]["overlap"] = {int(k): share for k, share in content[name]["overlap"].items()}
+        content[name] = ModelResult(**content[name])
+    assert QuickstartResult(**content) == RESULT
 
 
 def test_without_a_gap_everything_is_still_reported(tmp_path: Path) -> None:
@@ -96,13 +96,15 @@ def test_hydra_reads_back_any_path(path: str) -> None:
 
 def test_the_command_line_survives_a_nasty_folder(tmp_path: Path) -> None:
     paths = Paths(tmp_path / "my (1) runs, a=b" / "seed0", "opd")
-    found = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(overrides(paths, "opd", 2, 0))}
-    assert found["opd.teacher.path"] == str(paths.teacher)
-    assert found["actor_rollout_ref.model.path"] == str(paths.student)
-    assert found["data.train_files"] == str(paths.data / "train.parquet")
-    assert found["data.val_files"] == str(paths.data / "heldout.parquet")
-    assert found["trainer.default_local_dir"] == str(paths.checkpoints)
-    assert found["trainer.logger"] == ["console", "file"]
+    actual = {
+        o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(overrides(paths, "opd", 2, 0))
+    }
+    assert actual["opd.teacher.path"] == str(paths.teacher)
+    assert actual["actor_rollout_ref.model.path"] == str(paths.student)
+    assert actual["data.train_files"] == str(paths.data / "train.parquet")
+    assert actual["data.val_files"] == str(paths.data / "heldout.parquet")
+    assert actual["trainer.default_local_dir"] == str(paths.checkpoints)
+    assert actual["trainer.logger"] == ["console", "file"]
 
 
 def test_a_bad_override_is_refused_and_the_environment_kept() -> None:
@@ -115,13 +117,13 @@ def test_a_bad_override_is_refused_and_the_environment_kept() -> None:
 
 
 def test_recipes_share_what_is_prepared_and_nothing_else() -> None:
-    one, two = Paths(Path("/out/seed0"), "opd"), Paths(Path("/out/seed0"), "grpo")
+    item, two = Paths(Path("/out/seed0"), "opd"), Paths(Path("/out/seed0"), "grpo")
     for name in ("teacher", "student", "data", "tokenizer"):
-        assert getattr(one, name) == getattr(two, name) == Path("/out/seed0") / name
+        assert getattr(item, name) == getattr(two, name) == Path("/out/seed0") / name
     for name in ("metrics", "log", "checkpoints", "table", "picture"):
-        assert getattr(one, name).parent == Path("/out/seed0/opd")
+        assert getattr(item, name).parent == Path("/out/seed0/opd")
         assert getattr(two, name).parent == Path("/out/seed0/grpo")
-    assert one.distilled(7) == Path("/out/seed0/opd/checkpoints/global_step_7/actor/huggingface")
+    assert item.distilled(7) == Path("/out/seed0/opd/checkpoints/global_step_7/actor/huggingface")
     assert Paths(Path("/out")).metrics == Path("/out/metrics.jsonl")
 
 

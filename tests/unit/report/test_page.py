@@ -45,10 +45,10 @@ class Page(HTMLParser):
         self.open: list[dict[str, Any]] = []
         self.feed(text)
         self.close()
-        assert not self.open, f"not closed: {[one['tag'] for one in self.open]}"
+        assert not self.open, f"not closed: {[element['tag'] for element in self.open]}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        made = {"tag": tag, "attributes": dict(attrs), "text": "", "above": [one["tag"] for one in self.open]}
+        made = {"tag": tag, "attributes": dict(attrs), "text": "", "above": [element["tag"] for element in self.open]}
         self.elements.append(made)
         if tag not in VOID:
             self.open.append(made)
@@ -62,17 +62,17 @@ class Page(HTMLParser):
         assert self.open.pop()["tag"] == tag
 
     def handle_data(self, data: str) -> None:
-        for one in self.open:
-            one["text"] += data
+        for element in self.open:
+            element["text"] += data
 
     def all(self, tag: str, name: str | None = None) -> list[dict[str, Any]]:
         """Elements of a tag, and of a class where one is named."""
-        found = [one for one in self.elements if one["tag"] == tag]
-        return [one for one in found if name is None or name in (one["attributes"].get("class") or "").split()]
+        actual = [element for element in self.elements if element["tag"] == tag]
+        return [item for item in actual if name is None or name in (item["attributes"].get("class") or "").split()]
 
     def ids(self, tag: str) -> list[str]:
         """Ids of a tag's elements."""
-        return [one["attributes"]["id"] for one in self.all(tag) if "id" in one["attributes"]]
+        return [element["attributes"]["id"] for element in self.all(tag) if "id" in element["attributes"]]
 
 
 def report(folders: Sequence[Path], out: Path, samples: int = 6) -> Page:
@@ -98,12 +98,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_needs_nothing_else(everything: tuple[Page, Path, list[Path]]) -> None:
     page, out, _ = everything
-    named = [one["attributes"].get(name) for one in page.elements for name in REFERENCES]
+    named = [element["attributes"].get(name) for element in page.elements for name in REFERENCES]
     for reference in filter(None, named):
         inside = reference.startswith(("#", "data:image/png;base64,"))
         assert inside or (out / reference).is_file(), reference
     assert not page.all("link") and not page.all("iframe")
-    styles = "".join(one["text"] for one in page.all("style"))
+    styles = "".join(element["text"] for element in page.all("style"))
     assert "url(" not in styles and "@import" not in styles and "prefers-color-scheme: dark" in styles
 
 
@@ -127,12 +127,14 @@ def test_every_section_and_every_kind_of_chart_is_there(everything: tuple[Page, 
 
 def test_charts_have_names_and_do_not_share_ids(everything: tuple[Page, Path, list[Path]]) -> None:
     page, _, _ = everything
-    pictures = [one for one in page.all("svg") if one["attributes"].get("role") == "img"]
+    pictures = [element for element in page.all("svg") if element["attributes"].get("role") == "img"]
     assert len(pictures) == len(page.all("figure"))
-    assert all(one["attributes"]["aria-label"] for one in pictures) and len(page.all("title")) == 1 + len(pictures)
-    ids = [one["attributes"]["id"] for one in page.elements if "id" in one["attributes"]]
+    assert all(picture["attributes"]["aria-label"] for picture in pictures) and len(page.all("title")) == 1 + len(
+        pictures
+    )
+    ids = [element["attributes"]["id"] for element in page.elements if "id" in element["attributes"]]
     assert len(ids) == len(set(ids))
-    styles = [one["attributes"].get("style") or "" for one in page.elements if "svg" in one["above"]]
+    styles = [element["attributes"].get("style") or "" for element in page.elements if "svg" in element["above"]]
     referred = {part.split(")")[0] for style in styles for part in style.split("url(#")[1:]}
     assert referred <= set(ids)
     assert any("var(--ink)" in style for style in styles) and not any("#0a0b0c" in style for style in styles)
@@ -140,7 +142,7 @@ def test_charts_have_names_and_do_not_share_ids(everything: tuple[Page, Path, li
 
 def test_the_table_has_the_last_values(everything: tuple[Page, Path, list[Path]]) -> None:
     page, _, folders = everything
-    text = next(one for one in page.all("section") if one["attributes"]["id"] == "overview")["text"]
+    text = next(element for element in page.all("section") if element["attributes"]["id"] == "overview")["text"]
     for folder in folders[:2]:
         final = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["data"]
         for name in ("opd/reward_mean", "opd/dest_corr", "critic/score/mean", "val-core/aime24/acc/mean@8"):
@@ -155,16 +157,16 @@ def test_the_probe_is_told_with_sign_and_word(everything: tuple[Page, Path, list
     assert len(good) == len(warn) == 1
     assert all(part in good[0]["text"] for part in ("✓ gain expected", "86% sure", GAIN["row"], "1 of 2 checks failed"))
     assert "! regression risk" in warn[0]["text"] and "drop_destructive_q3" in warn[0]["text"]
-    (row,) = [one for one in page.all("tr") if one["text"].startswith("accuracy")]
+    (row,) = [element for element in page.all("tr") if element["text"].startswith("accuracy")]
     assert row["text"] == "accuracy0.41 [0.39, 0.43]0.61 [0.59, 0.63]"
-    (unknown,) = [one for one in page.all("tr") if one["text"].startswith("gated_share_0.8")]
+    (unknown,) = [element for element in page.all("tr") if element["text"].startswith("gated_share_0.8")]
     assert unknown["text"] == "gated_share_0.8--"
 
 
 def test_the_evaluation_is_there_by_value(everything: tuple[Page, Path, list[Path]]) -> None:
     page, _, folders = everything
     table = json.loads((folders[3] / "table.json").read_text())
-    text = next(one for one in page.all("section") if one["attributes"]["id"] == "evaluation")["text"]
+    text = next(element for element in page.all("section") if element["attributes"]["id"] == "evaluation")["text"]
     for row in table["rows"]:
         assert f"{100 * row['pass_at']['16']['value']:.1f} [" in text
     assert all(model in text for model in MODELS)
@@ -172,7 +174,7 @@ def test_the_evaluation_is_there_by_value(everything: tuple[Page, Path, list[Pat
 
 def test_charts_say_their_values(everything: tuple[Page, Path, list[Path]]) -> None:
     page, _, folders = everything
-    labels = " | ".join(one["attributes"].get("aria-label") or "" for one in page.all("svg"))
+    labels = " | ".join(element["attributes"].get("aria-label") or "" for element in page.all("svg"))
     final = json.loads((folders[1] / "metrics.jsonl").read_text().splitlines()[-1])["data"]
     assert f"B {folders[1].name}: {final['opd/reverse_kl']:.4g} nats at step 40" in labels
     assert f"Q3 {final['opd/q3_mass']:.1%} of tokens, {final['opd/q3_force']:.3g} nats" in labels
@@ -182,17 +184,17 @@ def test_charts_say_their_values(everything: tuple[Page, Path, list[Path]]) -> N
 def test_rollouts_are_shown_with_the_numbers_of_their_tokens(everything: tuple[Page, Path, list[Path]]) -> None:
     page, _, folders = everything
     assert len(page.all("article", "rollout")) == 6 + 6 + len(WHYS)
-    contents = [json.loads(one["text"]) for one in page.all("script") if one["attributes"].get("type")]
+    contents = [json.loads(element["text"]) for element in page.all("script") if element["attributes"].get("type")]
     given = json.loads((folders[2] / "tokens.json").read_text())["rollouts"][0]
-    found, token = contents[12], given["tokens"][5]
-    assert len(found["tokens"]) == len(given["tokens"])
+    actual, token = contents[12], given["tokens"][5]
+    assert len(actual["tokens"]) == len(given["tokens"])
     numbers = [token[name] for name in ("log_p", "log_q", "reward")]
-    assert found["tokens"][5][1:4] == pytest.approx(numbers, abs=1e-4)
-    assert [token["id"], token["quadrant"]] == [found["tokens"][5][0], found["tokens"][5][7]]
-    places, logs = found["tokens"][5][8][::2], found["tokens"][5][8][1::2]
-    assert [found["texts"][place] for place in places] == [text for text, _ in token["top"]]
+    assert actual["tokens"][5][1:4] == pytest.approx(numbers, abs=1e-4)
+    assert [token["id"], token["quadrant"]] == [actual["tokens"][5][0], actual["tokens"][5][7]]
+    places, logs = actual["tokens"][5][8][::2], actual["tokens"][5][8][1::2]
+    assert [actual["texts"][place] for place in places] == [text for text, _ in token["top"]]
     assert logs == pytest.approx([log_q for _, log_q in token["top"]], abs=1e-4)
-    masked = [one for one in page.all("span", "masked") if "article" in one["above"]]
+    masked = [element for element in page.all("span", "masked") if "article" in element["above"]]
     assert len(masked) == 8 * 16
 
 
@@ -230,9 +232,9 @@ def test_values_that_are_missing_everywhere_make_no_chart_and_no_error(tmp_path:
 
 
 def test_what_models_and_users_write_is_only_text(tmp_path: Path) -> None:
-    one = rollout(EVIL, EVIL, 1, top=True, length=20, prompt=EVIL)
-    one["tokens"][0]["text"] = one["tokens"][0]["top"][0][0] = one["teacher"] = EVIL
-    write(tmp_path / "run" / "tokens.json", {"rollouts": [one]})
+    item = rollout(EVIL, EVIL, 1, top=True, length=20, prompt=EVIL)
+    item["tokens"][0]["text"] = item["tokens"][0]["top"][0][0] = item["teacher"] = EVIL
+    write(tmp_path / "run" / "tokens.json", {"rollouts": [item]})
     told = {name: [EVIL] if name == "remedies" else EVIL for name in GAIN} | {"sure": None}
     bad = pair(EVIL, EVIL, 0.0, told)
     bad["compatibility"] = [{"what": EVIL, "ok": False, "detail": EVIL}]
@@ -244,7 +246,7 @@ def test_what_models_and_users_write_is_only_text(tmp_path: Path) -> None:
     write(table, content)
     write_text(tmp_path / "run" / "metrics.jsonl", json.dumps({"step": 1, "data": {f"opd/alert/{EVIL}": 1}}) + "\n")
     page = report([tmp_path / "run"], tmp_path / "out")
-    assert [one["attributes"].get("type") for one in page.all("script")] == ["application/json", None]
+    assert [element["attributes"].get("type") for element in page.all("script")] == ["application/json", None]
     assert not page.all("img") and "onerror=alert(2)" in page.elements[0]["text"]
     texts = json.loads(page.all("script")[0]["text"])["texts"]
     assert texts[0] == EVIL
@@ -253,8 +255,8 @@ def test_what_models_and_users_write_is_only_text(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_a_teacher_that_cannot_score_has_a_verdict_and_nothing_else(tmp_path: Path) -> None:
     cannot = GAIN | {"verdict": "cannot distil", "sure": None}
-    one = {"student": "s", "teacher": "t", "verdict": cannot, "compatibility": []}
-    write(tmp_path / "run" / "probe.json", {"version": 1, "pairs": [one]})
+    item = {"student": "s", "teacher": "t", "verdict": cannot, "compatibility": []}
+    write(tmp_path / "run" / "probe.json", {"version": 1, "pairs": [item]})
     page = report([tmp_path / "run"], tmp_path)
     assert page.ids("section") == ["overview"] and "✗ cannot distil" in page.all("article", "bad")[0]["text"]
     assert "sure" not in page.all("article", "bad")[0]["text"]
@@ -263,8 +265,8 @@ def test_a_teacher_that_cannot_score_has_a_verdict_and_nothing_else(tmp_path: Pa
 @pytest.mark.usefixtures("undrawn")
 def test_a_long_rollout_stays_small(tmp_path: Path) -> None:
     long = rollout("long", "by lot", 1, top=True, length=4096)
-    for one in long["tokens"]:
-        one["top"] = [[f" word{(one['id'] + at) % 5000}", -0.123456789 * (at + 1)] for at in range(16)]
+    for token in long["tokens"]:
+        token["top"] = [[f" word{(token['id'] + at) % 5000}", -0.123456789 * (at + 1)] for at in range(16)]
     write(tmp_path / "run" / "tokens.json", {"rollouts": [long] * 9})
     page = report([tmp_path / "run"], tmp_path / "out", samples=2)
     assert len(page.all("article", "rollout")) == 2

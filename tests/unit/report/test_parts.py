@@ -32,7 +32,7 @@ def run(**values: list[float | None]) -> ReportedRun:
     """Steps 1, 2, ... with these metrics; None where a step has none."""
     count = max(map(len, values.values()))
     steps = [
-        {"step": at + 1, **{f"opd/{name}": one[at] for name, one in values.items() if one[at] is not None}}
+        {"step": at + 1, **{f"opd/{name}": value[at] for name, value in values.items() if value[at] is not None}}
         for at in range(count)
     ]
     return ReportedRun("A", "run", "opd", steps)
@@ -54,28 +54,32 @@ def test_points_that_no_line_reaches_are_marked() -> None:
 
 
 def test_the_last_known_value_counts() -> None:
-    one = run(rho=[0.1, 0.2, NAN], other=[math.inf, None, 3])
-    assert last(one, "opd/rho") == (2, 0.2) and last(one, "opd/other") == (3, 3.0) and last(one, "opd/none") is None
+    result = run(rho=[0.1, 0.2, NAN], other=[math.inf, None, 3])
+    assert (
+        last(result, "opd/rho") == (2, 0.2)
+        and last(result, "opd/other") == (3, 3.0)
+        and last(result, "opd/none") is None
+    )
 
 
 def test_the_teachers_charts_say_their_ends(tmp_path: Path) -> None:
-    (found,) = read_runs([write_probe(tmp_path / "probe")], 0)
-    place, topk = teacher.charts([found])
+    (actual,) = read_runs([write_probe(tmp_path / "probe")], 0)
+    place, topk = teacher.charts([actual])
     assert "before → Qwen3-8B: 44% after 75%" in place.text
     assert "before → Qwen3-8B: k = 16 keeps 99.72% for 88 bytes" in topk.text
     for chart in (place, topk):
         figure = Figure()
         chart.draw(figure, Theme("black", "gray", "white"))
         lines = [line for line in figure.axes[0].get_lines() if not str(line.get_label()).startswith("_")]
-        assert len(lines) == len(found.pairs)
+        assert len(lines) == len(actual.pairs)
     assert teacher.charts([run(rho=[0.1])]) == []
 
 
 def test_a_pipelines_stage_is_read_from_its_attempts(tmp_path: Path) -> None:
     for name, steps in (("metrics-000.jsonl", range(1, 4)), ("metrics-001.jsonl", range(3, 6))):
         write_steps(tmp_path / name, [{"step": step, "opd/rho": step / 10} for step in steps])
-    (found,) = read_runs([tmp_path], 0)
-    assert points(found, "opd/rho") == [(step, step / 10) for step in range(1, 6)]
+    (actual,) = read_runs([tmp_path], 0)
+    assert points(actual, "opd/rho") == [(step, step / 10) for step in range(1, 6)]
 
 
 def test_alerts_are_told_with_their_steps() -> None:
@@ -83,18 +87,18 @@ def test_alerts_are_told_with_their_steps() -> None:
 
 
 def test_depths_are_in_order_of_position_with_nan_for_what_is_missing() -> None:
-    one = run(**{"depth/512-1023/reward": [-1.0, None], "depth/0-511/reward": [-0.5, -0.25]})
-    steps, grid = grid_of(one)
+    result = run(**{"depth/512-1023/reward": [-1.0, None], "depth/0-511/reward": [-0.5, -0.25]})
+    steps, grid = grid_of(result)
     assert steps == [1, 2] and grid[0].tolist() == [-0.5, -0.25] and grid[1][0] == -1.0 and math.isnan(grid[1][1])
 
 
 def test_quadrants_need_all_masses_and_forces() -> None:
     known = {f"q{number}_{kind}": 0.25 for number in range(1, 5) for kind in ("mass", "force")}
-    found = quadrants(lambda name: known.get(name, NAN))
-    assert found is not None and found.total == 1.0 and math.isnan(found.dest_corr)
+    shares = quadrants(lambda name: known.get(name, NAN))
+    assert shares is not None and shares.total == 1.0 and math.isnan(shares.dest_corr)
     known |= {"destructive_mass": 0.1, "destructive_reward": 0.5, "corrective_mass": 0.2, "corrective_reward": 0.125}
-    found = quadrants(lambda name: known.get(name, NAN))
-    assert found is not None and found.destructive / found.corrective == pytest.approx(2.0)
+    shares = quadrants(lambda name: known.get(name, NAN))
+    assert shares is not None and shares.destructive / shares.corrective == pytest.approx(2.0)
     known["q4_force"] = NAN
     assert quadrants(lambda name: known.get(name, NAN)) is None
 
@@ -107,27 +111,27 @@ def test_names_are_as_long_as_they_must_be() -> None:
 
 @given(st.integers(0, 30), st.integers(0, 10))
 def test_an_even_choice_has_both_ends(length: int, count: int) -> None:
-    found = evenly(range(length), count)
-    assert len(found) == min(length, count) and found == sorted(set(found))
+    chosen = evenly(range(length), count)
+    assert len(chosen) == min(length, count) and chosen == sorted(set(chosen))
     if count > 1 and length > 1:
-        assert (found[0], found[-1]) == (0, length - 1)
+        assert (chosen[0], chosen[-1]) == (0, length - 1)
 
 
 def test_samples_are_of_the_first_the_middle_and_the_last_step(tmp_path: Path) -> None:
     write_training(tmp_path / "run", 0.9, 1)
-    (one,) = read_runs([tmp_path / "run"], 5)
-    assert [shown.step for shown in one.shown] == [10, 10, 30, 30, 40] and one.recipe == "eopd"
-    assert [shown.sample.why for shown in one.shown[:2]] == ["lowest mean r_t", "highest mean r_t"]
+    (item,) = read_runs([tmp_path / "run"], 5)
+    assert [shown.step for shown in item.shown] == [10, 10, 30, 30, 40] and item.recipe == "eopd"
+    assert [shown.sample.why for shown in item.shown[:2]] == ["lowest mean r_t", "highest mean r_t"]
     assert read_runs([tmp_path / "run"], 0)[0].shown == [] and recipe_of(tmp_path / "none") == ""
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_labels_keep_apart_and_in_order(places: list[float]) -> None:
-    found = spread(places, 0.1)
+    places_found = spread(places, 0.1)
     order = sorted(range(len(places)), key=places.__getitem__)
     room = min(0.1, 1 / max(len(places) - 1, 1))
-    assert all(found[after] - found[before] > room - 1e-9 for before, after in pairwise(order))
-    assert min(found) >= -1e-9 and max(found) <= 1 + 1e-9
+    assert all(places_found[after] - places_found[before] > room - 1e-9 for before, after in pairwise(order))
+    assert min(places_found) >= -1e-9 and max(places_found) <= 1 + 1e-9
 
 
 def test_a_label_that_is_alone_stays_beside_its_line() -> None:

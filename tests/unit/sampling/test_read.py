@@ -55,14 +55,16 @@ def test_the_numbers_are_the_models_own_and_read_once(tmp_path: Path, in_process
     path = save_model(tmp_path / "model")
     reading = Reading(requests(40), tmp_path / "entropy" / "bench")
     read_model(path, {"a": 1}, [reading], False, tmp_path / "log")
-    found = reading.column("entropy")
-    for row, ours in zip(reading.requests.to_pylist(), found, strict=True):
+    column_read = reading.column("entropy")
+    for row, ours in zip(reading.requests.to_pylist(), column_read, strict=True):
         log_p = log_probs(path, row)
         assert ours == pytest.approx(-(log_p.exp() * log_p).sum(-1).numpy(), abs=1e-4)
     assert reading.parts.count == 2
     reading.parts.path(1).unlink()
     read_model(path, {"a": 1}, [reading], False, tmp_path / "log")
-    assert len(in_process) == 2 and all((a == b).all() for a, b in zip(found, reading.column("entropy"), strict=True))
+    assert len(in_process) == 2 and all(
+        (a == b).all() for a, b in zip(column_read, reading.column("entropy"), strict=True)
+    )
     read_model(path, {"a": 1}, [reading], False, tmp_path / "log")
     assert len(in_process) == 2, "nothing was missing"
     read_model(path, {"a": 2}, [reading], False, tmp_path / "log")

@@ -71,7 +71,7 @@ def test_every_response_is_judged_by_its_own_row(undisturbed: Path) -> None:
 
 
 class Killed(BaseException):
-    """As if the process were gone."""
+    """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize("after", range(4))

@@ -1,4 +1,4 @@
-"""What a configuration makes us ask of the teacher."""
+"""The scores that a configuration needs of the teacher."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""What a run is written down with: wandb's id, group and mode, metrics.jsonl, and no secret in the config."""
+"""The record of a run: wandb's id, group and mode, metrics.jsonl, and no secret in the config."""
 
 import json
 import os
@@ -47,8 +47,8 @@ def started(folder: Path, *overrides: str, recipe: str = "opd", logger: str = "[
 
 
 def env_vars(config: DictConfig) -> dict[str, Any]:
-    found: Any = OmegaConf.to_container(OmegaConf.select(config, ENV_VARS))
-    return found
+    actual: Any = OmegaConf.to_container(OmegaConf.select(config, ENV_VARS))
+    return actual
 
 
 def save_checkpoint(folder: Path, step: int) -> None:
@@ -59,8 +59,8 @@ def save_checkpoint(folder: Path, step: int) -> None:
 @pytest.mark.parametrize("recipe", ["opd", "grpo"])
 def test_a_run_is_told_where_it_logs(recipe: str, tmp_path: Path) -> None:
     config = started(tmp_path, "trainer.experiment_name=mine-seed3", recipe=recipe)
-    found = env_vars(config)
-    assert re.fullmatch("[0-9a-f]{8}", found.pop("WANDB_RUN_ID")) and found == {
+    variables = env_vars(config)
+    assert re.fullmatch("[0-9a-f]{8}", variables.pop("WANDB_RUN_ID")) and variables == {
         "WANDB_RESUME": "allow",
         "WANDB_RUN_GROUP": "mine",
         "WANDB_DIR": str(tmp_path),
@@ -98,10 +98,10 @@ def test_the_same_command_after_a_kill_goes_on_in_the_same_wandb_run(tmp_path: P
 
 def test_a_branch_of_another_runs_checkpoint_is_a_run_of_its_own(tmp_path: Path) -> None:
     first, branch = tmp_path / "first", tmp_path / "branch"
-    found = run_id(started(first))
+    identifier = run_id(started(first))
     save_checkpoint(first, 3)
     path = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={first}/global_step_3")
-    assert run_id(started(branch, *path)) != found and run_id(started(first)) == found
+    assert run_id(started(branch, *path)) != identifier and run_id(started(first)) == identifier
 
 
 def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,9 @@ def test_what_a_submitted_job_was_given_is_not_given_again(tmp_path: Path, monke
     job = {"runtime_env": {"env_vars": {"WANDB_RUN_GROUP": "theirs"}}}
     monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps(job))
     monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
-    found = env_vars(started(tmp_path))
-    assert "WANDB_RUN_GROUP" not in found and found["WANDB_RESUME"] == "allow"
-    assert _merge_runtime_env(job["runtime_env"], {"env_vars": found}) is not None
+    variables = env_vars(started(tmp_path))
+    assert "WANDB_RUN_GROUP" not in variables and variables["WANDB_RESUME"] == "allow"
+    assert _merge_runtime_env(job["runtime_env"], {"env_vars": variables}) is not None
 
 
 def test_a_rewound_run_is_left_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ CALLBACK = "+hydra.callbacks.run_tracking._target_=opd_verl.tracking.callback.Ru
 
 
 def run_app(folder: Path, *overrides: str) -> str:
-    """What a program of Hydra's with our callback prints; its config has just the keys that the callback reads."""
+    """The output of a Hydra program with our callback; its config has just the keys that the callback reads."""
     command = [sys.executable, "-c", APP, *ROOT, CALLBACK, *overrides]
     done = subprocess.run(command, cwd=folder, env=clean_env(), capture_output=True, text=True, timeout=300)
     return done.stdout + done.stderr

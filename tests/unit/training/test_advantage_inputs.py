@@ -1,4 +1,4 @@
-"""What the advantage step reads, and the supports made of both sides' top-k."""
+"""The inputs of the advantage step, and the supports made of both sides' top-k."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,20 +151,20 @@ def test_joint_supports_against_brute_force(data: Any, support: Support, k: int)
     if k == 2:
         for name in vars(STUDENT_FIELDS).values():
             data[name] = nested([row[:, :k] for row in data[name].unbind()], data[name].dtype)
-    found, metrics = joint_support(data, support, k)
-    assert set(found) == set(vars(JOINT_FIELDS).values())
-    assert all(row_lengths(value).tolist() == LENGTHS for value in found.values())
+    fields, metrics = joint_support(data, support, k)
+    assert set(fields) == set(vars(JOINT_FIELDS).values())
+    assert all(row_lengths(value).tolist() == LENGTHS for value in fields.values())
     mask = data["response_mask"].values().bool()
     sizes = []
     blocks = {name: [data[getattr(where, name)].values() for where in (STUDENT_FIELDS, TEACHER_FIELDS)]
               for name in ("ids", "log_q", "log_p_old")}  # fmt: skip
     for t in range(sum(LENGTHS)):
         student, teacher = blocks["ids"][0][t].tolist(), blocks["ids"][1][t, :k].tolist()
-        ids = found[JOINT_FIELDS.ids].values()[t].tolist()
+        ids = fields[JOINT_FIELDS.ids].values()[t].tolist()
         there = [i for i in ids if i >= 0]
         assert len(there) == len(set(there)) and set(there) == naive_support(student, teacher, support)
         for name in ("log_q", "log_p_old"):
-            values = found[getattr(JOINT_FIELDS, name)].values()[t]
+            values = fields[getattr(JOINT_FIELDS, name)].values()[t]
             known = dict(zip(teacher, blocks[name][1][t, :k].tolist(), strict=True))
             known |= dict(zip(student, blocks[name][0][t].tolist(), strict=True))  # a shared id is the student's column
             assert [values[c].item() for c, i in enumerate(ids) if i >= 0] == [known[i] for i in there]
@@ -173,13 +173,13 @@ def test_joint_supports_against_brute_force(data: Any, support: Support, k: int)
     assert metrics == {"opd/support_size": pytest.approx(torch.tensor(sizes).float()[mask].mean().item())}
 
 
-@pytest.mark.parametrize("support", [one for one in Support if one not in JOINT])
+@pytest.mark.parametrize("support", [item for item in Support if item not in JOINT])
 def test_other_supports_have_no_fields_of_their_own(data: Any, support: Support) -> None:
     assert joint_support(data, support, 3) == ({}, {})
 
 
 def inputs_of(data: Any) -> RewardInputs:
-    """What the hooks would read: only the mask matters here."""
+    """Inputs of the hooks: only the mask matters here."""
     mask = data["response_mask"].to_padded_tensor(0)
     return RewardInputs(mask.float(), mask.float(), mask, mask.float(), mask[:, 0])
 
@@ -188,13 +188,13 @@ def test_the_overlap_of_a_step_stands_at_each_tokens_place(data: Any) -> None:
     """A teacher's top 2 is compared with as many of the student's 3 (Rethinking eq. 6 compares equal k)."""
     for name in vars(TEACHER_FIELDS).values():
         data[name] = nested([row[:, :2] for row in data[name].unbind()], data[name].dtype)
-    found = observed(data, inputs_of(data)).overlap
-    assert found is not None and found.ratio.shape == (len(LENGTHS), max(LENGTHS))
+    actual = observed(data, inputs_of(data)).overlap
+    assert actual is not None and actual.ratio.shape == (len(LENGTHS), max(LENGTHS))
     blocks = (data[where.ids].unbind() for where in (STUDENT_FIELDS, TEACHER_FIELDS))
     for row, (student, teacher) in enumerate(zip(*blocks, strict=True)):
         by_hand = [len(set(a) & set(b)) / 2 for a, b in zip(student[:, :2].tolist(), teacher.tolist(), strict=True)]
-        assert found.ratio[row, : len(student)].tolist() == pytest.approx(by_hand)
-        assert (found.ratio[row, len(student) :] == 0).all()
+        assert actual.ratio[row, : len(student)].tolist() == pytest.approx(by_hand)
+        assert (actual.ratio[row, len(student) :] == 0).all()
 
 
 @pytest.mark.parametrize("absent", [STUDENT_FIELDS, TEACHER_FIELDS])

@@ -106,7 +106,7 @@ def test_what_is_asked_is_answered_row_by_row(
         assert all(ids.dtype == np.int32 for ids in teacher.at_ids)
     else:
         assert teacher.at_ids is None
-    assert [one.length for one in scores] == LENGTHS and [bool(one.valid.all()) for one in scores] == [
+    assert [item.length for item in scores] == LENGTHS and [bool(item.valid.all()) for item in scores] == [
         True,
         True,
         False,
@@ -122,7 +122,7 @@ def test_padding_anywhere_in_the_batch(store: Store, batch: Any) -> None:
     teacher: Any = Teacher()
     scores = collect_scores(batch, teacher, 0)
     assert [request.key for request in teacher.requests] == ["b_0_0", "pad_0_0"]
-    assert [bool(one.valid.all()) for one in scores] == [False, True, True] and [s.length for s in scores] == LENGTHS
+    assert [bool(item.valid.all()) for item in scores] == [False, True, True] and [s.length for s in scores] == LENGTHS
     assert torch.equal(scores[1].log_q, score(1, 0).log_q)
 
 
@@ -131,25 +131,25 @@ def test_padding_anywhere_in_the_batch(store: Store, batch: Any) -> None:
 )
 def test_a_missing_score_has_the_others_fields(widths: dict[str, int]) -> None:
     like = score(3, 0, **widths)
-    found = missing_like(like, 7)
-    assert found.length == 7 and not found.valid.any()
+    missing = missing_like(like, 7)
+    assert missing.length == 7 and not missing.valid.any()
     for name, value in vars(like).items():
-        empty = getattr(found, name)
+        empty = getattr(missing, name)
         assert (value is None) == (empty is None), name
         assert value is None or empty.shape == (7, *value.shape[1:]), name
-    assert found.hidden is None or found.hidden.dtype == torch.bfloat16
+    assert missing.hidden is None or missing.hidden.dtype == torch.bfloat16
 
 
 def test_a_merged_token_is_valid_where_both_answers_are() -> None:
     early = [score(3, 0, topk=T, hidden=H, valid=torch.tensor([True, False, True])), score(2, 1, topk=T, hidden=H)]
     late = [score(3, 2, at_ids=K, valid=torch.tensor([False, True, True])), TeacherScore.missing(2, at_ids=K)]
-    found = merge(early, late)
-    assert [one.valid.tolist() for one in found] == [[False, False, True], [False, False]]
-    for one, first, second in zip(found, early, late, strict=True):
+    merged_scores = merge(early, late)
+    assert [item.valid.tolist() for item in merged_scores] == [[False, False, True], [False, False]]
+    for item, first, second in zip(merged_scores, early, late, strict=True):
         for name in ("log_q", "entropy", "topk_ids", "topk_log_q", "hidden"):
-            assert torch.equal(getattr(one, name), getattr(first, name)), name
-        assert one.at_ids_log_q is second.at_ids_log_q
-    assert [one.valid.tolist() for one in early] == [[True, False, True], [True, True]], "the parts stay as they were"
+            assert torch.equal(getattr(item, name), getattr(first, name)), name
+        assert item.at_ids_log_q is second.at_ids_log_q
+    assert [item.valid.tolist() for item in early] == [[True, False, True], [True, True]], "the parts stay as they were"
 
 
 def complete(**widths: int) -> list[TeacherScore]:

@@ -45,10 +45,10 @@ def column(nodes: pa.Table, name: str) -> np.ndarray:
 
 def by_path(nodes: pa.Table) -> dict[tuple[int, int, str], list[Row]]:
     """The rows of each question, path and teacher."""
-    found: dict[tuple[int, int, str], list[Row]] = {}
+    collected: dict[tuple[int, int, str], list[Row]] = {}
     for row in nodes.to_pylist():
-        found.setdefault((row["question"], row["path"], row["teacher"]), []).append(row)
-    return found
+        collected.setdefault((row["question"], row["path"], row["teacher"]), []).append(row)
+    return collected
 
 
 def naive_path(rows: list[Row]) -> dict[str, float]:
@@ -59,25 +59,25 @@ def naive_path(rows: list[Row]) -> dict[str, float]:
     signal, kl = ranges * cosines, np.array([row["kl"] for row in points])
     features = {name: [row[name] for row in points] for name in FEATURES if name != "depth"}
     features["depth"] = [row["depth"] / row["length"] for row in points]
-    found = {
+    actual = {
         "cosine": cosines.mean(),
         "weighted_cosine": signal.sum() / ranges.sum(),
-        "positive_share": sum(one > 0 for one in cosines) / len(cosines),
+        "positive_share": sum(cosine > 0 for cosine in cosines) / len(cosines),
         "advantage": np.mean([row["advantage"] for row in points]),
         "points": len(points),
         "signal": signal.mean(),
     }
-    found |= {f"spearman/{name}": spearmanr(cosines, values).statistic for name, values in features.items()}
+    actual |= {f"spearman/{name}": spearmanr(cosines, values).statistic for name, values in features.items()}
     for threshold, name in ((0.0, "0"), (0.3, "0.3")):
         kept = signal[cosines > threshold]
-        found[f"selective/{name}"] = kept.mean()
-        found[f"retained/{name}"] = len(kept) / len(points)
-        found[f"beats/{name}"] = float(kept.mean() > signal.mean())
+        actual[f"selective/{name}"] = kept.mean()
+        actual[f"retained/{name}"] = len(kept) / len(points)
+        actual[f"beats/{name}"] = float(kept.mean() > signal.mean())
     for quantile in (0.25, 0.5, 0.75):
         ordered = sorted(row["kl"] for row in rows)
         least = ordered[math.ceil(quantile * (len(ordered) - 1))]
-        found[f"signal_above_kl/{quantile:g}"] = signal[kl >= least].mean()
-    return found
+        actual[f"signal_above_kl/{quantile:g}"] = signal[kl >= least].mean()
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,12 @@ def analysis() -> Analysis:
 
 def test_every_measurement_of_every_path_is_the_definitions() -> None:
     tokens, paths = read_tokens(NODES, "gkd"), by_path(NODES)
-    found = measure_paths(tokens)
-    assert found.keys() == MEANINGS.keys()
+    paths_measured = measure_paths(tokens)
+    assert paths_measured.keys() == MEANINGS.keys()
     assert len(tokens.paths.question) == len(paths) == 9 * 4 * 2
     for unit, key in enumerate(zip(tokens.paths.row, tokens.paths.number, tokens.paths.teacher, strict=True)):
         expected = naive_path(paths[key])
-        assert {name: values[unit] for name, values in found.items()} == pytest.approx(expected, abs=1e-12)
+        assert {name: values[unit] for name, values in paths_measured.items()} == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_order_of_the_rows_does_not_matter(analysis: Analysis) -> None:
@@ -103,46 +103,46 @@ def test_the_order_of_the_rows_does_not_matter(analysis: Analysis) -> None:
 def test_a_teachers_mean_counts_each_path_once_and_draws_whole_questions(analysis: Analysis) -> None:
     means = {key: naive_path(rows)["cosine"] for key, rows in by_path(NODES).items()}
     drawn = draws(9, RESAMPLES, 0)
-    for one in analysis.teachers:
+    for item in analysis.teachers:
         of_questions = [
-            [mean for (row, _, teacher), mean in means.items() if row == question and teacher == one.name]
+            [mean for (row, _, teacher), mean in means.items() if row == question and teacher == item.name]
             for question in range(9)
         ]
-        found = [
+        actual = [
             np.average(np.concatenate(of_questions), weights=np.repeat(times, [len(part) for part in of_questions]))
             for times in drawn.numpy()
         ]
-        assert one.means[COSINE].value == pytest.approx(np.mean(np.concatenate(of_questions)))
-        ends = (one.means[COSINE].low, one.means[COSINE].high)
-        assert ends == pytest.approx(np.quantile(found, [0.025, 0.975]).tolist())
-        assert (one.paths, one.questions) == (36, 9)
-    assert [one.name for one in analysis.teachers] == ["strong", "weak"]
+        assert item.means[COSINE].value == pytest.approx(np.mean(np.concatenate(of_questions)))
+        ends = (item.means[COSINE].low, item.means[COSINE].high)
+        assert ends == pytest.approx(np.quantile(actual, [0.025, 0.975]).tolist())
+        assert (item.paths, item.questions) == (36, 9)
+    assert [item.name for item in analysis.teachers] == ["strong", "weak"]
     assert analysis.teachers[0].means[COSINE].value > analysis.teachers[1].means[COSINE].value
     together = analysis.together.means[COSINE].value
-    assert together == pytest.approx(np.mean([one.means[COSINE].value for one in analysis.teachers]))
+    assert together == pytest.approx(np.mean([item.means[COSINE].value for item in analysis.teachers]))
 
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_correct_and_incorrect_paths_are_compared_over_paths_and_over_questions(analysis: Analysis, name: str) -> None:
     values = {key: (naive_path(rows)[name], rows[0]["correct"]) for key, rows in by_path(NODES).items()}
     for group, teachers in ((analysis.together, {"strong", "weak"}), (analysis.teachers[1], {"weak"})):
-        mine = {key: one for key, one in values.items() if key[2] in teachers}
+        mine = {key: item for key, item in values.items() if key[2] in teachers}
         correct, incorrect = ([value for value, kind in mine.values() if kind is side] for side in (True, False))
         pairs = []
         for question in range(9):
             kinds = [[value for key, (value, kind) in mine.items() if key[0] == question and kind is side]
                      for side in (True, False)]  # fmt: skip
             pairs.append(np.mean(kinds[0]) - np.mean(kinds[1]))
-        found = group.sides[name]
-        assert found.correct.value == pytest.approx(np.mean(correct))
-        assert found.incorrect.value == pytest.approx(np.mean(incorrect))
-        assert found.difference.value == pytest.approx(np.mean(pairs))  # two paths of each kind in every question
+        actual = group.sides[name]
+        assert actual.correct.value == pytest.approx(np.mean(correct))
+        assert actual.incorrect.value == pytest.approx(np.mean(incorrect))
+        assert actual.difference.value == pytest.approx(np.mean(pairs))  # two paths of each kind in every question
         replicates = (draws(9, RESAMPLES, 0) @ torch.tensor(pairs) / 9).numpy()
-        ends = (found.difference.low, found.difference.high)
+        ends = (actual.difference.low, actual.difference.high)
         assert ends == pytest.approx(np.quantile(replicates, [0.025, 0.975]).tolist())
-        assert found.welch == pytest.approx(ttest_ind(correct, incorrect, equal_var=False).pvalue)
-        assert found.wilcoxon == pytest.approx(wilcoxon(pairs).pvalue)
-        assert found.questions == 9
+        assert actual.welch == pytest.approx(ttest_ind(correct, incorrect, equal_var=False).pvalue)
+        assert actual.wilcoxon == pytest.approx(wilcoxon(pairs).pvalue)
+        assert actual.questions == 9
 
 
 def test_questions_without_a_correct_rollout_are_counted_and_nothing_else() -> None:
@@ -160,45 +160,45 @@ def test_the_ends_of_the_difficulties() -> None:
 
 
 def test_the_mean_cosine_of_each_difficulty(analysis: Analysis) -> None:
-    for one in analysis.teachers:
+    for teacher in analysis.teachers:
         for place, level in enumerate(("easy", "medium", "hard")):  # the pass rates of Shape, in turn
-            mine = {key: rows for key, rows in by_path(NODES).items() if key[0] % 3 == place and key[2] == one.name}
+            mine = {key: rows for key, rows in by_path(NODES).items() if key[0] % 3 == place and key[2] == teacher.name}
             expected = np.mean([naive_path(rows)["cosine"] for rows in mine.values()])
-            assert one.bins[level].value == pytest.approx(expected)
-            assert one.bins[level].low < expected < one.bins[level].high
+            assert teacher.bins[level].value == pytest.approx(expected)
+            assert teacher.bins[level].low < expected < teacher.bins[level].high
 
 
 def test_the_distribution_counts_every_decision_point_by_kind(analysis: Analysis) -> None:
     cosines, correct = column(NODES, "cosine/gkd").astype(float), column(NODES, "correct")
     kept = column(NODES, "decision")
-    found = analysis.together.cosines
-    assert found.mean == pytest.approx(cosines[kept].mean())
-    assert found.std == pytest.approx(cosines[kept].std())
-    assert (sum(found.correct), sum(found.incorrect)) == ((kept & correct).sum(), (kept & ~correct).sum())
-    assert found.correct[-1] == (kept & correct & (cosines >= 0.9)).sum()
-    assert analysis.together.points == kept.sum() == sum(one.points for one in analysis.teachers)
+    actual = analysis.together.cosines
+    assert actual.mean == pytest.approx(cosines[kept].mean())
+    assert actual.std == pytest.approx(cosines[kept].std())
+    assert (sum(actual.correct), sum(actual.incorrect)) == ((kept & correct).sum(), (kept & ~correct).sum())
+    assert actual.correct[-1] == (kept & correct & (cosines >= 0.9)).sum()
+    assert analysis.together.points == kept.sum() == sum(teacher.points for teacher in analysis.teachers)
 
 
 def test_a_cosine_that_rounding_puts_above_1_is_counted(analysis: Analysis) -> None:
     above = column(NODES, "decision") & (column(NODES, "cosine/gkd").astype(float) > 0.9)
-    found = analyse(set_where(NODES, "cosine/gkd", above, 1 + 1e-12), "gkd", resamples=100).together
-    assert found.cosines.correct == analysis.together.cosines.correct
-    assert found.cosines.incorrect[-1] > 0
+    actual = analyse(set_where(NODES, "cosine/gkd", above, 1 + 1e-12), "gkd", resamples=100).together
+    assert actual.cosines.correct == analysis.together.cosines.correct
+    assert actual.cosines.incorrect[-1] > 0
 
 
 def test_decision_points_without_a_cosine_are_counted_apart() -> None:
     gone = column(NODES, "decision") & (column(NODES, "teacher") == "weak") & (column(NODES, "depth") % 2 == 0)
-    found = analyse(set_where(NODES, "cosine/gkd", gone, None), "gkd", resamples=100)
-    assert found.undefined == gone.sum() > 0
-    assert f"{gone.sum()} decision points have no cosine" in to_markdown(found)
-    assert found.together.points == column(NODES, "decision").sum() - gone.sum()
+    actual = analyse(set_where(NODES, "cosine/gkd", gone, None), "gkd", resamples=100)
+    assert actual.undefined == gone.sum() > 0
+    assert f"{gone.sum()} decision points have no cosine" in to_markdown(actual)
+    assert actual.together.points == column(NODES, "decision").sum() - gone.sum()
 
 
 def test_a_path_without_decision_points_has_no_mean_but_counts_among_the_points() -> None:
     empty = (column(NODES, "path") == 3) & (column(NODES, "question") == 0)
-    found = analyse(set_where(NODES, "decision", empty, False), "gkd", resamples=100).teachers[0]
-    assert found.paths == 35
-    assert found.means[POINTS].value == pytest.approx(found.points / 36)
+    actual = analyse(set_where(NODES, "decision", empty, False), "gkd", resamples=100).teachers[0]
+    assert actual.paths == 35
+    assert actual.means[POINTS].value == pytest.approx(actual.points / 36)
 
 
 def test_few_or_equal_values_have_no_rank_correlation() -> None:
@@ -211,28 +211,30 @@ def test_few_or_equal_values_have_no_rank_correlation() -> None:
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=5, max_size=30))
 def test_rank_correlation_is_scipys_also_with_ties(pairs: list[tuple[int, int]]) -> None:
     first, second = np.array(pairs, dtype=float).T
-    found = rank_correlation(np.stack([first, second, np.exp(second)]))
+    correlations = rank_correlation(np.stack([first, second, np.exp(second)]))
     if np.ptp(first) and np.ptp(second):
-        assert found == pytest.approx([spearmanr(first, second).statistic] * 2)
+        assert correlations == pytest.approx([spearmanr(first, second).statistic] * 2)
     else:
-        assert np.isnan(found).all()
+        assert np.isnan(correlations).all()
 
 
 @given(st.integers(0, 10**6))
 def test_the_oracle_never_loses_to_the_whole_path(seed: int) -> None:
-    found = measure_paths(read_tokens(node_table(Shape(questions=1, length=8), {"one": 1.0}, seed), "gkd"))
-    full, kept = found[SIGNAL], found["retained/0"] > 0
-    assert (found["selective/0"][kept] >= full[kept] - 1e-12).all()
-    assert (found["retained/0.3"][kept] <= found["retained/0"][kept]).all()
-    all_kept = found["retained/0"] == 1
-    assert (found["selective/0"][all_kept] == full[all_kept]).all() and not found["beats/0"][all_kept].any()
+    paths_measured = measure_paths(read_tokens(node_table(Shape(questions=1, length=8), {"one": 1.0}, seed), "gkd"))
+    full, kept = paths_measured[SIGNAL], paths_measured["retained/0"] > 0
+    assert (paths_measured["selective/0"][kept] >= full[kept] - 1e-12).all()
+    assert (paths_measured["retained/0.3"][kept] <= paths_measured["retained/0"][kept]).all()
+    all_kept = paths_measured["retained/0"] == 1
+    assert (paths_measured["selective/0"][all_kept] == full[all_kept]).all() and not paths_measured["beats/0"][
+        all_kept
+    ].any()
 
 
 def test_a_path_that_keeps_nothing_does_not_beat_the_whole_one() -> None:
     worst = set_where(NODES, "cosine/gkd", column(NODES, "decision"), -0.5)
-    found = analyse(worst, "gkd", resamples=100).together.means
-    assert math.isnan(found["selective/0"].value)
-    assert (found["retained/0"].value, found["beats/0"].value) == (0.0, 0.0)
+    actual = analyse(worst, "gkd", resamples=100).together.means
+    assert math.isnan(actual["selective/0"].value)
+    assert (actual["retained/0"].value, actual["beats/0"].value) == (0.0, 0.0)
 
 
 def test_tests_that_cannot_say_anything() -> None:
@@ -244,18 +246,18 @@ def test_tests_that_cannot_say_anything() -> None:
 
 
 def test_one_question_has_values_and_no_interval() -> None:
-    found = analyse(node_table(Shape(questions=1)), "gkd", resamples=100)
-    one = found.teachers[0]
-    assert math.isfinite(one.means[COSINE].value) and math.isnan(one.means[COSINE].low)
-    assert math.isfinite(one.sides[COSINE].difference.value) and math.isnan(one.sides[COSINE].difference.high)
+    actual = analyse(node_table(Shape(questions=1)), "gkd", resamples=100)
+    item = actual.teachers[0]
+    assert math.isfinite(item.means[COSINE].value) and math.isnan(item.means[COSINE].low)
+    assert math.isfinite(item.sides[COSINE].difference.value) and math.isnan(item.sides[COSINE].difference.high)
 
 
 def test_nothing_to_measure_is_said_not_made_up() -> None:
     for nodes in (node_table(Shape(questions=2, length=8, pass_rates=(0.0,))), NODES.slice(0, 0)):
-        found = analyse(nodes, "gkd", resamples=100)
-        assert found.teachers == [] and found.together.points == 0
-        assert to_json(found)["together"]["means"]["cosine"] == {"value": None, "low": None, "high": None}
-        assert "| all teachers | - | - | 0 |" in to_markdown(found)
+        actual = analyse(nodes, "gkd", resamples=100)
+        assert actual.teachers == [] and actual.together.points == 0
+        assert to_json(actual)["together"]["means"]["cosine"] == {"value": None, "low": None, "high": None}
+        assert "| all teachers | - | - | 0 |" in to_markdown(actual)
 
 
 def test_an_unknown_objective_names_the_known_ones() -> None:
@@ -286,9 +288,9 @@ def test_the_markdown_says_what_every_column_is(analysis: Analysis) -> None:
     for table, section in zip(tables, SECTIONS, strict=True):
         assert {len(row) for row in table} == {len(table[0])}
         for heading in table[0][1:]:
-            said = [one for one in section.columns if heading in one.split(":")[0]]
+            said = [item for item in section.columns if heading in item.split(":")[0]]
             shared = "Each" if heading in teachers else "All columns"
-            assert said or any(shared in one for one in section.columns), heading
+            assert said or any(shared in item for item in section.columns), heading
     ranking = tables[0]
     assert [row[0] for row in ranking[2:]] == ["strong", "weak"]
     assert ranking[2][1].startswith(f"{analysis.teachers[0].means[COSINE].value:+.3f} [")
@@ -296,10 +298,10 @@ def test_the_markdown_says_what_every_column_is(analysis: Analysis) -> None:
 
 def test_the_terminal_shows_both_tables_in_80_columns() -> None:
     leans = {"Qwen3-14B-base-of-a-rather-long-name-with-a-date-2026-08-21": 2.0, "weak": 0.5}
-    found = analyse(node_table(Shape(questions=4, pass_rates=(0.5, 0.5, 0.5, 0.0)), leans), "gkd", resamples=100)
+    actual = analyse(node_table(Shape(questions=4, pass_rates=(0.5, 0.5, 0.5, 0.0)), leans), "gkd", resamples=100)
     out = io.StringIO()
-    print_analysis(found, Console(file=out, width=80))
+    print_analysis(actual, Console(file=out, width=80))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert "questions without a correct rollout, left out: 1" in text
-    assert f"{found.teachers[1].sides[COSINE].incorrect.value:+.3f}" in text
+    assert f"{actual.teachers[1].sides[COSINE].incorrect.value:+.3f}" in text

@@ -1,4 +1,4 @@
-"""What an alignment suggests for training: each rule by value, and the file composed with verl's own config."""
+"""Suggestions of an alignment for training: each rule by value, and the file composed with verl's own config."""
 
 import math
 import shlex
@@ -43,10 +43,10 @@ def group_of(
     """A teacher with these numbers; all else is from a made-up table."""
     gap = about(correct - incorrect) if difference is None else difference
     sides = Comparison(about(correct), about(incorrect), gap, 0.5, 0.5, questions)
-    found = {spearman("kl"): rank, SIGNAL: about(0.01), COSINE: mean}
-    found |= {filtered(one): about(value) for one, value in signals.items()}
-    one = MADE.teachers[0]
-    return replace(one, name="T", questions=questions, sides=one.sides | {COSINE: sides}, means=one.means | found)
+    actual = {spearman("kl"): rank, SIGNAL: about(0.01), COSINE: mean}
+    actual |= {filtered(item): about(value) for item, value in signals.items()}
+    item = MADE.teachers[0]
+    return replace(item, name="T", questions=questions, sides=item.sides | {COSINE: sides}, means=item.means | actual)
 
 
 def analysis_of(*groups: PathGroup) -> Analysis:
@@ -74,10 +74,10 @@ def recipe_opd() -> OpdConfig:
 
 
 def plain(opd: OpdConfig) -> dict[str, object]:
-    """As nested dictionaries, to compare."""
-    found = OmegaConf.to_container(OmegaConf.structured(opd))
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    """The section as nested dictionaries, to compare."""
+    actual = OmegaConf.to_container(OmegaConf.structured(opd))
+    assert isinstance(actual, dict)
+    return {str(key): value for key, value in actual.items()}
 
 
 def test_the_file_is_a_recipe_that_verl_takes(tmp_path: Path) -> None:
@@ -159,10 +159,10 @@ def test_a_difference_that_may_be_0_gives_no_weight() -> None:
 
 @given(st.floats(-1, 1), st.floats(-1, 1))
 def test_a_weight_lies_between_0_and_1_and_the_better_kind_keeps_its_own(correct: float, incorrect: float) -> None:
-    found = weighting(group_of(correct, incorrect, difference=Estimate(correct - incorrect, 0.1, 0.2))).lines
-    assert bool(found) == (max(correct, incorrect) > 0)
-    if found:
-        weights = {kind: float(found[kind]) for kind in ("correct", "incorrect")}
+    actual = weighting(group_of(correct, incorrect, difference=Estimate(correct - incorrect, 0.1, 0.2))).lines
+    assert bool(actual) == (max(correct, incorrect) > 0)
+    if actual:
+        weights = {kind: float(actual[kind]) for kind in ("correct", "incorrect")}
         better = "correct" if correct > incorrect else "incorrect"
         assert weights[better] == 1.0
         assert min(weights.values()) == pytest.approx(
@@ -185,9 +185,9 @@ def test_a_weight_lies_between_0_and_1_and_the_better_kind_keeps_its_own(correct
 def test_the_filter_takes_the_quantile_with_the_most_signal(
     rank: Estimate, signals: dict[float, float], quantile: str | None
 ) -> None:
-    found = filtering(group_of(rank=rank, signals=signals))
+    advice = filtering(group_of(rank=rank, signals=signals))
     expected = {} if quantile is None else {"masks": "[high_divergence]", "divergence_quantile": quantile}
-    assert found.lines == expected
+    assert advice.lines == expected
 
 
 def test_too_few_questions_suggest_nothing() -> None:
@@ -205,9 +205,9 @@ def test_a_teacher_that_does_not_point_to_success_is_said_to_be_no_good_one(mean
 
 def test_a_measured_teacher_from_table_to_recipe(tmp_path: Path) -> None:
     analysis = analyse(node_table(Shape(questions=12)), "gkd", resamples=200)
-    found = analysis.teachers[0].sides[COSINE]
+    actual = analysis.teachers[0].sides[COSINE]
     opd = composed(write_recipe(analysis, "strong", tmp_path))
-    assert opd.tokens.correct == pytest.approx(found.correct.value / found.incorrect.value, abs=6e-4)
+    assert opd.tokens.correct == pytest.approx(actual.correct.value / actual.incorrect.value, abs=6e-4)
     assert opd.tokens.weights == ["correctness"]
 
 

@@ -73,10 +73,10 @@ class Recorded:
     @property
     def asked(self) -> int:
         """Responses, of whatever folder."""
-        return self.fake.asked + sum(one.asked for one in self.others.values())
+        return self.fake.asked + sum(other.asked for other in self.others.values())
 
     def of(self, name: str) -> list[GenerationTask]:
-        """What the folder `name` was filled with."""
+        """The generation tasks of the folder `name`."""
         return [work for work in self.works if work.parts[0].folder.parent.name == name]
 
 
@@ -135,7 +135,7 @@ def test_texts_and_counts_are_those_of_a_plain_loop(
     contexts = ContextSettings(EVERY, trials=trials, per_round=per_round)
     prepared = prepare(student, tmp_path / "out", contexts, generate)
     state, counts = by_hand(trials, per_round, 3, 1), prepared.counts
-    assert [(one["correct"], one["wrong"]) for one in infos(prepared)] == [(g[:3], b[:1]) for g, b, *_ in state]
+    assert [(info["correct"], info["wrong"]) for info in infos(prepared)] == [(g[:3], b[:1]) for g, b, *_ in state]
     assert counts.own is not None and counts.large is None and counts.both is None
     assert counts.own.questions == sum(bool(good) for good, *_ in state)
     assert counts.own.responses == sum(responses for *_, responses, _ in state) == generate.fake.asked
@@ -143,7 +143,9 @@ def test_texts_and_counts_are_those_of_a_plain_loop(
     assert counts.lacking["3c"] == [row for row, (good, *_) in enumerate(state) if len(good) < 3]
     assert prepared.usable == [row for row, (good, bad, *_) in enumerate(state) if len(good) >= 3 and bad]
     if trials == 60:
-        assert prepared.usable == list(range(QUESTIONS)) and len({*(one[2] for one in state)}) > 1, "some stop early"
+        assert prepared.usable == list(range(QUESTIONS)) and len({*(entry[2] for entry in state)}) > 1, (
+            "some stop early"
+        )
     for row in prepared.rows.take(prepared.usable).to_pylist():
         assert all(text in CONTEXT_HOOKS["3c"](row) for text in row["extra_info"]["correct"])
     kept = json.loads((tmp_path / "out" / "contexts.json").read_text())["counts"]
@@ -155,7 +157,7 @@ def test_texts_and_counts_are_those_of_a_plain_loop(
 
 def test_each_context_asks_for_what_it_shows_alone(student: Model, tmp_path: Path) -> None:
     prepared = prepare(student, tmp_path / "out", ContextSettings(["1c"]), Recorded())
-    assert [one["correct"] for one in infos(prepared)] == [good[:1] for good, *_ in by_hand(60, 8, 1, 0)]
+    assert [info["correct"] for info in infos(prepared)] == [good[:1] for good, *_ in by_hand(60, 8, 1, 0)]
     assert "wrong" not in infos(prepared)[0]
 
 
@@ -168,7 +170,7 @@ def test_nobody_is_asked_more_than_the_trials(student: Model, tmp_path: Path) ->
     prepared = prepare(student, tmp_path / "out", contexts, Recorded(), pa.Table.from_pylist(rows))
     files = sorted((tmp_path / "out" / "self").glob("round-*.parquet"))
     sizes = [[len(row) for row in pq.read_table(file)["scores"].to_pylist()] for file in files]
-    assert [one[0] for one in sizes] == round_sizes(20, 8) == [8, 8, 4] and len(sizes[-1]) >= 2
+    assert [size[0] for size in sizes] == round_sizes(20, 8) == [8, 8, 4] and len(sizes[-1]) >= 2
     assert prepared.counts.lacking["1c"] == [7, 8] and prepared.usable == list(range(7))
     said = [row for file in files for row in pq.read_table(file)["responses"].to_pylist()[-1]]
     assert len(said) == 20 and len(set(said)) > 15, "no round repeats another's seeds"
@@ -179,7 +181,7 @@ def test_what_was_killed_goes_on_with_the_same_texts(student: Model, tmp_path: P
     contexts = ContextSettings(["3c", "sum_1c1w", "1c_large"], large=student.path, per_round=4)
 
     def generate() -> Recorded:
-        return Recorded(others={"summaries": FakeGenerate(lambda asked: [think(one) for one in asked])})
+        return Recorded(others={"summaries": FakeGenerate(lambda asked: [think(request) for request in asked])})
 
     undisturbed = generate()
     whole = prepare(student, tmp_path / "out", contexts, undisturbed)
@@ -200,22 +202,26 @@ def test_the_larger_model_gives_its_own_solutions(student: Model, tmp_path: Path
     assert {work.model for work in generate.of("large")} == {large}
     assert {work.model for work in generate.of("self")} == {student.path}
     assert {work.settings.temperature for work in generate.works} == {0.7}
-    found, counts = infos(prepared), prepared.counts
-    assert [one["correct"] for one in found] != [one["correct_large"] for one in found]
+    rows_made, counts = infos(prepared), prepared.counts
+    assert [item["correct"] for item in rows_made] != [item["correct_large"] for item in rows_made]
     assert counts.own is not None and counts.large is not None
-    assert counts.large.questions == sum(bool(one["correct_large"]) for one in found)
-    assert counts.both == len(prepared.usable) == sum(bool(one["correct"] and one["correct_large"]) for one in found)
+    assert counts.large.questions == sum(bool(item["correct_large"]) for item in rows_made)
+    assert (
+        counts.both
+        == len(prepared.usable)
+        == sum(bool(item["correct"] and item["correct_large"]) for item in rows_made)
+    )
     row = prepared.rows.take([prepared.usable[0]]).to_pylist()[0]
     assert row["extra_info"]["correct_large"][0] in CONTEXT_HOOKS["1c_large"](row)
 
 
 def test_summaries_are_tried_again_and_lose_their_reasoning(student: Model, tmp_path: Path) -> None:
     summariser = save_model(tmp_path / "summariser", 1)
-    generate = Recorded(others={"summaries": FakeGenerate(lambda asked: [think(one) for one in asked])})
+    generate = Recorded(others={"summaries": FakeGenerate(lambda asked: [think(request) for request in asked])})
     contexts = ContextSettings(["sum_1c1w"], summariser=summariser, max_tokens=12)
     sampler = Sampler(replace(SETTINGS, suffix="w9"), workers=1, generate=generate)
     prepared = prepare_contexts(student, questions(), contexts, sampler, tmp_path / "out")
-    found, files = infos(prepared), sorted((tmp_path / "out" / "summaries").glob("round-*.parquet"))
+    rows_made, files = infos(prepared), sorted((tmp_path / "out" / "summaries").glob("round-*.parquet"))
     works = generate.of("summaries")
     assert len(works) == len(files) > 1 and {work.model for work in works} == {summariser}
     assert {(work.settings.max_tokens, work.settings.suffix, work.settings.n) for work in works} == {(12, "", 1)}
@@ -229,13 +235,17 @@ def test_summaries_are_tried_again_and_lose_their_reasoning(student: Model, tmp_
     for prompt, texts in said.items():
         (place,) = [p for p in range(QUESTIONS) if f"\n\n{problem(p)['prompt'][0]['content']}\n\n" in prompt]
         right = prompt.split("Solution:\n\n")[1].split("\n\n")[0].endswith(f"{{{place % 3}}}")
-        own = found[place]["correct_summaries" if right else "wrong_summaries"]
+        own = rows_made[place]["correct_summaries" if right else "wrong_summaries"]
         assert own == [text for text in texts[-1:] if text]
     missing = sum(not texts[-1] for texts in said.values())
     assert prepared.counts.summaries_missing == missing > 0
-    assert prepared.counts.summaries_judged_otherwise == sum(len(one["correct_summaries"]) for one in found), "no box"
-    assert prepared.usable == [p for p, one in enumerate(found) if one["correct_summaries"] and one["wrong_summaries"]]
-    assert "correct" not in found[0]
+    assert prepared.counts.summaries_judged_otherwise == sum(len(item["correct_summaries"]) for item in rows_made), (
+        "no box"
+    )
+    assert prepared.usable == [
+        p for p, item in enumerate(rows_made) if item["correct_summaries"] and item["wrong_summaries"]
+    ]
+    assert "correct" not in rows_made[0]
 
 
 def test_judges_may_score_wrong_answers_below_zero(
@@ -259,7 +269,7 @@ def test_texts_that_are_replaced_are_counted_and_a_context_of_ones_own_reads_the
         prepared.counts.replaced == QUESTIONS
         and "Sampled texts replaced" in (tmp_path / "out" / "contexts.md").read_text()
     )
-    assert all(one["correct"] != ["old"] and one["wrong"] == ["old"] for one in infos(prepared))
+    assert all(info["correct"] != ["old"] and info["wrong"] == ["old"] for info in infos(prepared))
     row = prepared.rows.take([2]).to_pylist()[0]
     assert messages_with(row, "own")[0]["content"] == "w8 2 w5 w5"
 
@@ -275,7 +285,7 @@ def test_the_teachers_prompt_has_context_suffix_and_template_options(student: Mo
     row = problem(2) | {"extra_info": {"correct": ["w20 w21"]}}
     settings = replace(SETTINGS, suffix="w9", chat_template_kwargs={"hint": "w8"})
     ids = teacher_prompt_ids(student, row, "1c", settings)
-    words = [one for one in ids if one]  # 0 is an unknown word
+    words = [token_id for token_id in ids if token_id]  # 0 is an unknown word
     assert words == [20, 21, 5, 5, 9, 2, 8] and ids[-5:] == [5, 5, 9, 2, 8]
     with pytest.raises(ValueError, match="needs 3 texts"):
         teacher_prompt_ids(student, row, "3c", settings)
@@ -285,11 +295,13 @@ def test_a_prompt_that_does_not_fit_is_named(student: Model, tmp_path: Path) -> 
     def long(request: Request) -> Response:
         return replace(said := say(request), text="w3 " * (30 if request.prompt_ids[0] == 7 else 1) + said.text)
 
-    generate = Recorded(FakeGenerate(lambda asked: [long(one) for one in asked]))
+    generate = Recorded(FakeGenerate(lambda asked: [long(item) for item in asked]))
     with pytest.raises(ConfigError, match=r"in row 4 of the prompts, with the context 3c,"):
         prepare(student, tmp_path / "out", ContextSettings(["1c", "3c"]), generate)
     with pytest.raises(ConfigError, match=r"in row 4 of the prompts, with the solution to summarise,"):
-        generate = Recorded(FakeGenerate(lambda asked: [replace(long(one), text=long(one).text * 3) for one in asked]))
+        generate = Recorded(
+            FakeGenerate(lambda asked: [replace(long(item), text=long(item).text * 3) for item in asked])
+        )
         prepare(student, tmp_path / "other", ContextSettings(["sum_1c"]), generate)
     large = open_model("student", student.path)
     short = replace(large, context=10)
@@ -300,7 +312,7 @@ def test_a_prompt_that_does_not_fit_is_named(student: Model, tmp_path: Path) -> 
 
 
 def test_too_little_for_every_question_is_an_error_that_leaves_the_counts(student: Model, tmp_path: Path) -> None:
-    generate = Recorded(FakeGenerate(lambda asked: [replace(say(one), finished=False) for one in asked]))
+    generate = Recorded(FakeGenerate(lambda asked: [replace(say(request), finished=False) for request in asked]))
     with pytest.raises(ConfigError, match=r"no question of 9 has enough for all of them \(1c 0;"):
         prepare(student, tmp_path / "out", ContextSettings(["1c"], trials=3), generate)
     assert "| 1c | 0 |" in (tmp_path / "out" / "contexts.md").read_text()
@@ -341,19 +353,19 @@ BASELINE = np.array([0.125, 0.25, 0.5, 0.75, 0.8, 1.0])
 
 def test_the_screening_table_by_hand() -> None:
     helped = np.array([0.5, 0.5, 1.0, 1.0, 1.0, 1.0])
-    base, one = screen(BASELINE, {"1c": helped}, 200, 3)
+    base, item = screen(BASELINE, {"1c": helped}, 200, 3)
     assert {kind: (cell.accuracy, cell.questions) for kind, cell in base.bins.items()} == {
         "hard": (0.125, 1),
         "medium": (0.5, 3),
         "easy": (0.9, 2),
     }
-    assert [cell.accuracy for cell in one.bins.values()] == [0.5, pytest.approx(2.5 / 3), 1.0]
-    assert base.difference is None and one.difference is not None and one.questions == 6
-    assert one.accuracy.value == pytest.approx(5 / 6)
-    assert one.difference.value == pytest.approx(5 / 6 - 3.425 / 6)
+    assert [cell.accuracy for cell in item.bins.values()] == [0.5, pytest.approx(2.5 / 3), 1.0]
+    assert base.difference is None and item.difference is not None and item.questions == 6
+    assert item.accuracy.value == pytest.approx(5 / 6)
+    assert item.difference.value == pytest.approx(5 / 6 - 3.425 / 6)
     paired = np.quantile(stratified_replicates([helped - BASELINE], 200, 3), ENDS)
-    assert [one.difference.low, one.difference.high] == pytest.approx(paired.tolist())
-    lines = to_markdown([base, one], 2, 32).splitlines()
+    assert [item.difference.low, item.difference.high] == pytest.approx(paired.tolist())
+    lines = to_markdown([base, item], 2, 32).splitlines()
     assert lines[4].startswith("| baseline | 12.5 (1) | 50.0 (3) | 90.0 (2) | 57.1 [") and lines[4].endswith("| 6 |  |")
     assert "| 26.2 [" in lines[5] and "2 questions that it never answers" in lines[-1]
 
@@ -370,8 +382,8 @@ def test_bins_partition_what_is_ever_answered_and_their_means_make_the_whole(cou
     rates = np.array(counts) / 32
     if (rates := rates[rates > 0]).size:
         (row,) = screen(rates, {}, 100, 0)
-        assert sum(one.questions for one in row.bins.values()) == row.questions == len(rates)
-        whole = sum(one.accuracy * one.questions for one in row.bins.values() if one.questions) / row.questions
+        assert sum(bin_.questions for bin_ in row.bins.values()) == row.questions == len(rates)
+        whole = sum(bin_.accuracy * bin_.questions for bin_ in row.bins.values() if bin_.questions) / row.questions
         assert whole == pytest.approx(row.accuracy.value)
 
 
@@ -402,7 +414,7 @@ def test_the_student_answers_behind_every_context(student: Model, tmp_path: Path
     assert asked == [teacher_prompt_ids(student, row, "1c1w", SETTINGS) for row in given]
     record = json.loads((out / "screening.json").read_text())
     assert record["excluded"] == screening.excluded
-    assert [one["context"] for one in record["rows"]] == ["baseline", "1c", "1c1w"]
+    assert [item["context"] for item in record["rows"]] == ["baseline", "1c", "1c1w"]
     assert (out / "screening.md").read_text().count("\n| ") == 5
 
 

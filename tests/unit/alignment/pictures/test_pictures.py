@@ -98,7 +98,7 @@ def test_the_tree_tells_every_paths_text_once(tmp_path: Path) -> None:
 def test_the_tree_shows_the_largest_success_ranges_of_each_path() -> None:
     tree = question_tree(NODES, 1, "strong", decode, points=4)
     assert list(tree.correct) == [0, 2]
-    shown = {tuple(round(one.p_succ, 9) for one in tree.nodes if one.branch and one.parent == parent)
+    shown = {tuple(round(item.p_succ, 9) for item in tree.nodes if item.branch and item.parent == parent)
              for parent in {node.parent for node in tree.nodes if node.branch}}  # fmt: skip
     expected, longest = set(), [sorted((row for row in rows_of(1, "strong", path) if row["decision"]),
                                        key=lambda row: -row["success_range"]) for path in (0, 2)]  # fmt: skip
@@ -106,20 +106,20 @@ def test_the_tree_shows_the_largest_success_ranges_of_each_path() -> None:
         for path in longest:
             if len(expected) < 4:
                 row = path[place]
-                expected.add(tuple(sorted((round(one, 9) for one in row["p_succ"]), reverse=True)))
+                expected.add(tuple(sorted((round(item, 9) for item in row["p_succ"]), reverse=True)))
     assert shown == expected
 
 
 def test_a_branching_points_tokens_have_their_numbers_best_first() -> None:
     tree = question_tree(NODES, 1, "strong", decode, paths=[2], points=1)
     row = max((row for row in rows_of(1, "strong", 2) if row["decision"]), key=lambda row: row["success_range"])
-    found = [node for node in tree.nodes if node.branch]
+    actual = [node for node in tree.nodes if node.branch]
     order = np.argsort(row["p_succ"])[::-1]
     for name in ("p", "q", "p_succ", "visits"):
-        assert [getattr(node, name) for node in found] == [row[name][place] for place in order]
-    assert [node.text for node in found] == [decode(row["support"][place]) for place in order]
-    assert [node.pull for node in found] == [row["q"][place] - row["p"][place] for place in order]
-    assert [node.paths for node in found] == [(2,) if row["support"][place] == row["token"] else () for place in order]
+        assert [getattr(node, name) for node in actual] == [row[name][place] for place in order]
+    assert [node.text for node in actual] == [decode(row["support"][place]) for place in order]
+    assert [node.pull for node in actual] == [row["q"][place] - row["p"][place] for place in order]
+    assert [node.paths for node in actual] == [(2,) if row["support"][place] == row["token"] else () for place in order]
 
 
 def hand_made(columns: dict[str, Any], *paths: list[int]) -> pa.Table:
@@ -147,9 +147,9 @@ SIX: dict[str, Any] = {
 
 def test_at_most_four_tokens_and_always_those_that_paths_take() -> None:
     tree = question_tree(hand_made(SIX, [1, 15, 2], [1, 14, 3, 4]), 0, "t", str)
-    found = [node for node in tree.nodes if node.branch]
-    assert [node.text for node in found] == ["15", "14", "11", "10"]  # 11 and 10: the likeliest on either side
-    assert [node.paths for node in found] == [(0,), (1,), (), ()]
+    actual = [node for node in tree.nodes if node.branch]
+    assert [node.text for node in actual] == ["15", "14", "11", "10"]  # 11 and 10: the likeliest on either side
+    assert [node.paths for node in actual] == [(0,), (1,), (), ()]
     assert (words_of(tree, 0), words_of(tree, 1)) == ("1152", "11434")
 
 
@@ -193,8 +193,8 @@ def test_no_two_parts_of_the_picture_overlap(question: int, points: int, paths: 
     tree = question_tree(NODES, question, "weak", decode, sorted(paths), points)
     layout = lay_out(tree)
     parts = [layout.start, *layout.places]
-    for one, other in combinations(parts, 2):
-        apart = one.right <= other.left or other.right <= one.left or abs(one.middle - other.middle) >= HEIGHT
+    for first, other in combinations(parts, 2):
+        apart = first.right <= other.left or other.right <= first.left or abs(first.middle - other.middle) >= HEIGHT
         assert apart
     for place in parts:
         assert place.left >= 0 and place.right < layout.width

@@ -227,12 +227,12 @@ def test_without_early_scoring_the_batches_are_the_same_in_every_run(
     assert actor.submit([item(r) for r in REQUESTS[:first]], 1) == 0, "nothing is scored before it is asked for"
     half = len(REQUESTS) // 2
     with ThreadPoolExecutor() as pool:
-        one = pool.submit(ask, actor, REQUESTS[:half], 1)
+        entry = pool.submit(ask, actor, REQUESTS[:half], 1)
         wait_for(lambda: actor.store.running)
         two = pool.submit(ask, actor, REQUESTS[half:], 1)
         wait_for(lambda: actor.collects == 2)
         gate.set()
-        assert len(one.result()) + len(two.result()) == len(REQUESTS)
+        assert len(entry.result()) + len(two.result()) == len(REQUESTS)
     batches_of = actor.scorer.batches
     expected = []
     for part in (list(REQUESTS[:half]), list(REQUESTS[half:])):
@@ -326,7 +326,7 @@ def with_actors(actor_class: type, count: int, *args: Any, timeout_s: float = 60
 
 
 def table(model_path: str, at_ids: bool = True) -> dict[str, bytes | str]:
-    """What a replica answers to each of REQUESTS."""
+    """A replica's answer to each of REQUESTS."""
     items = [(*item(asked), ids if at_ids else None) for asked, ids in zip(REQUESTS, AT_IDS, strict=True)]
     answers = TeacherActor(settings_for(model_path)).collect(items, CollectSpec(1))
     return {asked.key: answer for asked, answer in zip(REQUESTS, answers, strict=True)}
@@ -611,9 +611,9 @@ def test_answers_come_in_slices_of_bounded_size(pool: TeacherPool, monkeypatch: 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
 def test_slices_keep_order_and_limit(sizes: list[int], limit: int) -> None:
-    found = gather.slices(dict(enumerate(sizes)), limit)
-    assert [key for part in found for key in part] == list(range(len(sizes))) and all(found)
-    assert all(sum(sizes[key] for key in part) <= limit or len(part) == 1 for part in found)
+    actual = gather.slices(dict(enumerate(sizes)), limit)
+    assert [key for part in actual for key in part] == list(range(len(sizes))) and all(actual)
+    assert all(sum(sizes[key] for key in part) <= limit or len(part) == 1 for part in actual)
 
 
 def test_a_teacher_without_hidden_states_keeps_little_and_refuses_questions_about_ids(tmp_path: Path) -> None:

@@ -84,41 +84,41 @@ def teachers(draw: st.DrawFn) -> tuple[list[TeacherScore], list[float]]:
     return scores, draw(st.lists(st.floats(0.01, 100.0), min_size=count, max_size=count))
 
 
-def values(one: TeacherScore) -> Tensor:
+def values(item: TeacherScore) -> Tensor:
     """Every log-prob [R, 1 + K], float64."""
-    assert one.at_ids_log_q is not None
-    return torch.cat([one.log_q[:, None].double(), one.at_ids_log_q.double()], dim=-1)
+    assert item.at_ids_log_q is not None
+    return torch.cat([item.log_q[:, None].double(), item.at_ids_log_q.double()], dim=-1)
 
 
 @given(teachers())
 def test_a_mixture_is_the_weighted_mean_of_the_probabilities(drawn: tuple[list[TeacherScore], list[float]]) -> None:
     scores, weights = drawn
-    found = mixture(scores, weights)
-    expected = sum(w * values(one).exp() for one, w in zip(scores, weights, strict=True)) / sum(weights)
-    torch.testing.assert_close(values(found).exp(), torch.as_tensor(expected), rtol=1e-5, atol=0.0)
-    assert (values(found) <= 0.0).all() and found.valid.all() and found.log_q.dtype == torch.float32
-    assert found.entropy is None and found.topk_ids is None and found.hidden is None
+    mixed = mixture(scores, weights)
+    expected = sum(w * values(item).exp() for item, w in zip(scores, weights, strict=True)) / sum(weights)
+    torch.testing.assert_close(values(mixed).exp(), torch.as_tensor(expected), rtol=1e-5, atol=0.0)
+    assert (values(mixed) <= 0.0).all() and mixed.valid.all() and mixed.log_q.dtype == torch.float32
+    assert mixed.entropy is None and mixed.topk_ids is None and mixed.hidden is None
 
 
 @given(teachers(), st.randoms())
 def test_the_order_of_the_teachers_does_not_matter(drawn: tuple[list[TeacherScore], list[float]], random: Any) -> None:
     scores, weights = drawn
     order = random.sample(range(len(scores)), len(scores))
-    found = mixture([scores[i] for i in order], [weights[i] for i in order])
-    torch.testing.assert_close(values(found), values(mixture(scores, weights)), rtol=1e-6, atol=1e-7)
+    mixed = mixture([scores[i] for i in order], [weights[i] for i in order])
+    torch.testing.assert_close(values(mixed), values(mixture(scores, weights)), rtol=1e-6, atol=1e-7)
 
 
 @given(teachers(), st.integers(1, 4))
 def test_equal_teachers_are_that_teacher_to_the_bit(drawn: tuple[list[TeacherScore], list[float]], count: int) -> None:
     scores, weights = drawn
-    found = mixture(scores[:1] * count, (weights * count)[:count])
-    assert torch.equal(values(found), values(scores[0]))
+    mixed = mixture(scores[:1] * count, (weights * count)[:count])
+    assert torch.equal(values(mixed), values(scores[0]))
 
 
 def test_a_mixture_by_hand() -> None:
     """q = (3 * 0.5 + 1 * 0.1) / 4 = 0.4."""
-    found = mixture([score([math.log(0.5)]), score([math.log(0.1)])], [3.0, 1.0])
-    assert found.log_q.exp().item() == pytest.approx(0.4) and found.at_ids_log_q is None
+    mixed = mixture([score([math.log(0.5)]), score([math.log(0.1)])], [3.0, 1.0])
+    assert mixed.log_q.exp().item() == pytest.approx(0.4) and mixed.at_ids_log_q is None
 
 
 def test_a_token_is_valid_where_every_teacher_is() -> None:
@@ -128,9 +128,9 @@ def test_a_token_is_valid_where_every_teacher_is() -> None:
         score([-2.0, -2.0, -2.0, -2.0], [[-1.0, -1.0], [-1.0, -1.0], [-1.0, nan], [-1.0, -1.0]]),
         replace(score([-3.0] * 4, [[-1.0, -1.0]] * 4), valid=torch.tensor([True, True, True, False])),
     ]
-    found = mixture(parts, [1.0, 1.0, 1.0])
-    assert found.valid.tolist() == [True, False, False, False]
-    assert found.log_q[1].isnan(), "what is missing stays missing"
+    mixed = mixture(parts, [1.0, 1.0, 1.0])
+    assert mixed.valid.tolist() == [True, False, False, False]
+    assert mixed.log_q[1].isnan(), "what is missing stays missing"
     lost = mixture([parts[0], TeacherScore.missing(4, at_ids=2)], [1.0, 1.0])
     assert not lost.valid.any() and lost.log_q.isnan().all()
 
@@ -178,9 +178,9 @@ class ResourcePool:
 @pytest.fixture(scope="module")
 def routed(cluster: None, opd: OpdConfig) -> RoutedTeachers:
     pools = {pool_name(name): ResourcePool(teacher.n_gpus_per_node) for name, teacher in opd.teachers.items()}
-    found = start_teachers(OmegaConf.create(), opd, pools, LIMIT)
-    assert isinstance(found, RoutedTeachers)
-    return found
+    teachers_started = start_teachers(OmegaConf.create(), opd, pools, LIMIT)
+    assert isinstance(teachers_started, RoutedTeachers)
+    return teachers_started
 
 
 def routed_request(index: int, value: str) -> ScoreRequest:
@@ -191,16 +191,16 @@ REQUESTS = [routed_request(index, value) for index, value in enumerate([*SOURCE,
 AT_IDS = [np.random.default_rng(i).integers(0, LIMIT, (len(r.response_ids), K)) for i, r in enumerate(REQUESTS)]
 
 
-def assert_is(found: TeacherScore, asked: ScoreRequest, ids: np.ndarray, q: Tensor, entropy: bool) -> None:
+def assert_is(actual: TeacherScore, asked: ScoreRequest, ids: np.ndarray, q: Tensor, entropy: bool) -> None:
     """The score against probabilities q [R, LIMIT] in float64."""
     at = torch.cat([torch.tensor(asked.response_ids)[:, None], torch.tensor(ids)], dim=-1).long()
     expected = q.gather(-1, at).log()
-    assert found.valid.all() and found.at_ids_log_q is not None
-    torch.testing.assert_close(found.log_q.double(), expected[:, 0], **CLOSE)
-    torch.testing.assert_close(found.at_ids_log_q.double(), expected[:, 1:], **ON_THE_WIRE)
-    assert (found.entropy is not None) == entropy
-    if found.entropy is not None:
-        torch.testing.assert_close(found.entropy.double(), -(q * q.log()).sum(-1), **CLOSE)
+    assert actual.valid.all() and actual.at_ids_log_q is not None
+    torch.testing.assert_close(actual.log_q.double(), expected[:, 0], **CLOSE)
+    torch.testing.assert_close(actual.at_ids_log_q.double(), expected[:, 1:], **ON_THE_WIRE)
+    assert (actual.entropy is not None) == entropy
+    if actual.entropy is not None:
+        torch.testing.assert_close(actual.entropy.double(), -(q * q.log()).sum(-1), **CLOSE)
 
 
 def test_each_rollout_is_scored_by_its_own_teacher(routed: RoutedTeachers, opd: OpdConfig) -> None:
@@ -209,8 +209,8 @@ def test_each_rollout_is_scored_by_its_own_teacher(routed: RoutedTeachers, opd: 
         connect_teachers(opd).submit(asked, step=1)
     scores = routed.collect(REQUESTS, AT_IDS, CollectSpec(1, topk=0))
     models = {name: tiny_qwen3(VOCAB, seed) for name, seed in SEEDS.items()}
-    for asked, found, ids in zip(REQUESTS, scores, AT_IDS, strict=True):
-        assert_is(found, asked, ids, reference(models[SOURCE[asked.route]], asked, LIMIT).exp(), entropy=True)
+    for asked, actual, ids in zip(REQUESTS, scores, AT_IDS, strict=True):
+        assert_is(actual, asked, ids, reference(models[SOURCE[asked.route]], asked, LIMIT).exp(), entropy=True)
     for name, pool in routed.pools.items():
         own = sum(len(asked.response_ids) for asked in REQUESTS if SOURCE[asked.route] == name)
         assert pool.stats()["tokens_scored"] - before[name] == own, "nobody scored another's rollouts"
@@ -221,8 +221,8 @@ def test_each_rollout_is_scored_by_its_own_teacher(routed: RoutedTeachers, opd: 
 def test_a_step_of_one_teachers_rollouts_alone(routed: RoutedTeachers) -> None:
     only = [asked for asked in REQUESTS if asked.route == "apps"]
     scores = routed.collect(only, None, CollectSpec(2))
-    assert [one.length for one in scores] == [len(asked.response_ids) for asked in only]
-    assert all(one.valid.all() for one in scores)
+    assert [item.length for item in scores] == [len(asked.response_ids) for asked in only]
+    assert all(item.valid.all() for item in scores)
 
 
 def test_averaged_teachers_are_the_mean_of_their_probabilities(routed: RoutedTeachers, opd: OpdConfig) -> None:
@@ -232,12 +232,12 @@ def test_averaged_teachers_are_the_mean_of_their_probabilities(routed: RoutedTea
         averaged.submit(asked, step=3)
     scores = averaged.collect(REQUESTS, AT_IDS, CollectSpec(3))
     math_model, code_model = (tiny_qwen3(VOCAB, seed) for seed in SEEDS.values())
-    for asked, found, ids in zip(REQUESTS, scores, AT_IDS, strict=True):
+    for asked, actual, ids in zip(REQUESTS, scores, AT_IDS, strict=True):
         q = 0.75 * reference(math_model, asked, LIMIT).exp() + 0.25 * reference(code_model, asked, LIMIT).exp()
-        assert_is(found, asked, ids, q, entropy=False)
+        assert_is(actual, asked, ids, q, entropy=False)
         for other in (math_model, code_model):
             alone = reference(other, asked, LIMIT).gather(-1, torch.tensor(asked.response_ids).long()[:, None])
-            assert not len(alone) or not torch.allclose(found.log_q.double(), alone[:, 0], **CLOSE)
+            assert not len(alone) or not torch.allclose(actual.log_q.double(), alone[:, 0], **CLOSE)
     assert averaged.stats()["rollouts_asked"] == sum(pool.stats()["rollouts_asked"] for pool in averaged.pools.values())
 
 
@@ -270,11 +270,11 @@ def test_a_lost_teacher_costs_its_own_tokens_or_the_whole_mixture(routed: Routed
     """The last test of these actors: the code teacher dies for good."""
     averaged = connect_teachers(averaged_config(opd))
     ray.kill(ray.get_actor("opd_teacher_code_0"))
-    for asked, found in zip(REQUESTS, routed.collect(REQUESTS, AT_IDS, CollectSpec(6)), strict=True):
-        assert found.valid.all() if SOURCE[asked.route] == "math" else not found.valid.any()
-        assert found.entropy is not None and found.at_ids_log_q is not None
-    for found in averaged.collect(REQUESTS, AT_IDS, CollectSpec(7)):
-        assert not found.valid.any() and found.log_q.isnan().all()
+    for asked, actual in zip(REQUESTS, routed.collect(REQUESTS, AT_IDS, CollectSpec(6)), strict=True):
+        assert actual.valid.all() if SOURCE[asked.route] == "math" else not actual.valid.any()
+        assert actual.entropy is not None and actual.at_ids_log_q is not None
+    for actual in averaged.collect(REQUESTS, AT_IDS, CollectSpec(7)):
+        assert not actual.valid.any() and actual.log_q.isnan().all()
 
 
 # From the data to the request
@@ -398,12 +398,12 @@ def test_fields_and_metrics_of_teachers_without_an_entropy(batch: Any) -> None:
 def test_the_actor_trains_on_the_students_ids_without_an_entropy(micro_batch: Any, fused: bool) -> None:
     opd = OpdConfig(objective=ObjectiveConfig(support=Support.student_topk, k=K))
     hidden, head = student()
-    found = []
+    collected = []
     for fields in (micro_batch, micro_batch.exclude("teacher_entropy")):
         update = make_update(fields, opd, "opd_none", None)
         log_p = (hidden @ head.weight[: head.limit].T).log_softmax(-1)
-        found.append((update.fused(hidden, head) if fused else update.plain(log_p))["divergence"])
-    assert torch.equal(*found) and found[0].any()
+        collected.append((update.fused(hidden, head) if fused else update.plain(log_p))["divergence"])
+    assert torch.equal(*collected) and collected[0].any()
 
 
 def test_an_objective_of_the_users_sees_that_there_is_none(micro_batch: Any) -> None:
@@ -443,11 +443,11 @@ def test_every_teacher_needs_its_devices() -> None:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A student, two teachers that fit it and one that does not, and data of two sources."""
-    found = Files(tmp_path_factory.mktemp("models"))
+    made = Files(tmp_path_factory.mktemp("models"))
     for name, seed in {"student": 0, "math": 1, "code": 2}.items():
-        save_tiny_qwen3(found.root / name, VOCAB, seed=seed)
-    save_config(found.root / "other_tokenizer", tokenizer=tiny_tokenizer(VOCAB - 1))
-    (found.root / "prompts").touch()
+        save_tiny_qwen3(made.root / name, VOCAB, seed=seed)
+    save_config(made.root / "other_tokenizer", tokenizer=tiny_tokenizer(VOCAB - 1))
+    (made.root / "prompts").touch()
     rows = 4
     table = {
         "prompt": [[{"role": "user", "content": "?"}]] * rows,
@@ -455,9 +455,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         "data_source": ["gsm8k", "apps", "gsm8k", "apps"],
         "level": [1, 2, 2, 1],
     }
-    pq.write_table(pa.table(table), found.root / "two.parquet")
-    pq.write_table(pa.table(table | {"data_source": ["gsm8k", None, "apps", "apps"]}), found.root / "null.parquet")
-    return found
+    pq.write_table(pa.table(table), made.root / "two.parquet")
+    pq.write_table(pa.table(table | {"data_source": ["gsm8k", None, "apps", "apps"]}), made.root / "null.parquet")
+    return made
 
 
 DATA = "data.train_files=[@two.parquet,@prompts]"
@@ -713,11 +713,11 @@ def test_a_named_teacher_changes_only_what_it_sets(files: Files) -> None:
     opd = parse_opd(files.config(*changes))
     assert list(opd.teachers) == ["math", "code"] and opd.teacher.path == "" and routed_by(opd) == "data_source"
     for name, nodes in {"math": 2, "code": 1}.items():
-        found = opd.teachers[name]
-        assert isinstance(found, NamedTeacherConfig) and found.path == files.path(name)
-        assert (found.nnodes, found.chunk_rows, found.weight) == (nodes, 77, 1.0)
+        actual = opd.teachers[name]
+        assert isinstance(actual, NamedTeacherConfig) and actual.path == files.path(name)
+        assert (actual.nnodes, actual.chunk_rows, actual.weight) == (nodes, 77, 1.0)
         common = {field: value for field, value in vars(opd.teacher).items() if field not in ("path", "nnodes")}
-        assert common.items() <= vars(found).items()
+        assert common.items() <= vars(actual).items()
     assert opd.teachers["math"].values == ["gsm8k", "aime"] and opd.teachers["code"].values == ["apps"]
 
 

@@ -15,16 +15,16 @@ def seers(gpus: int, count: int, **env_vars: str) -> list[list[str | None]]:
     handles = [
         remote.options(num_gpus=gpus, num_cpus=0, runtime_env={"env_vars": env_vars}).remote() for _ in range(count)
     ]
-    found = ray.get([handle.seen.remote() for handle in handles])
+    actual = ray.get([handle.seen.remote() for handle in handles])
     for handle in handles:
         ray.kill(handle)
-    return found
+    return actual
 
 
 def test_every_actor_sees_its_own_gpus(cluster: None) -> None:
-    found = seers(1, 3, **{NOSET: "1"})
-    assert all(after == own for _, after, own in found) and len({own for _, _, own in found}) == 3
-    assert all(before is None for before, _, _ in found), "Ray did nothing"
+    rows_seen = seers(1, 3, **{NOSET: "1"})
+    assert all(after == own for _, after, own in rows_seen) and len({own for _, _, own in rows_seen}) == 3
+    assert all(before is None for before, _, _ in rows_seen), "Ray did nothing"
 
 
 def test_where_ray_hides_the_others_nothing_changes(cluster: None) -> None:

@@ -40,9 +40,9 @@ def rows(read: Any, requests: list[ScoreRequest]) -> torch.Tensor:
     "requests", [FAMILIES, siblings(20, 1, 1), siblings(5, 8), [r for r in MIXED if r.key != "empty"]]
 )
 def test_every_way_of_reading_gives_the_same_hidden_states(read: Any, requests: list[ScoreRequest]) -> None:
-    found = rows(read, requests)
-    assert found.shape == (sum(len(r.response_ids) for r in requests), 32)
-    torch.testing.assert_close(found, rows(read_padded, requests), rtol=2e-5, atol=2e-5)
+    actual = rows(read, requests)
+    assert actual.shape == (sum(len(r.response_ids) for r in requests), 32)
+    torch.testing.assert_close(actual, rows(read_padded, requests), rtol=2e-5, atol=2e-5)
 
 
 def test_rollouts_of_one_prompt_share_it_and_score_as_in_float64() -> None:

@@ -52,7 +52,7 @@ def actor(model_path: str, server: Any) -> TeacherActor:
 
 
 def collect(actor: TeacherActor, requests: list[ScoreRequest], topk: int = 0) -> list[bytes | str]:
-    return actor.collect([(*item(one), None) for one in requests], CollectSpec(1, topk=topk, entropy=False))
+    return actor.collect([(*item(entry), None) for entry in requests], CollectSpec(1, topk=topk, entropy=False))
 
 
 def test_sampled_tokens_and_top_k_are_those_of_the_float64_forward_pass(actor: TeacherActor) -> None:
@@ -68,13 +68,13 @@ def test_sampled_tokens_and_top_k_are_those_of_the_float64_forward_pass(actor: T
 
 
 def test_each_rollout_is_asked_once_and_for_the_top_k_once_more(actor: TeacherActor, server: Any) -> None:
-    actor.submit([item(one) for one in REQUESTS], step=1)
+    actor.submit([item(entry) for entry in REQUESTS], step=1)
     collect(actor, REQUESTS)
     collect(actor, REQUESTS, topk=K)
     asked = ray.get(server.ids.remote())
     assert len({name for name, _ in asked}) == len(asked), "every request of a server has an id of its own"
     assert sorted((name.rsplit(".", 2)[0], count) for name, count in asked) == sorted(
-        (one.key, count) for one in REQUESTS for count in (0, K)
+        (entry.key, count) for entry in REQUESTS for count in (0, K)
     )
 
 
@@ -124,13 +124,13 @@ def test_the_generated_token_needs_a_position_too(actor: TeacherActor) -> None:
 
 
 def test_an_id_of_no_token_in_the_top_k_is_an_error() -> None:
-    one = request("k", 2, 1)
-    sampled = {"prompt_ids": [[0], [int(one.response_ids[0])], [0]], "prompt_logprobs": [[0.0], [-1.0], [0.0]]}
+    entry = request("k", 2, 1)
+    sampled = {"prompt_ids": [[0], [int(entry.response_ids[0])], [0]], "prompt_logprobs": [[0.0], [-1.0], [0.0]]}
     top = {"prompt_ids": [[0], [LIMIT], [0]], "prompt_logprobs": [[0.0], [-0.5], [0.0]]}
     sampled, top = (SimpleNamespace(extra_fields=fields, stop_reason="completed") for fields in (sampled, top))
-    assert rollout_state(one, LIMIT + 1, 1, sampled, top).topk_ids.tolist() == [[LIMIT]]  # type: ignore[union-attr]
+    assert rollout_state(entry, LIMIT + 1, 1, sampled, top).topk_ids.tolist() == [[LIMIT]]  # type: ignore[union-attr]
     with pytest.raises(RuntimeError, match=f"top-k holds id {LIMIT}"):
-        rollout_state(one, LIMIT, 1, sampled, top)
+        rollout_state(entry, LIMIT, 1, sampled, top)
 
 
 def test_as_many_servers_as_replicas(model_path: str, server: Any) -> None:

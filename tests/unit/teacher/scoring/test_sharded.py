@@ -165,14 +165,14 @@ def test_each_shard_holds_half_of_the_layers_and_the_model_is_the_checkpoint(
     model: Any = tiny_qwen3(VOCAB, tie_word_embeddings=tied)
     model = model.bfloat16() if dtype == "auto" else model
     path = save(tmp_path, model)
-    found: list[Any] = ray.get([actor.load.remote(path, dtype) for actor in ranks])
+    actual: list[Any] = ray.get([actor.load.remote(path, dtype) for actor in ranks])
     expected = dict(Scorer.from_pretrained(path, dtype=dtype, device="cpu").model.named_parameters())
     for name, weight in expected.items():
-        held = [shard["held"][name] for shard in found]
+        held = [shard["held"][name] for shard in actual]
         assert held == ([weight.numel() / 2] * 2 if ".layers." in name else [weight.numel()] * 2), name
-        for shard in found:
+        for shard in actual:
             assert shard["whole"][name].dtype == weight.dtype and torch.equal(shard["whole"][name], weight.data), name
-    for shard in found:
+    for shard in actual:
         assert shard["tied"] == tied and not shard["needs"]
         for name, buffer in tiny_qwen3(VOCAB).named_buffers():
             assert shard["buffers"][name].dtype == torch.float32, "rotary angles stay float32 in a bf16 model"

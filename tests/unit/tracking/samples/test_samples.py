@@ -68,21 +68,24 @@ def test_spaces_that_a_decoder_drops_at_the_beginning_are_kept() -> None:
 def test_the_ends_and_some_by_lot_are_chosen_whatever_the_order() -> None:
     means = {"a": -1.0, "b": NAN, "c": -3.0, "d": -0.5, "e": -2.0, "f": -2.5}
     names = sorted(means)
-    found = choose(names, [means[name] for name in names], 4, seed=3)
-    assert [one.why for one in found] == ["lowest mean r_t", "highest mean r_t", "by lot", "by lot"]
-    assert [names[one.row] for one in found[:2]] == ["c", "d"]
-    assert {names[one.row] for one in found[2:]} < {"a", "e", "f"}
+    choices = choose(names, [means[name] for name in names], 4, seed=3)
+    assert [item.why for item in choices] == ["lowest mean r_t", "highest mean r_t", "by lot", "by lot"]
+    assert [names[item.row] for item in choices[:2]] == ["c", "d"]
+    assert {names[item.row] for item in choices[2:]} < {"a", "e", "f"}
     turned = names[::-1]
     again = choose(turned, [means[name] for name in turned], 4, seed=3)
-    assert [turned[one.row] for one in again] == [names[one.row] for one in found]
-    lots = {frozenset(one.row for one in choose(names, [means[name] for name in names], 3, seed)) for seed in range(20)}
+    assert [turned[item.row] for item in again] == [names[item.row] for item in choices]
+    lots = {
+        frozenset(choice.row for choice in choose(names, [means[name] for name in names], 3, seed))
+        for seed in range(20)
+    }
     assert len(lots) == 3, "the seed decides"
 
 
 def test_few_rollouts_are_all_shown() -> None:
     assert choose(["a", "b"], [0.0, -1.0], 4, 0) == [Chosen(1, "lowest mean r_t"), Chosen(0, "highest mean r_t")]
     assert choose(["a"], [0.0], 4, 0) == [Chosen(0, "lowest mean r_t")] and choose(["a"], [NAN], 4, 0) == []
-    assert [one.row for one in choose(list("abc"), [0.0, 1.0, 2.0], 1, 0)] == [0]
+    assert [choice.row for choice in choose(list("abc"), [0.0, 1.0, 2.0], 1, 0)] == [0]
 
 
 @pytest.mark.parametrize(("reward", "expected"), [(0.0, ""), (-2.0, "n8"), (2.0, "p8"), (9.0, "p8"), (NAN, "")])
@@ -92,7 +95,7 @@ def test_the_scale_goes_from_orange_over_none_to_blue(reward: float, expected: s
 
 @given(st.floats(0, 10), st.floats(0.01, 10))
 def test_the_scale_is_symmetric(reward: float, scale: float) -> None:
-    """As strong on both sides, and every shade has its rule."""
+    """The scale is as strong on both sides, and every shade has its rule."""
     negative, positive = shade_class(-reward, scale), shade_class(reward, scale)
     assert negative[1:] == positive[1:] and negative[:1] + positive[:1] in ("np", "")
     assert not negative or (f".{negative}{{background" in STYLE and f".{positive}{{background" in STYLE)
@@ -129,8 +132,8 @@ def test_a_token_says_what_it_is_made_of() -> None:
 
 def test_json_gives_the_sample_back_and_has_null_for_nan() -> None:
     full = Token(7, "</x>", -1.0, -0.5, 0.5, True, 0.25, 1.5, 1, [("</x>", -0.5), ("y", -1.0)])
-    one = sample(full, token(-0.25), prompt="<p>", correct=None)
-    assert from_json(json.loads(json.dumps(to_json(one)))) == replace(one, tokens=list(one.tokens))
+    item = sample(full, token(-0.25), prompt="<p>", correct=None)
+    assert from_json(json.loads(json.dumps(to_json(item)))) == replace(item, tokens=list(item.tokens))
     unknown = to_json(sample(Token(7, "x", -1.0, NAN, NAN, False)))["tokens"][0]
     assert unknown["log_q"] is unknown["reward"] is None and "NaN" not in json.dumps(unknown)
 
@@ -192,24 +195,24 @@ def test_the_numbers_of_a_step_come_out_by_value(scored: Scored, tmp_path: Path)
     assert (low.name, low.prompt, low.mean_reward, low.correct) == ("b_0_0", "w2 w3", -0.5, False)
     assert low.tokens[1] == Token(11, " w11", -2.0, -2.5, -0.5, True, 2.0, None, 4) and len(low.tokens) == 3
     assert (high.name, high.prompt, high.mean_reward, high.score) == ("a_0_0", "w4", 0.125, 1.0)
-    assert [one.trained for one in high.tokens] == [True, False] and high.tokens[0].reward == 0.25
+    assert [item.trained for item in high.tokens] == [True, False] and high.tokens[0].reward == 0.25
 
 
 def test_the_teachers_entropies_are_shown_where_they_are_known(scored: Scored, tmp_path: Path) -> None:
     inputs = replace(scored.inputs, teacher_entropy=scored.inputs.student_entropy + 0.5)
     low, _ = sampler(tmp_path).collect(replace(scored, inputs=inputs), 10)
-    assert [one.teacher_entropy for one in low.tokens] == [1.5, 2.5, 3.5]
+    assert [item.teacher_entropy for item in low.tokens] == [1.5, 2.5, 3.5]
 
 
 def test_the_teachers_top_k_and_the_runs_own_threshold(scored: Scored, tmp_path: Path) -> None:
     ids = torch.tensor([[7, 8], [8, 9], [9, 7], [5, 6], [6, 5], [4, 3]])
     offsets = torch.tensor([0, 3, 5, 6])
-    first, second = (torch.nested.nested_tensor_from_jagged(one, offsets) for one in (ids, -ids.float() / 10))
+    first, second = (torch.nested.nested_tensor_from_jagged(item, offsets) for item in (ids, -ids.float() / 10))
     inputs = replace(scored.inputs, tokens=TokenConfig(low_entropy=2.5))
     low, high = sampler(tmp_path).collect(replace(scored, top=(first, second), inputs=inputs), 10)
     assert low.tokens[1].top == [("w8", pytest.approx(-0.8)), ("w9", pytest.approx(-0.9))]
     assert high.tokens[0].top == [("w5", pytest.approx(-0.5)), ("w6", pytest.approx(-0.6))]
-    assert [one.quadrant for one in low.tokens] == [3, 3, 4], "committed below 2.5 nats"
+    assert [item.quadrant for item in low.tokens] == [3, 3, 4], "committed below 2.5 nats"
 
 
 @pytest.mark.parametrize(("every", "steps"), [(10, [10, 20]), (0, [])])
@@ -224,7 +227,7 @@ def test_a_page_and_its_json_after_every_so_many_steps(
     for step in steps:
         content = json.loads((tmp_path / "samples" / f"step_{step:06d}.json").read_text())
         assert content["step"] == step
-        assert [from_json(one) for one in content["rollouts"]] == rollouts.collect(scored, step)
+        assert [from_json(rollout) for rollout in content["rollouts"]] == rollouts.collect(scored, step)
 
 
 def test_wandb_gets_a_table_whose_responses_are_pages(scored: Scored, tmp_path: Path) -> None:

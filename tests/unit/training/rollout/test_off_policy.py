@@ -69,7 +69,7 @@ def test_token_ids_of_a_text_and_of_ids() -> None:
 
 
 def asked(worker: Any, monkeypatch: pytest.MonkeyPatch, share: float, validate: bool = False) -> dict[str, Any]:
-    """What verl's `_run_agent_loop` is called with for a row of a rollouts file."""
+    """The arguments of verl's `_run_agent_loop` for a row of a rollouts file."""
     seen: dict[str, Any] = {}
 
     async def run_loop(self: Any, sampling_params: Any, trajectory: Any, **kwargs: Any) -> None:
@@ -117,9 +117,9 @@ def test_the_loop_gives_the_prompt_and_the_response_and_samples_nothing(worker: 
     loop: Any = object.__new__(DataResponseLoop)
     loop.tokenizer, loop.rollout_config = tiny_tokenizer(104), SimpleNamespace(response_length=3)
     loop.ct_build_initial_tokens = initial
-    found = asyncio.run(loop.run({}, raw_prompt=[], global_steps=5, **{DATA_RESPONSE: [4, 5, 6, 7]}))
-    assert (found.prompt_ids, found.response_ids, found.response_mask) == ([1, 2], [4, 5, 6], [1, 1, 1])
-    assert found.extra_fields["min_global_steps"] == found.extra_fields["max_global_steps"] == 4
+    result = asyncio.run(loop.run({}, raw_prompt=[], global_steps=5, **{DATA_RESPONSE: [4, 5, 6, 7]}))
+    assert (result.prompt_ids, result.response_ids, result.response_mask) == ([1, 2], [4, 5, 6], [1, 1, 1])
+    assert result.extra_fields["min_global_steps"] == result.extra_fields["max_global_steps"] == 4
     worker.stored = None
     kwargs = {"uid": "u", "session_id": 0, "global_steps": 5, DATA_RESPONSE: [4]}
     asyncio.run(worker._agent_loop_postprocess(output([1], [4]), False, **kwargs))
@@ -143,18 +143,18 @@ def mixed_inputs(*off_policy: bool) -> Any:
 def test_the_actor_learns_which_tokens_are_the_data_sets() -> None:
     inputs = mixed_inputs(True, False, True)
     opd = OpdConfig(objective=EXACT, off_policy=OffPolicyConfig(share=0.5, cross_entropy=1.0))
-    found = run(opd, inputs)
-    assert torch.equal(found.fields[OFF_POLICY_TOKENS], inputs.mask * inputs.off_policy[:, None])
-    assert found.metrics["opd/off_policy_share"] == pytest.approx(2 / len(inputs.mask))
+    result = run(opd, inputs)
+    assert torch.equal(result.fields[OFF_POLICY_TOKENS], inputs.mask * inputs.off_policy[:, None])
+    assert result.metrics["opd/off_policy_share"] == pytest.approx(2 / len(inputs.mask))
     assert OFF_POLICY_TOKENS not in run(OpdConfig(objective=EXACT), make_inputs()).fields
 
 
 def test_the_reverse_kl_is_that_of_the_students_own_samples() -> None:
     inputs = mixed_inputs(True, True)
     own = replace(inputs, mask=inputs.mask * ~inputs.off_policy[:, None], off_policy=None)
-    found, expected = (step_metrics(one, one.log_q - one.log_p_old) for one in (inputs, own))
+    actual, expected = (step_metrics(item, item.log_q - item.log_p_old) for item in (inputs, own))
     names = ("opd/reward_mean", "opd/reward_min", "opd/reverse_kl")
-    assert all(found[name] == pytest.approx(expected[name]) for name in names)
+    assert all(actual[name] == pytest.approx(expected[name]) for name in names)
     nothing = step_metrics(replace(inputs, off_policy=torch.ones(len(inputs.mask), dtype=torch.bool)), inputs.log_q)
     assert not set(names) & set(nothing), "without a sample of the student's there is nothing to say, not 0"
 

@@ -52,7 +52,7 @@ def make_rows(weighted: bool) -> list[Row]:
 def counts(rows: list[Row]) -> tuple[int, int]:
     """Response tokens, and those that are eligible."""
     eligible = [row["response_mask"].bool() & (row.get(OPD_WEIGHTS, torch.ones(1)) > 0) for row in rows]
-    return sum(int(row["response_mask"].sum()) for row in rows), sum(int(one.sum()) for one in eligible)
+    return sum(int(row["response_mask"].sum()) for row in rows), sum(int(item.sum()) for item in eligible)
 
 
 def batch_of(rows: list[Row], every: list[Row], dp_size: int = 1) -> Any:
@@ -74,8 +74,8 @@ def whole_sequences(rows: list[Row], name: str, leaf: list[Tensor]) -> Tensor:
 
 
 def model_output(rows: list[Row], log_probs: list[Tensor], entropy: list[Tensor] | None = None) -> dict[str, Tensor]:
-    found = {"log_probs": whole_sequences(rows, "log_probs", log_probs)}
-    return found if entropy is None else found | {"entropy": whole_sequences(rows, "entropy", entropy)}
+    actual = {"log_probs": whole_sequences(rows, "log_probs", log_probs)}
+    return actual if entropy is None else actual | {"entropy": whole_sequences(rows, "entropy", entropy)}
 
 
 EXACT = OpdConfig(objective=ObjectiveConfig(support=Support.student_topk, k=2))
@@ -84,7 +84,7 @@ REGULARISED = {"entropy_coeff": 0.1, "use_kl_loss": True, "kl_loss_coef": 0.3, "
 
 
 def naive_mean(rows: list[Row], losses: list[Tensor], mode: str, eligible_only: bool) -> Tensor:
-    """What `loss_agg_mode` says, token by token; sequences are counted with those that have no token."""
+    """The mean that `loss_agg_mode` defines, token by token; sequences are counted with those that have no token."""
     total, tokens = torch.zeros(()), 0
     for row, loss in zip(rows, losses, strict=True):
         mask = row["response_mask"].bool()
@@ -101,26 +101,26 @@ def naive_mean(rows: list[Row], losses: list[Tensor], mode: str, eligible_only: 
 @pytest.mark.parametrize("weighted", [False, True], ids=["all", "weighted"])
 def test_weights_are_those_of_the_aggregation(mode: str, weighted: bool) -> None:
     rows = make_rows(weighted)
-    found = aggregation_weights(batch_of(rows, rows), loss_of(EXACT, mode).config)
+    weights = aggregation_weights(batch_of(rows, rows), loss_of(EXACT, mode).config)
     values = [row["values"] * row.get(OPD_WEIGHTS, 1.0) for row in rows]
     expected = naive_mean(rows, values, mode, eligible_only=True)
     flat = torch.cat([row["values"] for row in rows])
-    torch.testing.assert_close((found * flat).sum(), expected)
+    torch.testing.assert_close((weights * flat).sum(), expected)
     mask = torch.cat([row["response_mask"] for row in rows]).bool()
-    assert not found[~mask].any() and found.shape == flat.shape and not found.requires_grad
+    assert not weights[~mask].any() and weights.shape == flat.shape and not weights.requires_grad
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_without_weights_they_are_verls_to_the_bit(mode: str) -> None:
     rows = make_rows(weighted=False)
     config = loss_of(EXACT, mode).config
-    found = aggregation_weights(batch_of(rows, rows), config)
+    weights = aggregation_weights(batch_of(rows, rows), config)
     padded = torch.nn.utils.rnn.pad_sequence([row["values"] for row in rows], batch_first=True).requires_grad_()
     mask = torch.nn.utils.rnn.pad_sequence([row["response_mask"].float() for row in rows], batch_first=True)
     info = {"batch_num_tokens": counts(rows)[0], "global_batch_size": len(rows), "loss_scale_factor": SCALE}
     agg_loss(padded, mask, mode, dp_size=1, **info).backward()
     assert padded.grad is not None
-    assert torch.equal(found, torch.cat([padded.grad[row, :length] for row, length in enumerate(LENGTHS)]))
+    assert torch.equal(weights, torch.cat([padded.grad[row, :length] for row, length in enumerate(LENGTHS)]))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -133,17 +133,17 @@ def test_micro_batches_and_ranks_change_no_weight(mode: str, split: list[int], d
     config = loss_of(EXACT, mode).config
     whole = aggregation_weights(batch_of(rows, rows), config)
     parts = [rows[sum(split[:i]) : sum(split[: i + 1])] for i in range(len(split))]
-    found = torch.cat([aggregation_weights(batch_of(part, rows, dp_size), config) / dp_size for part in parts])
-    torch.testing.assert_close(found, whole)
+    actual = torch.cat([aggregation_weights(batch_of(part, rows, dp_size), config) / dp_size for part in parts])
+    torch.testing.assert_close(actual, whole)
 
 
 def test_a_weight_of_0_leaves_the_denominator_and_any_other_does_not() -> None:
     rows = make_rows(weighted=True)
-    found = aggregation_weights(batch_of(rows, rows), loss_of(EXACT).config)
+    weights = aggregation_weights(batch_of(rows, rows), loss_of(EXACT).config)
     flat = torch.cat([row[OPD_WEIGHTS] * row["response_mask"] for row in rows])
     tokens, eligible = counts(rows)
     assert 0 < eligible < tokens
-    torch.testing.assert_close(found, flat / eligible)
+    torch.testing.assert_close(weights, flat / eligible)
     assert torch.equal(eligible_tokens(batch_of(rows, rows)), flat > 0)
 
 
@@ -190,8 +190,8 @@ def test_regularisers_see_all_response_tokens_the_policy_loss_its_own(
     expected = policy - 0.1 * entropy + 0.3 * kl
     torch.testing.assert_close(value, expected.detach())
     expected_grads = torch.autograd.grad(expected, [*leaves, *entropies], allow_unused=True, materialize_grads=True)
-    for found, wanted in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(found, wanted)
+    for gradient, wanted in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(gradient, wanted)
     assert metrics["actor/pg_loss"].aggregate() == pytest.approx(policy.item(), rel=1e-5, abs=1e-7)
     assert metrics["actor/entropy_loss"].aggregate() == pytest.approx(entropy.item(), rel=1e-5)
     assert metrics["kl_loss"].aggregate() == pytest.approx(kl.item(), rel=1e-5)
@@ -244,12 +244,12 @@ def test_exact_terms_are_weighted_summed_and_logged(mode: str, weighted: bool) -
     opd = OpdConfig(objective=EXACT.objective, forward_kl=ForwardKLConfig(placement=Placement.gated))
     loss = loss_of(opd, mode, "opd_none")
     value, _, metrics = run(loss, rows, divergence=divergence, forward_kl=forward)
-    found = {}
+    collected = {}
     for name, tensor in (("divergence", divergence), ("forward_kl", forward)):
-        parts = [one * row.get(OPD_WEIGHTS, 1.0) for one, row in zip(tensor.split(LENGTHS), rows, strict=True)]
-        found[name] = naive_mean(rows, parts, mode, eligible_only=True)
-        assert metrics[f"opd/{name}"].aggregate() == pytest.approx(found[name].item(), rel=1e-5, abs=1e-6)
-    torch.testing.assert_close(value, sum(found.values(), torch.zeros(())).detach())
+        parts = [item * row.get(OPD_WEIGHTS, 1.0) for item, row in zip(tensor.split(LENGTHS), rows, strict=True)]
+        collected[name] = naive_mean(rows, parts, mode, eligible_only=True)
+        assert metrics[f"opd/{name}"].aggregate() == pytest.approx(collected[name].item(), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(value, sum(collected.values(), torch.zeros(())).detach())
 
 
 def test_the_engines_own_sum_is_taken_as_it_is() -> None:
@@ -276,7 +276,7 @@ def test_a_mini_batch_without_tokens_has_loss_0(opd: OpdConfig, mode: str, index
     divergence = torch.ones(2 * LENGTHS[index], requires_grad=True)
     value, grads, metrics = run(loss_of(opd, mode, "opd_none" if opd is EXACT else "opd"), rows, divergence=divergence)
     assert value.item() == 0.0 and not any(grad.any() for grad in grads)
-    assert all(math.isfinite(one.aggregate()) for one in metrics.values() if isinstance(one, Metric))
+    assert all(math.isfinite(metric.aggregate()) for metric in metrics.values() if isinstance(metric, Metric))
 
 
 def test_the_loss_can_be_sent_to_a_worker() -> None:

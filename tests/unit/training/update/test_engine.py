@@ -32,7 +32,7 @@ BASE = "micro1"
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """What every case gave, by number of ranks."""
+    """Results of every case, by number of ranks."""
     folder: Path = tmp_path_factory.mktemp("engine")
     path = save_tiny_qwen3(folder / "model", HEAD_ROWS, TOKENIZER_IDS)
     return run_worlds(path, folder)
@@ -41,7 +41,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
     """Loss, divergence and gradients in float64, by case and whether the second half is masked."""
-    found = {}
+    collected = {}
     for name, case in CASES.items():
         for half_masked in (False, True):
             model = double_model()
@@ -49,8 +49,8 @@ def reference() -> dict[str, Any]:
             loss, divergence = naive_loss(model, rows, case)
             loss.backward()
             grads = {name: weight.grad for name, weight in model.named_parameters()}
-            found[name, half_masked] = {"loss": loss.item(), "divergence": divergence.item(), "grads": grads}
-    return found
+            collected[name, half_masked] = {"loss": loss.item(), "divergence": divergence.item(), "grads": grads}
+    return collected
 
 
 def double_model() -> Qwen3ForCausalLM:
@@ -67,7 +67,7 @@ def relative(value: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("world", [1, 2])
 def test_log_prob_pass(worlds: dict[int, Any], world: int, temperature: float, fused: bool, layout: str) -> None:
-    found, model = worlds[world][label(f"infer{temperature}", fused, layout)], double_model()
+    actual, model = worlds[world][label(f"infer{temperature}", fused, layout)], double_model()
     for index, row in enumerate(make_rows()):
         with torch.no_grad():
             p = next_token_probs(model, row, temperature)[len(row["prompts"]) - 1 :]
@@ -79,55 +79,55 @@ def test_log_prob_pass(worlds: dict[int, Any], world: int, temperature: float, f
             "student_log_probs_at_teacher_topk": p.gather(-1, row["teacher_topk_ids"].long()).log(),
         }
         for name, value in expected.items():
-            ours = found[name][index]
+            ours = actual[name][index]
             if name in ("log_probs", "entropy"):  # whole sequences; the last position predicts nothing
                 ours = ours[len(row["prompts"]) - 1 : -1]
             torch.testing.assert_close(ours.double(), value, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
-        assert found["student_topk_log_probs"][index].shape == (len(row["responses"]), K)
-        assert found["student_topk_ids"][index].dtype == torch.int32
-        assert torch.equal(found["student_topk_ids"][index].long(), top.indices)
+        assert actual["student_topk_log_probs"][index].shape == (len(row["responses"]), K)
+        assert actual["student_topk_ids"][index].dtype == torch.int32
+        assert torch.equal(actual["student_topk_ids"][index].long(), top.indices)
 
 
 @pytest.mark.parametrize(("world", "name", "fused", "layout"), RUNS)
 def test_update_equals_naive_gradient(
     worlds: dict[int, Any], reference: dict[Any, Any], world: int, name: str, fused: bool, layout: str
 ) -> None:
-    found, expected = worlds[world][label(name, fused, layout)], reference[name, layout == "half_masked"]
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-6)
+    actual, expected = worlds[world][label(name, fused, layout)], reference[name, layout == "half_masked"]
+    assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-6)
     norm = torch.stack([grad.norm() for grad in expected["grads"].values()]).norm().item()
-    assert found["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert actual["grad_norm"] == pytest.approx(norm, rel=1e-5)
     for weight, grad in expected["grads"].items():
-        assert relative(found["grads"][weight], grad) < 3e-5, weight
-    assert not found["grads"]["lm_head.weight"][TOKENIZER_IDS:].any(), "ids that no side can emit were trained"
+        assert relative(actual["grads"][weight], grad) < 3e-5, weight
+    assert not actual["grads"]["lm_head.weight"][TOKENIZER_IDS:].any(), "ids that no side can emit were trained"
 
 
 @pytest.mark.parametrize(("name", "fused"), HYBRID_CASES)
 def test_copies_of_the_model_on_several_nodes_train_as_one(worlds: dict[int, Any], name: str, fused: bool) -> None:
-    found, base = (worlds[world][label(name, fused, BASE)] for world in (HYBRID, 1))
-    assert found["loss"] == pytest.approx(base["loss"], rel=1e-5, abs=1e-6)
-    assert found["grad_norm"] == pytest.approx(base["grad_norm"], rel=1e-5)
+    actual, base = (worlds[world][label(name, fused, BASE)] for world in (HYBRID, 1))
+    assert actual["loss"] == pytest.approx(base["loss"], rel=1e-5, abs=1e-6)
+    assert actual["grad_norm"] == pytest.approx(base["grad_norm"], rel=1e-5)
     for weight, value in base["weights"].items():
-        assert relative(found["weights"][weight], value.double()) < 1e-6, weight
+        assert relative(actual["weights"][weight], value.double()) < 1e-6, weight
 
 
 @pytest.mark.parametrize(("world", "name", "fused", "layout"), [run for run in RUNS if run[3] != "half_masked"])
 def test_layout_and_path_change_nothing(
     worlds: dict[int, Any], world: int, name: str, fused: bool, layout: str
 ) -> None:
-    found, base = worlds[world][label(name, fused, layout)], worlds[1][label(name, True, BASE)]
-    assert found["loss"] == pytest.approx(base["loss"], rel=1e-5, abs=1e-6)
-    assert found["grad_norm"] == pytest.approx(base["grad_norm"], rel=1e-5)
+    actual, base = worlds[world][label(name, fused, layout)], worlds[1][label(name, True, BASE)]
+    assert actual["loss"] == pytest.approx(base["loss"], rel=1e-5, abs=1e-6)
+    assert actual["grad_norm"] == pytest.approx(base["grad_norm"], rel=1e-5)
     start = dict(tiny_qwen3(HEAD_ROWS).named_parameters())
     for weight, value in base["weights"].items():
-        assert relative(found["weights"][weight], value.double()) < 1e-6, weight
+        assert relative(actual["weights"][weight], value.double()) < 1e-6, weight
         assert not torch.equal(value, start[weight]), f"{weight} was not updated"
 
 
 @pytest.mark.parametrize(("name", "fused"), paths())
 def test_a_rank_without_tokens_changes_nothing(worlds: dict[int, Any], name: str, fused: bool) -> None:
-    one, two = (worlds[world][label(name, fused, "half_masked")] for world in (1, 2))
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-6)
-    for weight, value in one["weights"].items():
+    item, two = (worlds[world][label(name, fused, "half_masked")] for world in (1, 2))
+    assert two["loss"] == pytest.approx(item["loss"], rel=1e-5, abs=1e-6)
+    for weight, value in item["weights"].items():
         assert relative(two["weights"][weight], value.double()) < 1e-6, weight
     assert all(torch.tensor(value).isfinite() for value in two["metrics"].values()), two["metrics"]
 

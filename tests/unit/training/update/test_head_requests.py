@@ -42,16 +42,16 @@ def log_p_of(hidden: Tensor, head: HeadWeights, temperature: Tensor | None) -> T
     return (logits if temperature is None else logits / temperature[:, None]).log_softmax(-1)
 
 
-def total(update: UpdateRequest, found: dict[str, Tensor]) -> Tensor:
+def total(update: UpdateRequest, actual: dict[str, Tensor]) -> Tensor:
     """A scalar of everything that carries a gradient: the exact terms as the loss sums them, log-probs, entropies."""
-    if "opd_loss" in found:
-        value = found["opd_loss"]
+    if "opd_loss" in actual:
+        value = actual["opd_loss"]
     else:
-        values = [found[name] for name in ("divergence", "forward_kl") if name in found]
-        value = sum(((one * update.weights).sum() for one in values), torch.zeros(()))
+        values = [actual[name] for name in ("divergence", "forward_kl") if name in actual]
+        value = sum(((item * update.weights).sum() for item in values), torch.zeros(()))
     for factor, name in ((0.3, "log_p"), (0.2, "entropy")):
-        if name in found and found[name].requires_grad and update.loss.needs_log_prob_gradient:
-            value = value + factor * found[name].sum()
+        if name in actual and actual[name].requires_grad and update.loss.needs_log_prob_gradient:
+            value = value + factor * actual[name].sum()
     return value
 
 
@@ -82,19 +82,19 @@ def test_the_fused_answer_is_the_plain_one(
     wanted = torch.autograd.grad(
         total(update, {k: plain[k] for k in plain if k in fused}), [hidden_too, head_too.weight]
     )
-    for found, expected in zip(grads, wanted, strict=True):
+    for gradient, expected in zip(grads, wanted, strict=True):
         assert expected.any()
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
     assert not grads[1][LIMIT:].any(), "rows beyond the tokenizer are not trained"
 
 
 def test_the_sampled_token_alone_is_answered_with_log_probs(micro_batch: Any) -> None:
     update = make_update(micro_batch, OpdConfig(), "opd", None)
     hidden, head = student()
-    found = update.fused(hidden, head)
-    assert set(found) == {"log_p"} and found["log_p"].requires_grad
+    answers_given = update.fused(hidden, head)
+    assert set(answers_given) == {"log_p"} and answers_given["log_p"].requires_grad
     expected = log_p_of(hidden, head, None).gather(-1, update.fields["responses"][:, None])[:, 0]
-    torch.testing.assert_close(found["log_p"], expected)
+    torch.testing.assert_close(answers_given["log_p"], expected)
     assert update.plain(log_p_of(hidden, head, None)) == {}
 
 
@@ -111,9 +111,9 @@ def test_the_sampled_token_alone_is_answered_with_log_probs(micro_batch: Any) ->
 def test_who_forms_the_gradient(micro_batch: Any, name: str, columns: bool, sum_of_the_engine: bool) -> None:
     """Without a policy loss the chunks sum the loss themselves; log-probs then carry no gradient of their own."""
     update = make_update(micro_batch, *CASES[name], None)
-    found = update.fused(*student())
-    assert update.needs_columns is columns and ("opd_loss" in found) is sum_of_the_engine
-    assert found["log_p"].requires_grad is (CASES[name][1] == "opd")
+    answers_given = update.fused(*student())
+    assert update.needs_columns is columns and ("opd_loss" in answers_given) is sum_of_the_engine
+    assert answers_given["log_p"].requires_grad is (CASES[name][1] == "opd")
 
 
 @pytest.mark.parametrize("topk", [0, K])
@@ -164,16 +164,16 @@ def test_an_open_request_is_answered_through_the_model() -> None:
         switch.request = LogProbRequest(ids[0, 2:], None, K, None, rows=1)
         switch.select = lambda hidden: hidden[0, 1:3]
         output = model(input_ids=ids).logits
-    found = switch.answers(output)
-    assert set(found) == {"log_p", "entropy", "student_topk_ids", "student_topk_log_probs"}
-    torch.testing.assert_close(found["log_p"], log_p.gather(-1, ids[0, 2:, None])[:, 0])
-    torch.testing.assert_close(found["student_topk_log_probs"], log_p.topk(K).values)
+    answers_given = switch.answers(output)
+    assert set(answers_given) == {"log_p", "entropy", "student_topk_ids", "student_topk_log_probs"}
+    torch.testing.assert_close(answers_given["log_p"], log_p.gather(-1, ids[0, 2:, None])[:, 0])
+    torch.testing.assert_close(answers_given["student_topk_log_probs"], log_p.topk(K).values)
     with pytest.raises(ValueError, match="zip"):
         switch.answers(output[:1])
 
 
 def test_a_gradient_comes_back_through_the_answers(micro_batch: Any) -> None:
-    """As tuple of fresh tensors: FSDP's backward hooks do not bear views."""
+    """The answers are a tuple of fresh tensors: FSDP's backward hooks do not bear views."""
     update = make_update(micro_batch, *CASES["student_topk"], None)
     hidden, head = student()
     layer: Any = torch.nn.Linear(H, V, bias=False)

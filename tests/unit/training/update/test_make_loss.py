@@ -106,10 +106,10 @@ def two_ways(hook: DivergenceObjective | PolicyGradientObjective, naive: list[Te
     values = hook(inputs_at(ours.log_softmax(-1), member))
     tolerance: dict[str, Any] = {"rtol": 2e-6, "atol": 1e-6}
     torch.testing.assert_close(values.double(), torch.stack(naive), **tolerance)
-    (found,) = torch.autograd.grad(values.sum(), ours)
+    (gradient,) = torch.autograd.grad(values.sum(), ours)
     (expected,) = torch.autograd.grad(torch.stack(naive).sum(), leaves[1])
     assert expected.any(-1).all()
-    torch.testing.assert_close(found, expected, **tolerance)
+    torch.testing.assert_close(gradient, expected, **tolerance)
 
 
 @pytest.mark.parametrize("divergence", Divergence)

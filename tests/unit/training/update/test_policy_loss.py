@@ -141,9 +141,9 @@ def test_importance_weights_scale_each_token(batch: dict[str, Tensor]) -> None:
     loss, _ = get_policy_loss_fn("opd")(**batch, config=config, rollout_is_weights=weights)
     plain = torch.zeros(ROWS, WIDTH)
     for row, t in batch["response_mask"].nonzero().tolist():
-        one = torch.zeros(ROWS, WIDTH, dtype=torch.bool)
-        one[row, t] = True
-        plain[row, t] = get_policy_loss_fn("opd")(**(batch | {"response_mask": one}), config=actor_config(1))[0]
+        item = torch.zeros(ROWS, WIDTH, dtype=torch.bool)
+        item[row, t] = True
+        plain[row, t] = get_policy_loss_fn("opd")(**(batch | {"response_mask": item}), config=actor_config(1))[0]
     expected = agg_loss(plain * weights, batch["response_mask"], "token-mean", **config.global_batch_info)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 

@@ -60,14 +60,14 @@ def test_only_the_named_fields_are_read(
 def test_columns_are_the_token_then_the_support_then_the_teachers_top(
     data: dict[str, Tensor], support: Support, forward_kl_k: int
 ) -> None:
-    found = make_terms(support, forward_kl_k).columns(data).tolist()
+    actual = make_terms(support, forward_kl_k).columns(data).tolist()
     for t in range(N):
         expected = [data["responses"][t].item()]
         if support in TOPK:
             expected += data[support_fields(support).ids][t, :K].tolist()
         if support in JOINT:
             expected += data["support_ids"][t].tolist()
-        assert found[t] == expected + data["teacher_topk_ids"][t, :forward_kl_k].tolist()
+        assert actual[t] == expected + data["teacher_topk_ids"][t, :forward_kl_k].tolist()
 
 
 def test_a_support_is_no_wider_than_what_is_there(data: dict[str, Tensor]) -> None:
@@ -95,9 +95,9 @@ def test_losses_are_the_definitions(p: Tensor, data: dict[str, Tensor], support:
         torch.testing.assert_close(losses["divergence"][t], own)
         torch.testing.assert_close(losses["forward_kl"][t], forward)
         total = total + own + forward
-    (found,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaf)
+    (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaf)
     (expected,) = torch.autograd.grad(total, naive)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected)
     if support in JOINT:
         assert losses["divergence"][1] == 0.0, "no member, no loss"
 
