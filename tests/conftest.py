@@ -11,18 +11,17 @@ import pytest
 from places import ROOT, TESTS
 
 SLOW = (
-    "teacher/client/test_pool.py",
-    "teacher/scoring/test_sharded.py",
-    "teacher/scoring/test_server_scorer.py",
-    "training/update/test_engine.py",
-    "launch/test_slurm.py",
-    "checks/test_preflight.py",
-    "teacher/client/test_several.py",
-    "test_plugin.py",
-    "hydra_configs/test_recipes.py",
+    *("teacher/client/test_pool.py", "training/update/test_engine.py"),
+    *("launch/test_slurm.py", "hydra_configs/test_clusters.py"),
+    *("teacher/scoring/test_sharded.py", "plan/test_plan.py"),
+    *("nodes/test_cluster.py", "test_plugin.py"),
+    *("teacher/client/test_several.py", "hydra_configs/test_recipes.py"),
+    *("teacher/scoring/test_server_scorer.py", "pipeline/test_run.py"),
+    *("launch/test_env.py", "checks/test_preflight.py"),
 )
-"""Files of tests/unit that start many processes, from the longest. They come first, so that two workers end at the same
-time; for `-n 2 --dist loadfile --no-loadscope-reorder`."""
+"""Files of tests/unit that take longest, and come first, so that two workers end at the same time: by turns a file that
+waits for processes of Ray or pip and a file that keeps one core busy. For `-n 2 --dist loadfile
+--no-loadscope-reorder`."""
 CPU = pytest.StashKey[float]()
 
 
