@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from opd_verl.report.chart import Chart, Theme
 from opd_verl.report.runs import Points, ReportedRun, last, metrics_of, points, with_gaps
-from opd_verl.utils.plot_style import End, label_ends, series
+from opd_verl.utils.plot_style import End, Look, label_ends, series
 
 MARKED = 15
 """Most points of a line that get a marker, besides those that stand alone."""
@@ -145,7 +145,7 @@ def draw_line(axes: Axes, run: ReportedRun, metric: str, label: str, dotted: boo
         return []
     look = series(run.index)
     if dotted:
-        look |= {"linestyle": ":", "marker": ""}
+        look = Look(color=look["color"], linestyle=":", marker="")
     steps, values = zip(*line, strict=True)
     name = None if dotted else run.title
     axes.plot(steps, values, **look, label=name, markersize=3.5, markevery=marked(line), zorder=2)

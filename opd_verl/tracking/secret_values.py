@@ -1,7 +1,7 @@
 """Keeps keys and passwords out of the config, which verl prints, Hydra saves and wandb receives."""
 
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -58,7 +58,7 @@ def leaves(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterato
             yield here, str(value)
 
 
-def value_at(node: DictConfig | ListConfig, key: object) -> object:
+def value_at(node: DictConfig | ListConfig, key: Any) -> object:  # OmegaConf types the keys of lists and dicts apart
     """The value at `key`, resolvers (`${oc.env:NAME}`) applied; None where there is no value yet.
 
     A reference to another key (`${trainer.project_name}`) is left as text: a message must name the other key.

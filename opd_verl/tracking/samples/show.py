@@ -5,7 +5,6 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -68,7 +67,7 @@ class SampleRollouts:
 
     def __init__(self, samples: SamplesConfig, config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.samples, self.failed = samples, False
-        self.decode = partial(tokenizer.decode, skip_special_tokens=False)
+        self.tokenizer = tokenizer
         self.folder = Path(config.trainer.default_local_dir) / "samples"
         self.seed = config.actor_rollout_ref.rollout.seed
 
@@ -100,7 +99,7 @@ class SampleRollouts:
         keys = [batch.keys[pick.row] for pick in chosen]
         # The prompts are fetched for these rollouts alone: nothing else in the step needs them here.
         fields = tq.kv_batch_get(keys=keys, partition_id=str(batch.partition_id), select_fields=["prompts"])
-        prompts = [str(self.decode(prompt.tolist())) for prompt in cast(Tensor, fields["prompts"]).unbind(0)]
+        prompts = [self.decode(prompt.tolist()) for prompt in cast(Tensor, fields["prompts"]).unbind(0)]
         return [self.sample(scored, pick, text, means[pick.row]) for pick, text in zip(chosen, prompts, strict=True)]
 
     def sample(self, scored: Scored, chosen: Chosen, prompt: str, mean: float) -> Sample:
@@ -116,6 +115,10 @@ class SampleRollouts:
             score=inputs.task_score[row].item(),
             correct=None if inputs.correct is None else bool(inputs.correct[row]),
         )
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of the ids, special tokens included."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     def tokens(self, scored: Scored, row: int) -> list[Token]:
         """A response's tokens with their numbers."""
