@@ -13,7 +13,7 @@ from opd_verl.alignment.prepare import PreparedAlignment
 from opd_verl.alignment.readings import STUDENT, ChosenPath, PathReader, read_paths
 from opd_verl.alignment.responses import Responses, initial_rollouts
 from opd_verl.alignment.tree.generation_tree import GenerationTree
-from opd_verl.alignment.tree.question import Path, Question, representative
+from opd_verl.alignment.tree.question import Path, QuestionTree, representative
 from opd_verl.config.errors import ConfigError
 from opd_verl.sampling.prompts import Model
 from opd_verl.sampling.read import ReadSettings
@@ -63,7 +63,7 @@ def make_questions(
     models: Mapping[str, PromptedModel],
     usable: Sequence[int],
     config: AlignmentConfig,
-) -> list[Question]:
+) -> list[QuestionTree]:
     """Trees of the initial rollouts, with every model's log-probs along the paths.
 
     Raises ConfigError where no question was answered.
@@ -90,8 +90,8 @@ def likely(threshold: float, student: Model) -> int:
     return min(int(1.0 / threshold), len(student.tokenizer))
 
 
-def begun(number: int, initial: Responses, paths: Sequence[Path]) -> Question:
+def begun(number: int, initial: Responses, paths: Sequence[Path]) -> QuestionTree:
     """A question whose tree has the initial rollouts."""
     tree = GenerationTree()
     tree.add(initial_rollouts(initial))
-    return Question(number, tree, paths, float(np.mean([correct for _, correct in initial])))
+    return QuestionTree(number, tree, paths, float(np.mean([correct for _, correct in initial])))

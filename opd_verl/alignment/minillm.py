@@ -8,7 +8,7 @@ import numpy as np
 
 from opd_verl.alignment.readings import STUDENT, ChosenPath, PathReader, read_tokens
 from opd_verl.alignment.tree.generation_tree import NOBODY, PackedRollouts
-from opd_verl.alignment.tree.question import Floats, Question, reward_to_go
+from opd_verl.alignment.tree.question import Floats, QuestionTree, reward_to_go
 from opd_verl.sampling.prompts import Model
 
 
@@ -16,7 +16,7 @@ from opd_verl.sampling.prompts import Model
 class QuestionRollouts:
     """Rollouts of one question that were launched together."""
 
-    question: Question
+    question: QuestionTree
     rollouts: PackedRollouts
     prompts: Mapping[str, Sequence[int]]
     """The prompt that the student and each teacher read before the rollouts."""
@@ -25,7 +25,7 @@ class QuestionRollouts:
 def measure_rewards(
     groups: Sequence[QuestionRollouts], models: Mapping[str, Model], temperature: float, folder: File, trust: bool
 ) -> None:
-    """Fills `Question.rewards`: one forward pass of every model over every rollout."""
+    """Fills `QuestionTree.rewards`: one forward pass of every model over every rollout."""
     # Whether a rollout is correct plays no part in its reward-to-go.
     chosen = [
         ChosenPath(group.question.number, tokens, correct=False)

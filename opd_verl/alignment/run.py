@@ -20,12 +20,12 @@ from opd_verl.alignment.contexts.prepare import PreparedContexts, prepare_contex
 from opd_verl.alignment.contexts.screening import screen_contexts
 from opd_verl.alignment.gather import PromptedModel, make_questions, prompted_models
 from opd_verl.alignment.gradients.node_table import MINILLM, question_nodes, schema
-from opd_verl.alignment.launch import Launcher, generations
+from opd_verl.alignment.launcher import Launcher, generations
 from opd_verl.alignment.minillm import QuestionRollouts, measure_rewards
 from opd_verl.alignment.prepare import PreparedAlignment, prepare_alignment
 from opd_verl.alignment.responses import Responses, initial_rollouts, judged_responses
 from opd_verl.alignment.tree.enrich import Launched, Spent, add, enrich, say
-from opd_verl.alignment.tree.question import Question
+from opd_verl.alignment.tree.question import QuestionTree
 from opd_verl.sampling.generate import generate_in_child
 from opd_verl.sampling.rollouts import MADE_WITH, Generate, Sampler
 from opd_verl.utils.files import json_digest, write_json
@@ -36,7 +36,7 @@ class AlignmentResult:
     """The node table, and what it cost."""
 
     nodes: pa.Table
-    questions: Sequence[Question]
+    questions: Sequence[QuestionTree]
     initial: int
     """Number of initial rollouts."""
     spent: Spent
@@ -69,7 +69,7 @@ def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> Al
 
 
 def grow(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionTree],
     launcher: Launcher,
     before: Sequence[File],
     started: tuple[int, float],
@@ -125,7 +125,7 @@ def screen(
 
 def make_launcher(
     prepared: PreparedAlignment,
-    questions: Sequence[Question],
+    questions: Sequence[QuestionTree],
     models: Mapping[str, PromptedModel],
     config: AlignmentConfig,
     generate: Generate,
@@ -150,7 +150,7 @@ def make_launcher(
 
 
 def rewards(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionTree],
     initial: Sequence[Responses],
     launched: Sequence[Launched],
     models: Mapping[str, PromptedModel],

@@ -22,7 +22,7 @@ from opd_verl.alignment.gradients import local
 from opd_verl.alignment.gradients.node_table import COSINE, NodeSettings, question_nodes, sides
 from opd_verl.alignment.tree.enrich import enrich, orders
 from opd_verl.alignment.tree.generation_tree import GenerationTree, PackedRollouts
-from opd_verl.alignment.tree.question import Path, Question
+from opd_verl.alignment.tree.question import Path, QuestionTree
 from opd_verl.alignment.tree.targets import TargetSettings
 from opd_verl.experiments.markov import Language, LanguageSampler, ask, make_language
 from opd_verl.utils.markdown import markdown_table
@@ -52,7 +52,7 @@ class Setting:
     initial: int
     seed: int
 
-    def asked(self, more: int = 0) -> list[Question]:
+    def asked(self, more: int = 0) -> list[QuestionTree]:
         """Makes the questions, with `more` initial rollouts for each on the same paths."""
         questions = [ask(self.language, number, self.initial, 2, self.seed) for number in range(self.questions)]
         generator = np.random.default_rng((self.seed, 1))
@@ -62,20 +62,20 @@ class Setting:
             question.tree.add(PackedRollouts.of(paths, [0] * more, correct))
         return questions
 
-    def sampler(self, questions: Sequence[Question]) -> LanguageSampler:
+    def sampler(self, questions: Sequence[QuestionTree]) -> LanguageSampler:
         """Makes the sampler of targeted rollouts."""
         generator = np.random.default_rng((self.seed, 2))
         return LanguageSampler(self.language, {question.number: question for question in questions}, generator)
 
 
-def targeted(setting: Setting, settings: TargetSettings) -> tuple[list[Question], int]:
+def targeted(setting: Setting, settings: TargetSettings) -> tuple[list[QuestionTree], int]:
     """Returns the questions with targeted rollouts, and the number of these rollouts."""
     questions = setting.asked()
     sampler = setting.sampler(questions)
     return questions, enrich(questions, lambda _, wanted: sampler.orders(wanted()), settings).rollouts
 
 
-def uniform(setting: Setting, count: int) -> list[Question]:
+def uniform(setting: Setting, count: int) -> list[QuestionTree]:
     """Returns the questions with equal visits for every token of every path, as many as `count` rollouts allow."""
     questions, low, high = setting.asked(), 1, 10_000
 
@@ -104,7 +104,7 @@ class DecisionPoint:
     """Length of the teacher's gradient, nats."""
 
 
-def row(name: str, setting: Setting, questions: Sequence[Question], rollouts: int) -> list[str]:
+def row(name: str, setting: Setting, questions: Sequence[QuestionTree], rollouts: int) -> list[str]:
     """Returns the table's row of one allocation; a node that several paths share counts once for each."""
     points = [point for question in questions for point in decision_points(setting.language, question)]
     every = sum(pulls(path).sum().item() for question in questions for path in question.paths)
@@ -122,7 +122,7 @@ def pulls(path: Path) -> Tensor:
     return local.local_gradient(log_p.exp(), log_q - log_p, torch.ones_like(log_p, dtype=torch.bool)).norm(dim=-1)
 
 
-def decision_points(language: Language, question: Question) -> list[DecisionPoint]:
+def decision_points(language: Language, question: QuestionTree) -> list[DecisionPoint]:
     """Returns all decision points of a question's paths."""
     points = []
     for node in question_nodes(question, NodeSettings()).to_pylist():
@@ -164,7 +164,7 @@ def main() -> None:
     setting = Setting(language, options.questions, 200, options.seed)
     questions, count = targeted(setting, TARGETS)
     total, each = 200 * options.questions, count // options.questions
-    makers: dict[str, Callable[[], list[Question]]] = {
+    makers: dict[str, Callable[[], list[QuestionTree]]] = {
         "more initial rollouts": lambda: setting.asked(each),
         "uniform": lambda: uniform(setting, count),
         "targeted": lambda: questions,

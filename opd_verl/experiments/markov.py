@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from opd_verl.alignment.tree.enrich import Launched, Order
 from opd_verl.alignment.tree.generation_tree import GenerationTree, Ints, PackedRollouts
-from opd_verl.alignment.tree.question import Path, Question, representative
+from opd_verl.alignment.tree.question import Path, QuestionTree, representative
 
 Floats = NDArray[np.float64]
 
@@ -108,14 +108,14 @@ def _softmax(logits: Floats) -> Floats:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def ask(language: Language, number: int, rollouts: int, paths: int, seed: int) -> Question:
+def ask(language: Language, number: int, rollouts: int, paths: int, seed: int) -> QuestionTree:
     """Makes a question: its tree of initial rollouts and its representative paths."""
     responses = language.sample([], rollouts, np.random.default_rng((seed, number)))
     correct = [ends_well for _, ends_well in responses]
     tree = GenerationTree()
     tree.add(PackedRollouts.of([tokens for tokens, _ in responses], [0] * rollouts, correct))
     chosen = representative(correct, paths, paths, (seed, number))
-    return Question(number, tree, [language.path(*responses[row]) for row in chosen], float(np.mean(correct)))
+    return QuestionTree(number, tree, [language.path(*responses[row]) for row in chosen], float(np.mean(correct)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class LanguageSampler:
     """Samples targeted rollouts from the language itself."""
 
     language: Language
-    questions: dict[int, Question]
+    questions: dict[int, QuestionTree]
     generator: np.random.Generator
 
     def orders(self, wanted: Sequence[Order]) -> Launched:

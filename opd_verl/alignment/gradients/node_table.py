@@ -14,7 +14,7 @@ from torch import Tensor
 from opd_verl.alignment.gradients import local
 from opd_verl.alignment.gradients.losses import LossSettings, chosen
 from opd_verl.alignment.tree.generation_tree import NOBODY, Ints
-from opd_verl.alignment.tree.question import Path, Question
+from opd_verl.alignment.tree.question import Path, QuestionTree
 
 GKD, SINGLE, DR_GRPO, MINILLM = "gkd", "single_sample", "dr_grpo", "minillm"
 OBJECTIVES = (GKD, SINGLE, DR_GRPO, MINILLM)
@@ -81,7 +81,7 @@ class Children:
     """Teacher: sum of the reward-to-go of the drawn rollouts, where it was measured."""
 
 
-def children_of(question: Question, path: Path, significant: float) -> Children:
+def children_of(question: QuestionTree, path: Path, significant: float) -> Children:
     """Estimates along a path, without the path's own rollout."""
     estimates = question.estimates(without=path)
     nodes = question.tree.child(question.nodes(path)[:-1, None], path.ids)
@@ -123,7 +123,7 @@ def sides(path: Path, teacher: str) -> tuple[Tensor, Tensor]:
     return log_p, log_q
 
 
-def question_nodes(question: Question, settings: NodeSettings) -> pa.Table:
+def question_nodes(question: QuestionTree, settings: NodeSettings) -> pa.Table:
     """The rows of one question."""
     tables = [
         path_nodes(question, number, children, teacher, settings)
@@ -139,7 +139,9 @@ def schema(settings: NodeSettings) -> pa.Schema:
     return pa.schema([*SCHEMA, *((COSINE + name, pa.float64()) for name in settings.names)])
 
 
-def path_nodes(question: Question, number: int, children: Children, teacher: str, settings: NodeSettings) -> pa.Table:
+def path_nodes(
+    question: QuestionTree, number: int, children: Children, teacher: str, settings: NodeSettings
+) -> pa.Table:
     """The rows of one path and teacher."""
     path, member = question.paths[number], children.member
     log_p, log_q = sides(path, teacher)

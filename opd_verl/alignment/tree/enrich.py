@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opd_verl.alignment.tree.generation_tree import PackedRollouts
-from opd_verl.alignment.tree.question import Question
+from opd_verl.alignment.tree.question import QuestionTree
 from opd_verl.alignment.tree.targets import Target, TargetSettings, depth_windows, missing, path_targets
 
 
@@ -69,7 +69,7 @@ class Spent:
 
 
 def enrich(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionTree],
     launch: Launch,
     settings: TargetSettings,
     budget: Budget | None = None,
@@ -100,7 +100,7 @@ def enrich(
     return spent
 
 
-def add(questions: Sequence[Question], done: Launched) -> None:
+def add(questions: Sequence[QuestionTree], done: Launched) -> None:
     """Counts rollouts in their questions' trees."""
     for question in questions:
         if question.number in done.rollouts:
@@ -118,12 +118,12 @@ def forecast(window: range, ordered: Sequence[Order], later: int, rate: float) -
     return f"{places}: {now}; deeper ones at most {cost(later)} more"
 
 
-def longest(questions: Sequence[Question]) -> int:
+def longest(questions: Sequence[QuestionTree]) -> int:
     """Tokens of the longest path."""
     return max((len(path.tokens) for question in questions for path in question.paths), default=0)
 
 
-def orders(questions: Sequence[Question], window: range, settings: TargetSettings) -> list[Order]:
+def orders(questions: Sequence[QuestionTree], window: range, settings: TargetSettings) -> list[Order]:
     """Rollouts that a window's targets lack; the first target of every list before the second of any."""
     ordered = [order for question in questions for order in _question_orders(question, window, settings)]
     return sorted(ordered, key=lambda order: _priority(order.target))
@@ -133,7 +133,7 @@ def _priority(target: Target) -> tuple[int, int, int, int]:
     return target.rank, target.question, target.path, target.depth
 
 
-def _question_orders(question: Question, window: range, settings: TargetSettings) -> Iterator[Order]:
+def _question_orders(question: QuestionTree, window: range, settings: TargetSettings) -> Iterator[Order]:
     """A node that several paths share is ordered once."""
     targets, seen = list[Target](), set[tuple[int, int]]()
     for number, path in enumerate(question.paths):
@@ -154,7 +154,7 @@ def within(wanted: Sequence[Order], allowed: float) -> list[Order]:
     return list(wanted[: int(np.searchsorted(total, allowed, side="right"))])
 
 
-def expected(questions: Sequence[Question], windows: Sequence[range], settings: TargetSettings) -> int:
+def expected(questions: Sequence[QuestionTree], windows: Sequence[range], settings: TargetSettings) -> int:
     """The most rollouts that these windows can take, on the trees as they are now."""
     return sum(order.count for window in windows for order in orders(questions, window, settings))
 

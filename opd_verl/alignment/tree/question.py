@@ -41,8 +41,8 @@ class Path:
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """A prompt with its initial rollouts."""
+class QuestionTree:
+    """A prompt with the tree of its rollouts, its paths, and the pass rate of its initial rollouts."""
 
     number: int
     """Row of the prompts."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opd_verl.alignment.tree.generation_tree import NOBODY, Ints
-from opd_verl.alignment.tree.question import Floats, Path, Question
+from opd_verl.alignment.tree.question import Floats, Path, QuestionTree
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def gradient_size(log_p: Floats, log_q: Floats, known: np.ndarray) -> Floats:
     return np.abs(p * (apart - (p * apart).sum(-1, keepdims=True)))
 
 
-def path_targets(question: Question, number: int, window: range, settings: TargetSettings) -> list[Target]:
+def path_targets(question: QuestionTree, number: int, window: range, settings: TargetSettings) -> list[Target]:
     """The targets of all teachers in one window of path `number`, best first; none twice."""
     path = question.paths[number]
     rows = slice(window.start, min(window.stop, len(path.tokens)))
@@ -114,7 +114,7 @@ def _with_rival(place: tuple[int, int], gradient: Floats) -> list[tuple[int, int
     return [place, (row, rival)] if others[rival] >= 0.0 else [place]
 
 
-def missing(question: Question, targets: Sequence[Target], settings: TargetSettings) -> Ints:
+def missing(question: QuestionTree, targets: Sequence[Target], settings: TargetSettings) -> Ints:
     """Rollouts that each target lacks, a multiple of `per_request`."""
     nodes = [question.nodes(path) for path in question.paths]
     at = np.array([nodes[target.path][target.depth] for target in targets], np.int64)

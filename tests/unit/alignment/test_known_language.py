@@ -11,7 +11,7 @@ from opd_verl.alignment.gradients import local
 from opd_verl.alignment.gradients.node_table import COSINE, NodeSettings, children_of, question_nodes, sides
 from opd_verl.alignment.tree.enrich import Budget, Spent, enrich, orders, within
 from opd_verl.alignment.tree.generation_tree import NOBODY
-from opd_verl.alignment.tree.question import Question
+from opd_verl.alignment.tree.question import QuestionTree
 from opd_verl.alignment.tree.targets import TargetSettings, depth_windows
 from opd_verl.experiments.markov import Language, LanguageSampler, ask, make_language
 
@@ -21,7 +21,7 @@ TARGETS = TargetSettings(first_window=5)
 
 def measured(
     enough: int, count: int = 6, rollouts: int = 200, budget: Budget | None = None
-) -> tuple[list[Question], Spent]:
+) -> tuple[list[QuestionTree], Spent]:
     questions = [ask(LANGUAGE, number, rollouts, 2, seed=0) for number in range(count)]
     sampler = LanguageSampler(LANGUAGE, {question.number: question for question in questions}, np.random.default_rng(1))
     settings = TargetSettings(first_window=5, enough=enough)
@@ -29,11 +29,11 @@ def measured(
 
 
 @pytest.fixture(scope="module")
-def enriched() -> list[Question]:
+def enriched() -> list[QuestionTree]:
     return measured(enough=200)[0]
 
 
-def errors(questions: Sequence[Question], least: float = 20.0) -> tuple[Tensor, Tensor]:
+def errors(questions: Sequence[QuestionTree], least: float = 20.0) -> tuple[Tensor, Tensor]:
     """Estimate less truth for every child of a path that counts, and the deviation that the child's visits promise."""
     collected = []
     for question in questions:
@@ -52,7 +52,7 @@ def test_the_closed_form_is_that_of_sampling() -> None:
     assert np.mean([correct for _, correct in actual]) == pytest.approx(expected, abs=4 * (0.25 / 20_000) ** 0.5)
 
 
-def test_estimates_err_as_their_visits_promise(enriched: list[Question]) -> None:
+def test_estimates_err_as_their_visits_promise(enriched: list[QuestionTree]) -> None:
     """In units of the promised deviation the errors have mean 0 and deviation 1."""
     error, spread = errors(enriched)
     scores = error / spread
@@ -66,7 +66,7 @@ def test_estimates_converge_with_the_root_of_the_rollouts() -> None:
     assert fine / coarse == pytest.approx(0.25, rel=0.25)
 
 
-def test_counts_of_whole_paths_do_not_converge(enriched: list[Question]) -> None:
+def test_counts_of_whole_paths_do_not_converge(enriched: list[QuestionTree]) -> None:
     """In the paper's counts, rollouts launched below a node count there as if the student had come there by itself."""
     scores = []
     for question in enriched:
@@ -79,7 +79,7 @@ def test_counts_of_whole_paths_do_not_converge(enriched: list[Question]) -> None
     assert np.std(scores) > 2.0
 
 
-def test_every_target_has_enough_visits(enriched: list[Question]) -> None:
+def test_every_target_has_enough_visits(enriched: list[QuestionTree]) -> None:
     """A child that a launch was ordered for ends with the visits that were wanted, or more."""
     for question in enriched:
         launched = np.flatnonzero(question.tree.counts["launched"][1:]) + 1
@@ -95,7 +95,7 @@ def test_a_paths_own_success_is_not_counted_along_it() -> None:
     assert along[1][0] == 1.0 and question.estimates().of(question.nodes(path))[1][0] == 2.0
 
 
-def exact_nodes(question: Question, language: Language) -> dict[tuple[int, int, str], float]:
+def exact_nodes(question: QuestionTree, language: Language) -> dict[tuple[int, int, str], float]:
     """Cosines from the true success probabilities."""
     collected = {}
     for number, path in enumerate(question.paths):

@@ -24,7 +24,7 @@ from opd_verl.alignment.config import AlignmentConfig
 from opd_verl.alignment.responses import judged_responses
 from opd_verl.alignment.tree.enrich import Launched, Order
 from opd_verl.alignment.tree.generation_tree import Ints, PackedRollouts
-from opd_verl.alignment.tree.question import Question
+from opd_verl.alignment.tree.question import QuestionTree
 from opd_verl.sampling.generate import REQUESTS_SCHEMA
 from opd_verl.sampling.judging import CORRECT, RESPONSE_PREFIX, RewardArguments, judge_response
 from opd_verl.sampling.prompts import Model
@@ -64,7 +64,7 @@ def generations(folder: File, identity: str) -> tuple[File, list[File]]:
 class Launcher:
     """Launches the orders of a window; what is finished is read from its files."""
 
-    questions: Mapping[int, Question]
+    questions: Mapping[int, QuestionTree]
     student: Model
     rows: pa.Table
     """Rows of the prompts file, for the judge."""
