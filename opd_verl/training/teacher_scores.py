@@ -10,11 +10,9 @@ the loss's denominator. It is counted, and its fields hold a neutral value that 
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
@@ -30,6 +28,7 @@ from opd_verl.teacher.client.several import Teacher, routes
 from opd_verl.teacher.score import CollectSpec, ScoreRequest, TeacherScore
 from opd_verl.training.token_positions import jagged, row_lengths
 from opd_verl.training.transfer import read_fields
+from opd_verl.training.verl_types import as_tensordict
 
 
 def collect_scores(
@@ -55,11 +54,11 @@ def collect_scores(
     """
     wanted = [prompts_field, "responses", STUDENT_FIELDS.ids if at_student_topk else None, route_field]
     data = read_fields(batch, [name for name in wanted if name is not None])
-    # verl appends synthetic rows so that the batch divides among its ranks; they are tagged, and nobody learns them.
+    # verl appends synthetic rows so that the batch divides among its ranks; they are tagged and not scored.
     rows = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
     prompts, responses = data[prompts_field].unbind(), data["responses"].unbind()
     topk_ids = data[STUDENT_FIELDS.ids].unbind() if at_student_topk else None
-    route = routes(cast(TensorDict, data), route_field) if route_field is not None else [""] * len(prompts)
+    route = routes(as_tensordict(data), route_field) if route_field is not None else [""] * len(prompts)
     requests = [ScoreRequest(batch.keys[row], prompts[row].numpy(), responses[row].numpy(), route[row]) for row in rows]
     at_ids = [topk_ids[row].numpy().astype(np.int32) for row in rows] if topk_ids else None
     scores = teacher.collect(requests, at_ids, CollectSpec(step, topk, entropy, hidden))
