@@ -15,7 +15,7 @@ from opd_verl.schema import DATA_RESPONSE, OFF_POLICY, ROLLOUT_COLUMNS, TEACHER_
 from opd_verl.seeded_loop import SeededAgentLoopManager, SeededAgentLoopWorker
 from opd_verl.teacher.client.start import connect_teachers
 from opd_verl.teacher.score import ScoreRequest
-from opd_verl.training.rollout.data_loop import LOOP_NAME
+from opd_verl.training.rollout.data_loop import DataResponseLoop
 from opd_verl.training.rollout.off_policy import choose, draw
 
 
@@ -51,7 +51,7 @@ class OpdAgentLoopWorker(SeededAgentLoopWorker):
         if draw(seed, rollout) >= self.off_policy.share:
             return {OFF_POLICY: torch.zeros(1)}
         response = choose(sample, self.off_policy.field, seed, rollout)
-        return {OFF_POLICY: torch.ones(1), "agent_name": LOOP_NAME, DATA_RESPONSE: response}
+        return {OFF_POLICY: torch.ones(1), "agent_name": DataResponseLoop.name, DATA_RESPONSE: response}
 
     async def _agent_loop_postprocess(
         self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: object

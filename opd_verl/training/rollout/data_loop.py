@@ -10,14 +10,13 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, register
 from opd_verl.schema import DATA_RESPONSE
 from opd_verl.training.rollout.off_policy import Response, token_ids
 
-LOOP_NAME = DATA_RESPONSE
-"""Name of the loop in verl's registry. The worker takes it from this module, and so imports it: the import registers the
-loop, and verl only logs a rollout whose loop it does not know."""
 
-
-@register(LOOP_NAME)
 class DataResponseLoop(AgentLoopBase):
     """A single turn. Gives the fields that verl's own loop gives, so that rows of both kinds fit one batch."""
+
+    name = DATA_RESPONSE
+    """Its name in verl's registry. The worker reads it from here, since verl registers the class when this module is
+    imported, and only logs a rollout whose loop it does not know."""
 
     async def run(self, sampling_params: Mapping[str, object], **kwargs: object) -> AgentLoopOutput:
         """The prompt, and the response that the worker chose."""
@@ -44,3 +43,7 @@ class DataResponseLoop(AgentLoopBase):
                 "max_global_steps": step - 1,
             },
         )
+
+
+# As a decorator verl's function would hide the class's type, and with it `name`.
+register(DataResponseLoop.name)(DataResponseLoop)
