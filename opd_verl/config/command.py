@@ -11,7 +11,7 @@ Settings = TypeVar("Settings")
 
 
 def check_least(settings: object, **least: int) -> None:
-    """Raises ConfigError for a key whose value is set and below the least that works."""
+    """Raises ConfigError for a key whose value is set and lower than the key's `least` value."""
     for name, lowest in least.items():
         value = getattr(settings, name)
         if value is not None and value < lowest:

@@ -38,7 +38,7 @@ class RecipeSlot(ImportlibResourcesConfigSource):
         return "recipe-slot"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Reads a config of verl's; a trainer's gets the slots, with `null`: Hydra answers a typo with the options."""
+        """Reads one of verl's configs. A trainer's config gets the slots, so Hydra answers a typo with the options."""
         result = super().load_config(config_path)
         if config_path in PRIMARY_CONFIGS:
             RecipeSource.package = PRIMARY_CONFIGS[config_path]

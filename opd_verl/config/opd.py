@@ -49,7 +49,7 @@ class OpdConfig:
     rewards: list[str] = field(default_factory=lambda: ["reverse_kl"])
     """Names of the reward hooks whose sum is r_t."""
     plugins: list[str] = field(default_factory=list)
-    """Modules of yours to import in every process; they register your hooks."""
+    """Your modules, imported in every process; they register your hooks."""
     fused: bool = True
     """Whether the LM head runs in chunks of rows, without logits [tokens, vocabulary]; False: plain reference path."""
     fused_rows: int | None = None
@@ -115,7 +115,7 @@ def parse_opd(config: DictConfig) -> OpdConfig:
     if not OmegaConf.select(config, "opd.teacher.path") and not OmegaConf.select(config, "opd.teachers"):
         raise ConfigError("opd.teacher.path", None, "no teacher is set", "opd.teacher.path=/path/to/teacher")
     try:
-        # Resolved here: a `${...}` points outside the section, which stands alone from now on.
+        # Resolved here: a `${...}` may point outside the section, and the section stands alone from now on.
         section = cast(dict[str, object], OmegaConf.to_container(config.opd, resolve=True))
         fill_teachers(section)
         merged = OmegaConf.merge(OmegaConf.structured(OpdConfig), section)

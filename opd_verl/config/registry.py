@@ -9,8 +9,8 @@ Hook = TypeVar("Hook", bound=Callable[..., object])
 class Registry(dict[str, Hook]):
     """A mapping from names to functions of one kind.
 
-    A name is taken once. Its function may be registered again (a module imported under two names); another function
-    may not.
+    Each name has one function. The same function may register again (a module imported under two names); another
+    function may not.
     """
 
     def __init__(self, kind: str) -> None:

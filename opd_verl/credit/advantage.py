@@ -88,7 +88,7 @@ def mix_advantages(task: Tensor | None, opd: Tensor | None, task_weight: float, 
     """`A = w_task A_task + w_opd A_opd` [B, R] (credit/README.md 6).
 
     A side of weight 0 is not read at all, since 0 * NaN is NaN: `w_opd = 0` gives the task's advantage (GRPO) to the
-    bit, `w_task = 0` distillation's.
+    bit, and `w_task = 0` gives the advantage of distillation.
 
     Args:
         task: A_task [B, R] from verl's estimator; may be None where its weight is 0.

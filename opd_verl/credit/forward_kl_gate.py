@@ -18,9 +18,9 @@ def forward_kl_gate(
         teacher_entropy: H_t^q [B, R] of the whole vocabulary, nats; read by `gated` alone, detached.
         mask: 1 on response tokens [B, R], else 0; the gate is 0 there.
         tau: threshold of `gated`, nats.
-        share: share of `random`, in (0, 1].
-        seed: seed of `random`. The choice reads the seed, the rollout's row and its tokens, and neither the padding
-            nor other rollouts.
+        share: share of a rollout's tokens under `random`, in (0, 1].
+        seed: seed of `random`. The choice depends on the seed, on the rollout's row and on its tokens; padding and
+            other rollouts do not change it.
     """
     present = mask.bool()
     if placement is Placement.none:

@@ -20,7 +20,7 @@ class RewardInputs:
     log_p_old: Tensor
     """log p_old(y_t) of the student that sampled the rollout."""
     log_q: Tensor
-    """log q(y_t) of the teacher behind the same tokens."""
+    """log q(y_t) of the teacher after the same tokens."""
     mask: Tensor
     """1 on response tokens whose teacher score is valid."""
     student_entropy: Tensor
@@ -32,9 +32,9 @@ class RewardInputs:
     truncated: Tensor | None = None
     """Whether the rollout hit the length limit without an end-of-sequence token, bool [B]."""
     teacher_entropy: Tensor | None = None
-    """Full-vocabulary entropy of q, where the teacher was asked for it."""
+    """Full-vocabulary entropy of q; None where the teacher was not asked for it."""
     off_policy: Tensor | None = None
-    """Whether the response is the data set's, bool [B]; None where all are the student's."""
+    """Whether the response comes from the data set, bool [B]; None where the student sampled all responses."""
     log_p_topk: Tensor | None = None
     """log p_old at the student's top-k ids [B, R, K], where `opd.objective.k` needs them."""
     log_q_topk: Tensor | None = None
@@ -42,7 +42,7 @@ class RewardInputs:
     tokens: "TokenConfig | None" = None
     """`opd.tokens`: the settings of token masks and weights."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """A hook may put `opd/<name>` here, which is logged with the step."""
+    """Values that a hook adds as `opd/<name>`; they are logged with the step."""
 
     @property
     def position(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Masks: the response tokens that distillation trains on (credit/README.md 1). Pure functions.
 
-All give bool [B, R], False where `mask` is 0. Shapes: B rollouts, R response tokens. Entropies and rewards in nats,
+All functions return bool [B, R], False where `mask` is 0. Shapes: B rollouts, R response tokens. Entropies and rewards in nats,
 detached. A choice within a rollout reads the unmasked tokens of that rollout alone: neither padding nor other rollouts
 change it.
 """
@@ -17,14 +17,15 @@ ROUNDING = 1e-9
 def top_share(values: Tensor, mask: Tensor, share: float) -> Tensor:
     """The `max(1, floor(share * n))` tokens of largest value among each rollout's n tokens, bool [B, R] (Capacity 5.3).
 
-    Of equal values the earlier position comes first, so that a rerun selects the same tokens.
+    Among equal values the earlier position comes first, so a rerun selects the same tokens.
 
     Args:
         values: student or teacher entropy [B, R].
         mask: 1 on response tokens [B, R].
         share: in [0, 1]; Capacity's fork tokens are 0.2.
     """
-    # torch.topk breaks ties by no rule, so it only finds the least value that is kept; positions then fill the room.
+    # torch.topk breaks ties in no fixed order, so it only finds the least kept value. The first positions with exactly
+    # this value then fill the room that larger values leave.
     present = mask.bool()
     count = (share * present.sum(dim=-1, keepdim=True).double() + ROUNDING).floor().clamp(min=1).long()
     known = values.masked_fill(~present, -torch.inf)
@@ -43,13 +44,13 @@ def in_q3(reward: Tensor, student_entropy: Tensor, low_entropy: float) -> Tensor
     """Quadrant Q3, "forced correction" (Capacity table 5): `r_t < 0` and `H_t^p < low_entropy`, bool [B, R].
 
     The paper: "The student is highly confident at position t, yet a negative reward from the teacher pushes it away
-    from its own prediction." Its threshold is 0.3 nats; a token at the threshold counts as forking.
+    from its own prediction." The paper's threshold is 0.3 nats; a token at the threshold counts as forking.
     """
     return (reward < 0) & (student_entropy < low_entropy)
 
 
 def drop_q3(reward: Tensor, student_entropy: Tensor, mask: Tensor, low_entropy: float) -> Tensor:
-    """All tokens outside quadrant Q3, bool [B, R]. The arguments are those of `in_q3`."""
+    """All tokens outside quadrant Q3, bool [B, R]. Arguments: see `in_q3`."""
     return mask.bool() & ~in_q3(reward, student_entropy, low_entropy)
 
 
@@ -101,10 +102,10 @@ def depth_window(position: Tensor, mask: Tensor, first: int, last: int | None) -
 
 
 def truncated_mask(truncation: Truncation, truncated: Tensor, mask: Tensor, tail_tokens: int) -> Tensor:
-    """Tokens that distillation may use of rollouts that hit the length limit, bool [B, R] (credit/README.md 3).
+    """Tokens that distillation may use under a policy for truncated rollouts, bool [B, R] (credit/README.md 3).
 
-    keep: all. mask, drop: none of a truncated rollout. mask_tail: all but its last `tail_tokens` positions, counted
-    back from its last unmasked token.
+    keep: all tokens. mask, drop: no token of a truncated rollout. mask_tail: no token in a truncated rollout's last
+    `tail_tokens` positions, counted back from its last unmasked token.
 
     Args:
         truncation: the policy for truncated rollouts.

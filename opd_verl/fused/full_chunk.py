@@ -19,7 +19,7 @@ class FullChunk:
     """Gradient `w_t dD_t / dz` of the student's logits z in closed form (`slope_in_place`); a `ChunkLoss`."""
 
     ids_NM: Tensor
-    """Ids whose log-probs are returned beside."""
+    """Ids whose log-probs are returned with the losses."""
     teacher_hidden_NG: Tensor
     teacher_head: LMHead
     teacher_space: Workspace
@@ -28,7 +28,7 @@ class FullChunk:
     beta: float
     weights_N: Tensor
     temperature_N: Tensor | None
-    """Divides the student's logits of each row; None: 1. The teacher's is in its head."""
+    """Divides the student's logits of each row; None: 1. `teacher_head` has the teacher's temperature."""
 
     def __call__(self, space: Workspace, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
         """See `ChunkLoss`."""
@@ -38,6 +38,7 @@ class FullChunk:
         teacher_CV = self.teacher_space.logits(self.teacher_hidden_NG[chunk])
         for block in parts(len(logits_CV), space.block):
             heat_B = None if self.temperature_N is None else self.temperature_N[chunk][block]
+            # Everything below overwrites the buffers of the two workspaces: no new [B, V] tensor.
             scaled_BV, p_BV, lse_B = space.softmax(logits_CV[block], heat_B)
             log_p_BV = scaled_BV.sub_(lse_B[:, None])
             log_p_CM[block] = log_p_BV.gather(-1, ids_CM[block])
@@ -56,18 +57,19 @@ def slope_in_place(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor, divergenc
 
     `log_p`, `q` and `log_q` are overwritten. All [B, V] float32, nats.
     """
-    # Sums by `sum`, which adds in pairs: a dot product's error is 1e-4 over 150,000 ids. Rounding leaves sum p about
-    # 1e-6 away from 1; each KL is divided by it, or each id's gradient would be off by 1e-6 times the KL.
+    # `sum` adds in pairs; a dot product would be off by 1e-4 over 150,000 ids. Rounding leaves sum p about 1e-6 away
+    # from 1; each KL is divided by sum p, or each id's gradient would be off by 1e-6 times the KL.
     if divergence is Divergence.forward:
-        p.sub_(q)
+        p.sub_(q)  # d KL(q || p) / dz = p - q
         return log_q.sub_(log_p).mul_(q).sum(-1)
     if divergence is Divergence.reverse:
         total = p.sum(-1)
         kl = torch.mul(p, log_p.sub_(log_q), out=q).sum(-1) / total
-        p.mul_(log_p.sub_(kl[:, None]))
+        p.mul_(log_p.sub_(kl[:, None]))  # d KL(p || q) / dz = p (log p - log q - KL)
         return kl
     log_m, total = log_mixture(log_p, log_q, beta), p.sum(-1)
     teachers = log_q.sub_(log_m).mul_(q).sum(-1)
     kl = torch.mul(p, log_p.sub_(log_m), out=q).sum(-1) / total
+    # The mixture's own gradient terms cancel: dJSD / dz = (1 - beta) p (log p - log m - KL(p || m)).
     p.mul_(log_p.sub_(kl[:, None])).mul_(1.0 - beta)
     return beta * teachers + (1.0 - beta) * kl

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REFUSED_KEYS = ("lm_head_multiplier", "output_logit_soft_cap", "logits_soft_cap", "dim_model_base")
 """Config keys of published models that change the logits after the head and are not computed here."""
 LOGIT_KEYS = (*REFUSED_KEYS, "logit_scale", "logits_scaling", "final_logit_softcapping")
-"""All config keys that put something between head and logits."""
+"""All config keys that change the logits after the head."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class LMHead:
         return self.finish(raw_NK if self.bias is None else raw_NK + self.bias[ids_NK])
 
     def finish(self, raw: Tensor) -> Tensor:
-        """Scale, cap and temperature of `weight h + bias`, in float32; a float32 `raw` is overwritten."""
+        """Applies scale, cap and temperature to `raw` = weight h + bias, in float32; a float32 `raw` is overwritten."""
         logits = raw.float()
         if self.scale != 1.0:
             logits.mul_(self.scale)

@@ -86,7 +86,7 @@ class _LogProbs(torch.autograd.Function):
                 log_p_NM[rows] = scaled_BV.gather(-1, ids_NM[rows]) - lse_B[:, None]
                 if with_entropy:
                     entropy_N[rows] = entropy(scaled_BV, probs_BV, lse_B)
-        # Inputs and entropies are kept, not logits: those of all rows would be the largest tensor of the step.
+        # Inputs and entropies are kept. The logits of all rows would be the largest tensor of the step.
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_NM, temperature_N, entropy_N)
         ctx.limit, ctx.with_entropy, ctx.sizes = limit, with_entropy, sizes
         return log_p_NM, entropy_N

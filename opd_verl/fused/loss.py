@@ -23,7 +23,7 @@ class FusedLoss:
     """Loss and values of all rows, nats."""
 
     loss: Tensor
-    """`sum_t w_t l_t`, float32 scalar; the only one with a gradient."""
+    """`sum_t w_t l_t`, float32 scalar; the only field with a gradient."""
     token_losses: Tensor
     """l_t, float32 [N]."""
     log_p: Tensor

@@ -28,11 +28,11 @@ class HeadWeights:
     """
 
     weight: Tensor
-    """[>= limit, H]; the rows from `limit` on are padding, which no token has."""
+    """[>= limit, H]; the rows from `limit` on are padding without a token."""
     bias: Tensor | None
     """[>= limit] or None."""
     limit: int
-    """Number of the tokenizer's ids: the softmax is over these alone."""
+    """Number of the tokenizer's ids: the softmax is over these ids alone."""
 
 
 @dataclass(frozen=True)

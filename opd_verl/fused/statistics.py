@@ -18,7 +18,7 @@ class RowStatistics:
     """Statistics of N next-token distributions, nats."""
 
     logsumexp: Tensor
-    """log sum_v exp(z_v), float32 [N]: with it log-probs at more ids need no pass over the vocabulary."""
+    """log sum_v exp(z_v), float32 [N]: log-probs at further ids then need no pass over the vocabulary."""
     log_p: Tensor
     """Log-probs at the ids asked for, float32 [N, M]."""
     entropy: Tensor
@@ -26,7 +26,7 @@ class RowStatistics:
     topk_ids: Tensor
     """The K most likely ids, int32 [N, K], descending; K may be 0."""
     topk_log_p: Tensor
-    """Their log-probs, float32 [N, K]."""
+    """Log-probs of `topk_ids`, float32 [N, K]."""
 
 
 @torch.no_grad()

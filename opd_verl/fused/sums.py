@@ -26,8 +26,8 @@ class GradientSums:
         if self.dhidden_NH is not None:
             torch.mm(dlogits_CV, self.weight_VH, out=self.dhidden_NH[chunk])
         if self.dweight_VH is not None:
-            # Padding rows from `limit` on keep the gradient 0. Summed in the parameter's dtype: a float32 copy of the
-            # weight's gradient would double the largest tensor of this pass.
+            # Padding rows from `limit` on keep the gradient 0. The sum has the parameter's dtype: a float32 sum would
+            # double the largest tensor of this pass.
             total_VH = self.dweight_VH[:limit]
             torch.addmm(total_VH, dlogits_CV.t(), self.hidden_NH[chunk], out=total_VH)
         if self.dbias_V is not None:

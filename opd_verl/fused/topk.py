@@ -12,8 +12,8 @@ def block_topk(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Ties may come in another order than torch's.
     """
-    # The k largest lie within the k blocks of largest maxima: were one of them elsewhere, k blocks would each hold a
-    # larger value. The ids behind the last whole block are searched beside these blocks.
+    # The k largest lie within the k blocks of largest maxima: a value in any other block has k larger values, the
+    # maxima of these blocks. The ids behind the last whole block are searched too.
     rows, width = values_NV.shape
     blocks = width // BLOCK
     if k >= blocks:

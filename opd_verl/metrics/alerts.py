@@ -27,14 +27,14 @@ SIGNS: dict[str, Sign] = {
     "length_explosion": Sign(
         "opd/response_length",
         lambda first, last: last > 1.5 * first,
-        "responses grew from {first:.0f} to {last:.0f} tokens: look for repetition; a shorter limit, or "
+        "responses grew from {first:.0f} to {last:.0f} tokens: look for repetition; set a shorter limit, or "
         "opd.tokens.truncated=mask",
     ),
     "length_collapse": Sign(
         "opd/response_length",
         lambda first, last: last < 0.5 * first,
-        "responses shrank from {first:.0f} to {last:.0f} tokens: the reverse KL may look healthy; a smaller learning "
-        "rate or opd.advantage.clamp",
+        "responses shrank from {first:.0f} to {last:.0f} tokens, although the reverse KL may look healthy: try a "
+        "smaller learning rate or opd.advantage.clamp",
     ),
     "entropy_collapse": Sign(
         "opd/student_entropy",
@@ -50,13 +50,13 @@ SIGNS: dict[str, Sign] = {
     "rising_truncation": Sign(
         "opd/truncated_share",
         lambda first, last: last > first + 0.1,
-        "{last:.0%} of the rollouts are cut at the limit, {first:.0%} at first: data.max_response_length, or "
+        "{last:.0%} of the rollouts are cut at the limit, {first:.0%} at first: raise data.max_response_length, or set "
         "opd.tokens.truncated=mask",
     ),
     "destructive": Sign(
         "opd/dest_corr",
         lambda first, last: last > 1.0,
-        "Dest:Corr is {last:.2f}: the teacher pulls harder against correct rollouts than against incorrect ones; "
+        "Dest:Corr is {last:.2f}: the teacher pulls harder against correct rollouts than against incorrect ones; try "
         "opd.tokens.masks=[top_student_entropy] (Capacity tables 4 and 6)",
     ),
 }
@@ -66,7 +66,7 @@ class Watch:
     """Follows a run: keeps the first and last values of every sign's metric."""
 
     def __init__(self, earlier: Iterable[Mapping[str, float]] = ()) -> None:
-        """Begins with the metrics of `earlier` steps, those before a resume."""
+        """Begins with the metrics of the `earlier` steps, before a resume."""
         self.first: dict[str, list[float]] = {}
         self.last: dict[str, deque[float]] = {}
         self.active: set[str] = set()
@@ -75,7 +75,7 @@ class Watch:
             self.update(metrics)
 
     def update(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        """Takes a step's metrics; returns name and warning of each sign that speaks now and did not the step before."""
+        """Takes a step's metrics; returns name and warning of each sign that speaks now and was silent one step ago."""
         for metric in {sign.metric for sign in SIGNS.values()} & metrics.keys():
             self._add(metric, metrics[metric])
         speaking = {name: text for name, sign in SIGNS.items() if (text := self._said(sign)) is not None}

@@ -10,7 +10,7 @@ from torch import Tensor
 from opd_verl.metrics.ratio import Ratio, of_tokens
 
 BUCKETS = 8
-"""Ranges of positions, where a command has no setting for it."""
+"""Number of ranges of positions in commands without a setting for it."""
 
 
 def depth_buckets(limit: int, count: int = BUCKETS) -> list[range]:

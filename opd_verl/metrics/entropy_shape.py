@@ -22,7 +22,7 @@ def entropy_correlation(student_entropy: Tensor, teacher_entropy: Tensor, mask: 
     sides = [centred(values, mask) for values in (student_entropy, teacher_entropy)]
     first, second = (side.square().sum(-1).sqrt() for side in sides)
     rho = (sides[0] * sides[1]).sum(-1) / (first * second)
-    # By comparison, not by a norm of 0: the mean of equal values may round, and then the norm is tiny but not 0.
+    # A norm of 0 is no test for a constant row: the mean of equal values may round, and the norm is then tiny, not 0.
     flat = is_constant(student_entropy, mask) | is_constant(teacher_entropy, mask)
     return rho.masked_fill(flat, float("nan"))
 
@@ -30,7 +30,7 @@ def entropy_correlation(student_entropy: Tensor, teacher_entropy: Tensor, mask: 
 def fork_overlap(student_entropy: Tensor, teacher_entropy: Tensor, mask: Tensor) -> Tensor:
     """`|F^p ∩ F^q| / floor(0.2 T)`, F the positions with the floor(0.2 T) largest entropies (Capacity eq. 5).
 
-    Undefined for fewer than five tokens. Of equal entropies the earlier position counts as larger.
+    Undefined for fewer than five tokens. Among equal entropies the earlier position counts as larger.
     """
     forks = [top_share(values, mask, FORK_SHARE) for values in (student_entropy, teacher_entropy)]
     shared = (forks[0] & forks[1]).sum(-1).double()

@@ -18,7 +18,7 @@ def live_metrics(seen: Observed, buckets: Sequence[range], low_entropy: float) -
     """`opd/<measurement>`, `opd/reward_auroc` and `opd/depth/<first>-<last>/reward`; undefined values are left out.
 
     Args:
-        seen: the student's own rollouts, each with a token at least (`own_rollouts`).
+        seen: the student's own rollouts, each with at least one token (`own_rollouts`).
         buckets: the ranges of positions.
         low_entropy: student entropy below which a token counts as committed, nats.
     """
@@ -35,7 +35,7 @@ def live_metrics(seen: Observed, buckets: Sequence[range], low_entropy: float) -
 
 
 def own_rollouts(seen: Observed, off_policy: Tensor | None) -> Observed:
-    """The rollouts that the student sampled and that have a token; `off_policy` bool [B] marks the data set's."""
+    """The rollouts that the student sampled and that have a token; `off_policy` bool [B] marks all others."""
     rows = seen.mask.bool().any(-1)  # verl pads a batch with rollouts without tokens
     return select_rollouts(seen, rows if off_policy is None else rows & ~off_policy)
 

@@ -20,7 +20,7 @@ class Observed:
     """Rollouts as student and teacher see them; [B, R] unless a field says otherwise, defined where `mask` is 1."""
 
     log_p: Tensor
-    """log p(y_t) of the student that sampled."""
+    """log p(y_t) of the student that sampled the rollout."""
     log_q: Tensor
     """log q(y_t) of the teacher."""
     student_entropy: Tensor
@@ -34,7 +34,7 @@ class Observed:
     truncated: Tensor | None = None
     """Whether the rollout hit the length limit, bool [B]; None where not known."""
     overlap: Overlap | None = None
-    """Agreement of the two top-k; None where they were not read."""
+    """Agreement of the two top-k; None where the top-k were not read."""
 
     @property
     def reward(self) -> Tensor:

@@ -25,9 +25,9 @@ METRICS: dict[str, str] = {
     "opd/corrective_mass": "share in Q3 of incorrect rollouts",
     "timing_s/diagnostics": "seconds that the measurements of the step took",
     "timing_s/teacher": "seconds that the trainer waited for teacher scores",
-    "timing_s/teacher_busy": "seconds of the teacher's forward passes, summed over replicas, wherever they were hidden",
+    "timing_s/teacher_busy": "seconds of the teacher's forward passes, summed over replicas, whether the trainer waited or not",
 }
-"""Logged by every OPD run, but from `opd/alerts` to `timing_s/diagnostics` only with `opd.diagnostics.enabled`."""
+"""Logged by every OPD run. The rows from `opd/alerts` to `timing_s/diagnostics` need `opd.diagnostics.enabled`."""
 
 CONDITIONAL: dict[str, str] = {
     "actor/opd/divergence": "the exact objective as trained on, mean over eligible tokens: the divergence of the "

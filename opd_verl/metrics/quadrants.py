@@ -52,8 +52,8 @@ def quadrant_shares(tokens: Tensor, force: Tensor) -> dict[str, Ratio]:
 def q3_split(tokens: Tensor, force: Tensor, correct: Tensor) -> dict[str, Ratio]:
     """Q3 by the correctness of the rollout: mass and mean `|r_t|` of each side, and Dest:Corr.
 
-    Destructive tokens are those of correct rollouts, corrective tokens those of incorrect ones. `destructive_mass` and
-    `corrective_mass` are shares of all tokens, `destructive_reward` and `corrective_reward` mean `|r_t|`, nats.
+    Q3 tokens of correct rollouts are destructive, Q3 tokens of incorrect rollouts are corrective. `destructive_mass`
+    and `corrective_mass` are shares of all tokens; `destructive_reward` and `corrective_reward` are mean `|r_t|`, nats.
     `dest_corr` is `sum |r_t|` over destructive tokens / `sum |r_t|` over corrective tokens; above 1 it predicts
     regression. It is undefined where no rollout is correct, none is incorrect, or no token is corrective.
 

@@ -44,7 +44,7 @@ def of_rollouts(values: Tensor) -> Ratio:
 
 
 def of_tokens(values: Tensor, mask: Tensor) -> Ratio:
-    """Mean of values [B, R] over the pooled tokens with mask 1; NaN, undefined at a token, is left out."""
+    """Mean of values [B, R] over the pooled tokens with mask 1; undefined values (NaN) are left out."""
     counted = mask.bool() & ~values.isnan()
     return Ratio(torch.where(counted, values.double(), 0.0).sum(-1), counted.double().sum(-1))
 

@@ -11,12 +11,12 @@ def clipped_surrogate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`max(-ratio A, -clip(ratio, 1 - eps_low, 1 + eps_high) A)` with `ratio = p(y) / p_old(y)`, per token.
 
-    With A = r_t and ratio 1, the expected gradient over y ~ p is that of KL(p || q). No mean is taken here: the caller
-    divides by its count of tokens.
+    With A = r_t and ratio 1, the expected gradient over y ~ p is the gradient of KL(p || q). No mean is taken here: the
+    caller divides by its count of tokens.
 
     Args:
         log_p: student log-prob of the sampled token, nats; any shape, carries the gradient.
-        log_p_old: log-prob of that token under the student that sampled it, same shape; detached.
+        log_p_old: log-prob of the same token under the student that sampled it, same shape; detached.
         advantages: A of each token, same shape, nats; detached.
         eps_low: clip range below 1, in [0, 1).
         eps_high: clip range above 1, >= 0.
@@ -25,7 +25,7 @@ def clipped_surrogate(
         The loss (float32, same shape), whether the clip decided it (bool), and the log-ratio (detached, nats).
     """
     advantages = advantages.detach()
-    # float32: a ratio near 1 is a difference of log-probs near 0, which 16 bits would round away.
+    # float32: near ratio 1 the two log-probs nearly cancel, and 16 bits would round their difference away.
     log_ratio = (log_p.float() - log_p_old.detach().float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     plain = -ratio * advantages

@@ -11,7 +11,7 @@ from torch import Tensor
 from opd_verl.objectives.names import Divergence, Tail
 
 LOG_ZERO = -1e30
-"""A finite log 0: exp of it is 0, and the difference of two is 0, where -inf would give NaN."""
+"""A finite stand-in for log 0: its exp is 0, and the difference of two is 0; -inf would give NaN."""
 REST_FLOOR = 1e-7
 """Smallest mass of the `bucket` tail's symbol: float32 resolves `1 - sum p` no finer."""
 
@@ -27,8 +27,8 @@ def support_divergence(
     """`D(p, q) = sum_{v in S} phi(p(v), q(v))`, differentiated exactly through `log_p` (objectives/README.md 3).
 
     phi: reverse `p log(p / q)` (Capacity eq. 3, Rethinking eq. 5), forward `q log(q / p)`, jsd
-    `beta q log(q / m) + (1 - beta) p log(p / m)` with `m = beta q + (1 - beta) p`. The probability outside S,
-    by `tail`:
+    `beta q log(q / m) + (1 - beta) p log(p / m)` with `m = beta q + (1 - beta) p`. `tail` chooses what becomes of the
+    probability outside S:
 
     * renorm: p and q are divided by their sums over S.
     * none: raw masses; the sum can be negative. At q = p the sum is 0 and its gradient is not: the reverse sum pulls
@@ -140,7 +140,7 @@ def _precise(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _times(mass: Tensor, logs: Tensor) -> Tensor:
-    """`mass * logs`, and 0 where the mass is 0, whatever the log."""
+    """`mass * logs`; 0 where the mass is 0, for any log."""
     # `where` on the log, not on the product: the gradient of 0 * inf would be NaN behind the mask.
     return mass * torch.where(mass > 0.0, logs, 0.0)
 
@@ -154,5 +154,6 @@ def _renormalised(logs: Tensor) -> Tensor:
 def _log_rest(logs: Tensor) -> Tensor:
     """`log(max(1 - sum exp(logs), REST_FLOOR))` [..., 1]."""
     rest = 1.0 - logs.exp().sum(dim=-1, keepdim=True)
-    # A clamp alone has no gradient below the floor, where a student without tail must still be pushed to the teacher's.
+    # A clamp alone has no gradient below the floor. A student without tail mass must still be pulled towards the
+    # teacher's tail, so the clamp changes the value and not the gradient.
     return (rest + (rest.clamp(min=REST_FLOOR) - rest).detach()).log()

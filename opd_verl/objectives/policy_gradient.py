@@ -37,7 +37,7 @@ def policy_gradient_topk(
         The loss of each token [...], float32, nats; 0 with zero gradient where no id is a member. No mean is taken.
     """
     member = torch.ones_like(log_p, dtype=torch.bool) if member is None else member
-    # Ids outside S may hold anything, NaN too: they leave before the first product, or their gradient would be NaN.
+    # Ids outside S may hold any value, also NaN: they become 0 before the first product, or the gradient would be NaN.
     log_p, log_p_old, log_q = (torch.where(member, x.float(), 0.0) for x in (log_p, log_p_old, log_q))
     weights = support_weights(log_p_old, log_q, weighting, member)
     loss, _, _ = clipped_surrogate(log_p, log_p_old, -weights * (log_p_old - log_q), eps_low, eps_high)

@@ -8,7 +8,7 @@ from torch import Tensor
 from opd_verl.objectives.names import Support
 
 NOT_A_MEMBER = -1
-"""Takes the place of an id, so that every position keeps K columns and its log-probs stay finite."""
+"""Takes the place of an id outside S: every position keeps K columns, and all log-probs stay finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ def build_support(support: Support, student: SupportTensors | None, teacher: Sup
 
 
 def members_of(ids: Tensor, others: Tensor) -> Tensor:
-    """bool [..., K]: True where an id of `ids` [..., K] is among `others` [..., L]; -1 is never."""
+    """bool [..., K]: True where an id of `ids` [..., K] is among `others` [..., L]; always False at -1."""
     shared = torch.zeros_like(ids, dtype=torch.bool)
     for column in others.unbind(dim=-1):  # column by column, so that no [..., K, L] tensor is made
         shared |= ids == column[..., None]

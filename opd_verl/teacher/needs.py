@@ -1,4 +1,4 @@
-"""The values that the `opd:` section makes the run ask of the teacher: how many likely ids, hidden states, entropy."""
+"""The teacher values that a run reads under its `opd:` section: number of likely ids, hidden states, entropy."""
 
 from opd_verl.config.opd import OpdConfig, every_teacher
 from opd_verl.config.sections import Combine, Engine
@@ -14,9 +14,10 @@ def teacher_topk(opd: OpdConfig) -> int:
 
 
 def student_topk(opd: OpdConfig) -> int:
-    """The student top-k at whose ids the teacher is asked after the rollouts, for objective or reward hooks; 0: none.
+    """Size of the student's top-k, whose ids the teacher scores after the rollouts; 0: none.
 
-    With the teacher's own top-k as support nothing reads the student's, and there is no second question.
+    The objective and reward hooks read these scores. With the teacher's top-k as support nothing reads them, and
+    there is no second question.
     """
     return 0 if opd.objective.support is Support.teacher_topk else opd.objective.k
 
@@ -27,12 +28,12 @@ def needs_hidden(opd: OpdConfig) -> bool:
 
 
 def keeps_hidden(opd: OpdConfig) -> bool:
-    """Whether the teacher must keep hidden states after scoring: for ids named later, or to hand them out."""
+    """Whether the teacher keeps hidden states after scoring: to score ids named later, or to send the states."""
     return student_topk(opd) > 0 or needs_hidden(opd)
 
 
 def looks_at_all(opd: OpdConfig) -> bool:
-    """Whether the diagnostics look at both top-k in some steps. Only our scorer can answer them."""
+    """Whether the diagnostics look at both top-k in some steps. Only the engine `scorer` can answer them."""
     return opd.diagnostics.enabled and opd.diagnostics.every > 0 and opd.off_policy.share < 1 and gives_entropy(opd)
 
 

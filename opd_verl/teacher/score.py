@@ -16,7 +16,7 @@ from torch import Tensor
 LOG_PROB_DTYPES = (torch.float32, torch.float16)
 """Dtypes of top-k log-probs. bf16 is refused; recipes/LOG.md shows what each dtype does to the gradient."""
 HIDDEN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Dtypes of hidden states: the teacher's own, so that nothing is rounded."""
+"""Dtypes of hidden states: they travel in the teacher's own dtype, without rounding."""
 IdRows = np.ndarray | Tensor
 """Integer ids [R, K'] of one rollout, as an array or a CPU tensor."""
 
@@ -78,7 +78,7 @@ class TeacherScore:
     valid            bool [R]       False: this token must be masked
     entropy          f32 [R]        full-vocabulary H_t^q, or None if not asked
     topk_ids         i32 [R, K]     teacher's most likely ids, descending, or None
-    topk_log_q       f32|f16 [R, K] their log-probs, or None
+    topk_log_q       f32|f16 [R, K] log-probs of topk_ids, or None
     at_ids_log_q     f32|f16 [R, K'] log-probs at the caller's ids, in the caller's order, or None
     hidden           f32|f16|bf16 [R, H] last hidden states h_t, model dtype: q_t = softmax(LM head of h_t); or None
 

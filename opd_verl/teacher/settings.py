@@ -15,12 +15,12 @@ def due(step: int, every: int) -> bool:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """One replica's settings: the teacher's section of the config, and what the run adds to it."""
+    """One replica's settings: the teacher's section of the config, and the values that the run adds."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The section `opd.teacher`, or a named teacher's."""
     vocab_limit: int | None = None
-    """Ids 0..vocab_limit-1 are normalised over; None: len(tokenizer)."""
+    """The softmax is over the ids 0..vocab_limit-1; None: len(tokenizer)."""
     device: str | None = None
     """None: CUDA if the actor sees a GPU, else CPU."""
     weights_pointer: str | None = None

@@ -1,7 +1,7 @@
-"""The student's weights as the teacher's: a snapshot every `opd.teacher.sync_every` steps, on storage all nodes share.
+"""Gives the teacher the student's weights: a snapshot every `opd.teacher.sync_every` steps, on storage of all nodes.
 
     <trainer.default_local_dir>/opd_teacher/global_step_<n>/model.safetensors
-    <trainer.default_local_dir>/opd_teacher/current      the snapshot's path; what a restarted replica loads
+    <trainer.default_local_dir>/opd_teacher/current      path of the snapshot that a restarted replica loads
 
 A checkpoint of step c is resumed with the snapshot of step c - c mod n, so a snapshot is kept as long as a checkpoint
 needs it.
@@ -38,7 +38,7 @@ def write_snapshot(module: torch.nn.Module, folder: str) -> None:
     if torch.distributed.get_rank() == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder) / f"{FILE}.part"
-        # Tied weights share memory, which safetensors refuses; a clone of each does not.
+        # Tied weights share memory, which safetensors refuses; clones share none.
         save_file({name: value.clone() for name, value in state.items()}, part)
         part.replace(Path(folder) / FILE)  # atomic: a reader never sees half a file
     torch.distributed.barrier()  # no rank may report the snapshot before the file is there
@@ -66,7 +66,7 @@ def point_to(root: str, step: int | None) -> None:
         return pointer.unlink(missing_ok=True)
     part = pointer.with_suffix(".part")
     part.write_text(str(snapshot_folder(root, step)))
-    part.replace(pointer)
+    part.replace(pointer)  # atomic: a replica that restarts now reads the old path or the new path
 
 
 def steps_in(folder: Path) -> set[int]:
@@ -132,7 +132,7 @@ class TeacherSync:
     def after(self, step: int, teacher: object) -> None:
         """Hands the weights over every `every` steps. Call it after the update, before the step's checkpoint."""
         if step % self.every == 0:
-            assert isinstance(teacher, ReloadableTeacher), "checks/several_teachers.py refuses several that follow"
+            assert isinstance(teacher, ReloadableTeacher), "checks/several_teachers.py refuses several that are synced"
             folder = str(snapshot_folder(self.root, step))
             self.actor.save_checkpoint(folder, None, step, None)
             point_to(self.root, step)

@@ -34,7 +34,7 @@ MAX_ID = (1 << 24) - 1
 def _crc(head: bytes, *rest: bytes) -> int:
     """crc32 of the whole message except the crc field itself, so that a flipped header byte is noticed too.
 
-    The message may come in parts, of which the first holds the whole header. Nothing is copied.
+    The message may come in parts; the first part holds the whole header. Nothing is copied.
     """
     crc = zlib.crc32(memoryview(head)[CRC_OFFSET + CRC_BYTES :], zlib.crc32(head[:CRC_OFFSET]))
     for part in rest:
@@ -68,7 +68,7 @@ def _id_bytes(ids: Tensor | None) -> bytes:
         return b""
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= MAX_ID:
         raise ValueError(f"top-k ids must lie in 0..{MAX_ID}, got {int(ids.min())}..{int(ids.max())}")
-    # Viewed as bytes, little-endian: the fourth byte of each id is 0 and stays here.
+    # Little-endian bytes: the fourth byte of each id is 0 and is not sent.
     octets = ids.contiguous().numpy().astype("<u4")[..., None].view(np.uint8)
     return np.ascontiguousarray(octets[..., :3]).tobytes()
 

@@ -44,7 +44,7 @@ def reward_inputs(data: Fields, tokens: TokenConfig, limit: int, end_ids: Iterab
     """Padded, detached inputs of the hooks.
 
     Args:
-        data: ADVANTAGE_FIELDS, as far as the run has them.
+        data: the fields of ADVANTAGE_FIELDS that the run has.
         tokens: `opd.tokens`.
         limit: longest response that the rollout may give, tokens.
         end_ids: token ids that end a response.
@@ -80,7 +80,7 @@ def task_rewards(data: Fields) -> Tensor:
 
 def is_truncated(responses: Tensor, limit: int, end_ids: Iterable[int]) -> Tensor:
     """Whether each rollout reached the length limit without an end-of-sequence token: bool [B]; `responses` jagged."""
-    last = responses.values()[offsets(responses)[1:] - 1]
+    last = responses.values()[offsets(responses)[1:] - 1]  # the last token of each row
     ended = torch.isin(last, torch.tensor(sorted(end_ids), dtype=last.dtype))
     return (row_lengths(responses) >= limit) & ~ended
 
@@ -107,7 +107,7 @@ def first_ids(block: SupportTensors, k: int) -> SupportTensors:
 
 
 def observed(data: Fields, inputs: RewardInputs) -> Observed:
-    """The step's rollouts for the measurements, with the overlap at the smaller k where both top-k are there."""
+    """The step's rollouts for the measurements. With both top-k in the batch: also their overlap, at the smaller k."""
     student, teacher = topk_block(data, STUDENT_FIELDS), topk_block(data, TEACHER_FIELDS)
     overlap = None
     if student is not None and teacher is not None:
@@ -144,10 +144,10 @@ def joint_support(data: Fields, support: Support, k: int) -> tuple[dict[str, Ten
 
 
 def end_ids(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> set[int]:
-    """Token ids that end a response: the tokenizer's, and the ids in the model's generation config."""
+    """Token ids that end a response, from the tokenizer and from the model's generation config."""
     config = get_generation_config(path, trust_remote_code=trust_remote_code)
     configured = None if config is None else config.eos_token_id
     several = configured if isinstance(configured, list) else [configured]
-    # transformers types an id as anything that a config file may hold; a language model's is one integer.
+    # transformers allows any value of a config file as the type; the end id of a language model is one integer.
     end = cast(int | None, tokenizer.eos_token_id)
     return {int(token) for token in (end, *several) if token is not None}

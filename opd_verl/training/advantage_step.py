@@ -85,7 +85,7 @@ def advantages(
     """`A = w_task A_task + w_opd A_opd` [B, R] (credit/README.md 6), A_opd already multiplied by the token weights.
 
     The clipped surrogate is homogeneous in A, so a weight on A is a weight on its loss. Where the objective is an
-    exact divergence, A_opd takes part only if no task reward is mixed in (an objective of the user's may read it).
+    exact divergence, A_opd takes part only if no task reward is mixed in (a user's objective hook may read A_opd).
     """
     estimator = get_adv_estimator_fn(config.algorithm.adv_estimator)
     raw, _ = estimator(token_level_rewards=reward, response_mask=inputs.mask, config=config.algorithm)
@@ -134,7 +134,7 @@ def is_dropped(inputs: RewardInputs, row: int) -> bool:
 def gate(inputs: RewardInputs, opd: OpdConfig, keys: Sequence[str], seed: int) -> Tensor:
     """EOPD's gate [B, R]: where the extra forward KL applies."""
     assert inputs.teacher_entropy is not None
-    # Random gates are drawn in the order of the rollouts' names: the batch's layout must not change who gets which.
+    # Random gates are drawn in the order of the rollouts' names: the batch's order must not change a rollout's gates.
     order = torch.tensor(sorted(range(len(keys)), key=lambda row: keys[row]))
     config = opd.forward_kl
     by_name = forward_kl_gate(

@@ -50,7 +50,7 @@ def collect_scores(
         hidden: whether to ask for last hidden states.
         entropy: whether to ask for the entropy.
         prompts_field: the field with the prompt that the teacher reads.
-        route_field: the field that picks a row's teacher; None: nothing does.
+        route_field: the field that picks a row's teacher; None: all rows go to the same teachers.
     """
     wanted = [prompts_field, "responses", STUDENT_FIELDS.ids if at_student_topk else None, route_field]
     data = read_fields(batch, [name for name in wanted if name is not None])
@@ -68,7 +68,7 @@ def collect_scores(
 
 
 def missing_like(score: TeacherScore, length: int) -> TeacherScore:
-    """A score of `length` tokens with the fields of `score` and without a single value."""
+    """A score of `length` tokens with the fields of `score` and no valid value."""
     width = {name: 0 if value is None else value.shape[1] for name, value in vars(score).items() if is_wide(name)}
     dtype = torch.float32 if score.hidden is None else score.hidden.dtype
     entropy = score.entropy is not None
@@ -83,7 +83,7 @@ def is_wide(name: str) -> bool:
 
 
 def merge(early: list[TeacherScore], late: list[TeacherScore]) -> list[TeacherScore]:
-    """The early scores with the late ones' log q at the student's ids; a token is valid where both are."""
+    """The early scores with log q at the student's ids from the late scores; a token is valid where both scores are."""
     pairs = zip(early, late, strict=True)
     return [
         replace(first, valid=first.valid & second.valid, at_ids_log_q=second.at_ids_log_q) for first, second in pairs

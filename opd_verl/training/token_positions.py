@@ -36,7 +36,7 @@ def response_positions(sequence_lengths: Tensor, response_lengths: Tensor) -> tu
 
 
 def packed_positions(sequence_offsets: Tensor, response_lengths: Tensor) -> Tensor:
-    """Indices of those logits in a packed [sum L, ...] layout with sequence offsets [B + 1]: int64 [sum R]."""
+    """`response_positions` as indices of a packed [sum L, ...] layout with sequence offsets [B + 1]: int64 [sum R]."""
     rows, columns = response_positions(sequence_offsets.diff(), response_lengths)
     return sequence_offsets[:-1][rows] + columns
 
@@ -47,7 +47,7 @@ def jagged(values: Tensor, lengths: Tensor) -> Tensor:
 
 
 def offsets(nested: Tensor) -> Tensor:
-    """Start of each row of a jagged nested tensor in its `values()`, and the end of the last: int64 [B + 1]."""
+    """Start of each row of a jagged nested tensor in its `values()`, and the end of the last row: int64 [B + 1]."""
     return cast(Jagged, nested).offsets()
 
 

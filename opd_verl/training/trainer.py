@@ -101,7 +101,7 @@ class OpdTrainer(SeededTrainer):
         self.end_ids = end_ids(model.path, self.tokenizer, model.trust_remote_code)
 
     def step(self, metrics: dict[str, float], timing_raw: dict[str, float]) -> KVBatchMeta:
-        """verl's step; after it the teacher takes the student's weights where that is due."""
+        """Runs verl's step. After every `opd.teacher.sync_every`-th step the teacher takes the student's weights."""
         batch = super().step(metrics, timing_raw)
         if self.sync is not None:
             with marked_timer("teacher_sync", timing_raw):
@@ -119,7 +119,7 @@ class OpdTrainer(SeededTrainer):
         return batch
 
     def check_contexts(self, batch: TensorDict) -> None:
-        """Makes every prompt's privileged context once: an error here ends the run; verl only logs an agent loop's."""
+        """Tries every prompt's privileged context. An error here ends the run; verl only logs an agent loop's error."""
         if self.opd.context.name is None:
             return
         columns = {name: column.tolist() for name, column in batch.items()}
@@ -173,7 +173,7 @@ class OpdTrainer(SeededTrainer):
         uids = rows.pop("uid").tolist()
         data = as_fields(rows)
         inputs = reward_inputs(data, self.opd.tokens, self.config.data.max_response_length, self.end_ids)
-        # The seed depends on the step alone, so that a resumed run draws what the first one drew.
+        # The seed depends only on the config and the step, so a resumed run draws the same gates as the first run.
         seed = zlib.crc32(f"{self.config.actor_rollout_ref.rollout.seed}/{self.global_steps}".encode())
         step_credit = credit(inputs, TaskRewards(batch.keys, uids, task_rewards(data)), self.opd, self.config, seed)
         metrics.update(step_credit.metrics)

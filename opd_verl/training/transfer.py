@@ -1,4 +1,4 @@
-"""Fields of a batch's rows in TransferQueue: read, written, and the flags that a batch carries to verl's workers."""
+"""Reads and writes fields of a batch's rows in TransferQueue, and sets flags that a batch carries to verl's workers."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -28,7 +28,7 @@ def as_fields(rows: TensorDict) -> Fields:
 
 
 def read_rows(batch: KVBatchMeta, names: Sequence[str]) -> TensorDict:
-    """`read_fields` as TransferQueue gives it, for columns that are no tensors."""
+    """`read_fields` with TransferQueue's own type, for columns that are not tensors."""
     return tq.kv_batch_get(keys=batch.keys, partition_id=partition(batch), select_fields=list(names))
 
 
@@ -39,5 +39,5 @@ def write_fields(batch: KVBatchMeta, fields: Mapping[str, Tensor]) -> KVBatchMet
 
 
 def set_flags(batch: KVBatchMeta, **flags: int) -> None:
-    """Flags that travel with the batch to every worker as non-tensor data, in place."""
+    """Sets flags in place. They travel with the batch to every worker as non-tensor data."""
     batch.extra_info = {**(batch.extra_info or {}), **flags}

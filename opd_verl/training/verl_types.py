@@ -14,8 +14,8 @@ from verl.utils import tensordict_utils as tu
 class Fields(Protocol):
     """Tensors by name, one row for each rollout: a `TensorDict` at run time.
 
-    The tensors are jagged (`torch.nested`, one row per rollout) until `to_padded_tensor`. `TensorDict` itself cannot
-    be named: its `__getitem__` is annotated as a union of everything that an index may give.
+    The tensors are jagged (`torch.nested`, one row per rollout) until `to_padded_tensor`. The type is not `TensorDict`
+    because its `__getitem__` is annotated as a union of all types that any index may give.
     """
 
     def __getitem__(self, name: str, /) -> Tensor: ...
@@ -31,7 +31,7 @@ class Fields(Protocol):
         ...
 
     def copy(self) -> "Fields":
-        """A shallow copy: a field that is replaced in it stays as it was here."""
+        """A shallow copy: replacing a field of the copy leaves this object as it is."""
         ...
 
     def select(self, *names: str) -> "Fields":

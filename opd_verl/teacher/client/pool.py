@@ -201,7 +201,7 @@ class TeacherPool:
                 self._restart(replica, str(error))
 
     def _restart_lone_nan(self, scores: Mapping[int, TeacherScore]) -> None:
-        """Restarts an only replica that gave NaN: loading may help. It is tried once, as NaN in the weights stays."""
+        """Restarts the only replica after NaN scores: a new load may help. Only once: NaN in the weights would stay."""
         if len(self.replicas) == 1 and not self.reloaded and any(not score.valid.all() for score in scores.values()):
             self.reloaded = True
             self._restart(0, "it gave NaN, and there is no other replica to ask")

@@ -17,7 +17,7 @@ CONTROL, COLLECTS = "control", 16
 
 
 class RemoteMethod(Protocol):
-    """A method of a Ray actor's handle; Ray's own type of it says nothing."""
+    """A method of a Ray actor's handle; Ray's own type for it has no signature."""
 
     def remote(self, *arguments: object) -> ray.ObjectRef:
         """Calls the method in the actor, without waiting."""
@@ -43,7 +43,7 @@ def make_replicas(
 ) -> list[ActorHandle]:
     """Named actors that restart when they die, each shard on its (placement group, bundle index) if these are given.
 
-    A replica of S shards takes S neighbouring bundles: its actor the first, the actor's followers the others.
+    A replica of S shards takes S neighbouring bundles: its actor gets the first, the actor's followers get the others.
     `servers`: one inference server per replica, where servers do the scoring.
     Raises ValueError for a replica count that does not fit.
     """

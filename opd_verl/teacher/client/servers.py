@@ -25,6 +25,7 @@ def server_config(inference: DictConfig, teacher: TeacherConfig, prompt: int, re
         "prompt_length": prompt + response,
         "response_length": 1,  # vLLM must generate one token
         "max_model_len": prompt + response + 1,
+        # vLLM refuses a request for more top log-probs than `max_logprobs`, by default 20.
         "engine_kwargs": {"vllm": {"max_logprobs": topk} if topk else {}},
     }
     # Through a plain container: verl's section is in struct mode, which refuses new keys under engine_kwargs.

@@ -66,7 +66,7 @@ def routes(rows: TensorDict, field: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class RoutedTeachers:
-    """Teachers of which one scores each rollout: the one that the request's `route` names.
+    """Several teachers, one for each rollout: the request's `route` picks the teacher.
 
     pools: by the teacher's name; names: value of the data field -> teacher's name; field: `opd.route_field`.
     """
@@ -101,7 +101,7 @@ class RoutedTeachers:
             ids = None if at_ids is None else [at_ids[row] for row in rows[name]]
             return self.pools[name].collect([requests[row] for row in rows[name]], ids, spec)
 
-        # A teacher without rollouts in this step is asked too: `collect` is what closes its earlier steps.
+        # All teachers are asked at the same time. A teacher without rollouts in this step answers with an empty list.
         answers = at_once({name: partial(ask, name) for name in self.pools})
         by_row = {row: score for name, own in rows.items() for row, score in zip(own, answers[name], strict=True)}
         return [by_row[row] for row in range(len(requests))]
@@ -142,7 +142,8 @@ class AveragedTeachers:
 def mixture(scores: Sequence[TeacherScore], weights: Sequence[float]) -> TeacherScore:
     """`q = sum_i w_i q_i` of several teachers' scores of one rollout, at its R tokens and at the ids asked for.
 
-    A token is valid where all teachers are. Entropy and top-k are None: they are not functions of the teachers' own.
+    A token is valid where every teacher's score is valid. Entropy and top-k are None: the teachers' entropies and
+    top-k do not determine them.
     Weights are positive and need not sum to 1.
     """
     at_ids = [score.at_ids_log_q for score in scores if score.at_ids_log_q is not None]

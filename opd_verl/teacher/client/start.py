@@ -40,7 +40,7 @@ def replica_count(teacher: TeacherConfig) -> int:
 def replica_settings(
     opd: OpdConfig, teacher: TeacherConfig, vocab_limit: int, weights_pointer: str | None = None
 ) -> TeacherSettings:
-    """A replica's settings: the teacher's section, and what the objective and the diagnostics read of its scores."""
+    """A replica's settings: the teacher's section, and the score fields that objective and diagnostics read."""
     looks = looks_at_all(opd)
     return TeacherSettings(
         teacher=teacher,
@@ -73,7 +73,7 @@ def start_teacher(
         return pool
     groups = resource_pool.get_placement_groups(device_name=get_device_name())
     bundles = [(group, index) for group in groups for index in range(group.bundle_count)]
-    # verl gives each of its own processes on a device the same fraction; a colocated teacher is one more of them.
+    # verl gives each of its own processes on a device the same fraction; a colocated teacher is one more process.
     share = 1 / resource_pool.max_colocate_count if teacher.colocate else 1
     return TeacherPool.start(
         settings, replica_count(teacher), name_prefix=prefix, placement_groups=bundles, num_gpus=share

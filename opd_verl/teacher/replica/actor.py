@@ -1,4 +1,4 @@
-"""One teacher replica: a background thread scores what is submitted, callers collect what they need.
+"""One teacher replica: a background thread scores submitted rollouts, and callers collect the scores.
 
 A plain class; `TeacherPool` makes it a Ray actor whose `submit`, `ping`, `stats` and `lm_head` run
 beside a waiting `collect`.
@@ -43,7 +43,7 @@ class ScoringError(RuntimeError):
 
 
 class TeacherActor:
-    """Scores rollouts in the background. The constructor loads the model, and raises what loading raises.
+    """Scores rollouts in the background. The constructor loads the model, and passes on every error of the load.
 
     `followers`: Ray's options for the actors that hold the other shards (`opd_verl.teacher.replica.followers`).
     `server`: one of verl's inference servers, which then scores for this actor (`opd_verl.teacher.client.servers`).
@@ -74,8 +74,8 @@ class TeacherActor:
     def submit(self, requests: Sequence[SubmitItem], step: int) -> int:
         """Queues rollouts that are not known yet, and returns at once with the queue's length.
 
-        A known key with the same tokens is left alone; with other tokens it is replaced. Rollouts beyond `max_queued`
-        waiting ones, or all where `early` is false, are turned away: `collect` asks for them again.
+        A known key with the same tokens is left alone; with other tokens it is replaced. The queue takes at most
+        `max_queued` rollouts, and none where `early` is false: `collect` asks again for rollouts turned away.
         Raises ValueError as `Scorer.check` does.
         """
         teacher, asked = self.settings.teacher, [self._checked(ScoreRequest(*item)) for item in requests]

@@ -5,6 +5,7 @@ import os
 import ray
 
 NOSET = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+"""Ray's variable: if it is set, Ray does not touch an actor's CUDA_VISIBLE_DEVICES."""
 
 
 def see_own_gpus_only() -> None:

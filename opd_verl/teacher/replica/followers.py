@@ -33,7 +33,7 @@ class ShardFollower:
     """One shard of a replica; a Ray actor."""
 
     def serve(self, rank: int, world: int, port: int, device: str) -> NoReturn:
-        """Joins the leader's group and obeys its messages for ever. Raises what loading or reading raises."""
+        """Joins the leader's group and obeys its messages for ever. Passes on errors of loading and reading."""
         see_own_gpus_only()
         init_group(rank, world, find_store(port, world), device)
         follow()
@@ -42,8 +42,8 @@ class ShardFollower:
 def lead(settings: TeacherSettings, follower_options: Sequence[Mapping[str, object]]) -> Scorer:
     """A Scorer whose model is sharded over this process and new followers, one for each set of Ray actor options.
 
-    Raises what loading raises in any of the processes, and ValueError for a number of options that is not `shards` - 1.
-    From then on this process ends when a follower ends.
+    Raises the error of a process that fails to load, and ValueError where the number of options is not `shards` - 1.
+    After the load, this process ends when a follower ends.
     """
     world = settings.teacher.shards
     if len(follower_options) != world - 1:
@@ -86,7 +86,7 @@ def _in_thread(call: Callable[[], Result]) -> "Future[Result]":
 
 
 def _await_load(loading: "Future[Scorer]", serving: Sequence[ray.ObjectRef]) -> Scorer:
-    """The loaded scorer. Raises the error of the rank that failed, for which the other ranks would wait for ever."""
+    """The loaded scorer. Raises the error of a rank that fails: the other ranks would wait for this rank for ever."""
     while not loading.done():
         ended, _ = ray.wait(list(serving), num_returns=1, timeout=POLL_SECONDS)
         if ended:
@@ -95,7 +95,7 @@ def _await_load(loading: "Future[Scorer]", serving: Sequence[ray.ObjectRef]) -> 
 
 
 def _raise_from(ended: ray.ObjectRef) -> NoReturn:
-    """Raises a follower's own error. If the follower was killed, a new one may live, so this process ends instead."""
+    """Raises a follower's own error. If the follower was killed, ends this process: Ray restarts the whole replica."""
     try:
         ray.get(ended)
     except RayActorError as error:

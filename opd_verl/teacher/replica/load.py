@@ -1,4 +1,4 @@
-"""A replica's scorer from its settings, with the newest weights that there are."""
+"""Makes a replica's scorer from its settings, with the newest weights."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from opd_verl.teacher.snapshot import current_snapshot
 
 
 def load_scorer(settings: TeacherSettings, load: Callable[[ModelSpec], Reader] = LocalReader.load) -> Scorer:
-    """`Scorer.from_pretrained` by the settings, with the weights of the newest snapshot where they name one.
+    """`Scorer.from_pretrained` by the settings, with the weights of the newest snapshot if the pointer file exists.
 
     A colocated teacher stays in host memory, and must still be probed when its weights are first on the device.
     """
@@ -37,7 +37,7 @@ def load_scorer(settings: TeacherSettings, load: Callable[[ModelSpec], Reader] =
 
 
 def server_scorer(settings: TeacherSettings, server: ActorHandle) -> ServerScorer:
-    """A scorer that asks `server`, one of verl's inference servers. This process reads the model's config alone."""
+    """A scorer that asks `server`, one of verl's inference servers. This process loads no weights."""
     from transformers import AutoConfig, AutoTokenizer
 
     teacher = settings.teacher

@@ -64,7 +64,7 @@ class JobStore:
             self.running[job.request.key] = self.queued.pop(job.request.key)
 
     def finish(self, job: Job, state: RolloutState) -> None:
-        """Fulfils the promise and keeps the state, evicting the oldest while there are more than max_bytes."""
+        """Fulfils the promise and keeps the state; evicts the oldest states while all states exceed max_bytes."""
         if self.running.get(job.request.key) is not job:  # replaced, or its step was closed
             return
         self.done[job.request.key] = self.running.pop(job.request.key)

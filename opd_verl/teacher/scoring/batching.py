@@ -15,7 +15,7 @@ Measured on a CPU: break-even at 0.12 for responses of one length, 0.21 for mixe
 
 
 def fed_tokens(request: ScoreRequest) -> int:
-    """Tokens the body reads: P + R - 1, as nothing is asked about the token after the last one (0 if R = 0)."""
+    """Tokens the body reads: P + R - 1, because no score is about the token after the last one (0 if R = 0)."""
     length = len(request.response_ids)
     return len(request.prompt_ids) + length - 1 if length else 0
 
@@ -41,7 +41,7 @@ def shared_saving(requests: Sequence[ScoreRequest]) -> float:
 
 
 def batch_rows(lengths: Sequence[int], max_tokens: int, padded: bool = True) -> list[list[int]]:
-    """Indices of rows in batches of at most max_tokens, longest rows first; a longer row goes alone.
+    """Indices of rows in batches of at most max_tokens, longest rows first; a row above max_tokens goes alone.
 
     A batch of padded rows costs rows x longest row, a packed batch the sum of its rows.
     """

@@ -30,7 +30,7 @@ def is_packing(config: "PreTrainedConfig") -> bool:
 
 
 def can_share(config: "PreTrainedConfig") -> bool:
-    """Whether a response needs nothing of its prompt but keys and values: full attention in every layer."""
+    """Whether the prompt's keys and values are enough to read a response: full attention in every layer."""
     # A sliding window's cache drops old keys, and a linear layer's state cannot be copied as keys and values.
     kinds = getattr(config, "layer_types", None)
     return set(kinds) <= FULL_ATTENTION if kinds else getattr(config, "sliding_window", None) is None
@@ -59,7 +59,7 @@ def read_packed(body: "PreTrainedModel", requests: Sequence[ScoreRequest], devic
 
 
 def read_shared(body: "PreTrainedModel", requests: Sequence[ScoreRequest], device: torch.device) -> Tensor:
-    """Each distinct prompt once, then all responses on its keys and values.
+    """Reads each distinct prompt once, then all responses on the prompt's keys and values.
 
     Prompts are padded on the left, so that each prompt ends next to its responses in the cache.
     """

@@ -11,7 +11,7 @@ class ModelLimits:
     """The lengths and ids that a model can score."""
 
     vocab_limit: int
-    """Ids of tokens are below it. Padded vocabularies have more embeddings than tokens."""
+    """Token ids are below this limit. Padded vocabularies have more embeddings than tokens."""
     embeddings: int
     """Rows of the embedding matrix."""
     max_positions: int | None
@@ -20,8 +20,8 @@ class ModelLimits:
     def check(self, request: ScoreRequest, new_tokens: int = 0) -> None:
         """Raises ValueError if the model cannot score the request: too long, or ids it has no embedding for.
 
-        new_tokens: tokens that an inference server must generate behind the response. It then reads the last response
-        token too, which the scorer does not.
+        new_tokens: tokens that an inference server must generate behind the response. The server then reads the last
+        response token too; the scorer does not read this token.
         """
         prompt, response = request.prompt_ids, request.response_ids
         fed = len(prompt) + len(response) + new_tokens if new_tokens else fed_tokens(request)

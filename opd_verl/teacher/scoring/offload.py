@@ -21,9 +21,8 @@ class HostWeights:
         for tensor in self.tensors:
             tensor.data = tensor.data.cpu()
             if self.device.type == "cuda":
-                tensor.data = (
-                    tensor.data.pin_memory()
-                )  # only from pinned memory does `non_blocking` copy asynchronously
+                # Only from pinned memory does `non_blocking` copy asynchronously.
+                tensor.data = tensor.data.pin_memory()
         self.resting = [tensor.data for tensor in self.tensors]
 
     def bring(self) -> None:
@@ -70,7 +69,7 @@ class Visits:
 
     @property
     def over(self) -> bool:
-        """Whether nobody reads the weights or is about to move them."""
+        """Whether no forward pass runs and a colocated teacher's weights are off the device: they may be replaced."""
         return not self.busy() and (self.resting is None or not self.resting.present)
 
     @contextmanager

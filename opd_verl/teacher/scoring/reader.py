@@ -1,4 +1,4 @@
-"""A Scorer's source of hidden states: here a model that lies in this process, in `shard_reader` one on several devices.
+"""A Scorer's source of hidden states: here a model in this process, in `shard_reader` a model on several devices.
 
 Shapes: R response tokens, T tokens, H hidden size.
 """

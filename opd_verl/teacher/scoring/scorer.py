@@ -134,7 +134,7 @@ class Scorer:
         lengths = [len(request.response_ids) for request in requests]
         tokens = torch.cat([torch.tensor(request.response_ids, dtype=torch.long) for request in requests]).to(device)
         hidden = self._response_rows(requests)
-        # Reductions over the vocabulary are float32 in chunks of rows, whatever the model's dtype (opd_verl.fused).
+        # Sums over the vocabulary are float32, in chunks of rows, for a model of any dtype (opd_verl.fused).
         stats = row_statistics(head, hidden, tokens[:, None], topk, rows=self.rows(device))
         return _split_states(hidden, stats, lengths, topk)
 

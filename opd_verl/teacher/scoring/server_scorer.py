@@ -60,9 +60,9 @@ class ServerScorer:
         return fill_batches(range(len(requests)), lengths, self.max_tokens_per_batch, padded=False)
 
     def score_batch(self, requests: Sequence[ScoreRequest], topk: int = 0) -> list[RolloutState]:
-        """Asks for all requests at once; with `topk` twice, as verl drops a sampled token outside the top-k.
+        """Asks for all requests at once. With `topk` it asks twice: verl drops a sampled token outside the top-k.
 
-        Raises ServerLostError, what the server raises, and RuntimeError for an answer that is not for these tokens.
+        Raises ServerLostError, any error of the server, and RuntimeError for an answer that is not for these tokens.
         """
         counts = (0, topk) if topk else (0,)
         pending = [self._ask(request, count) for request in requests for count in counts]
@@ -89,7 +89,7 @@ def rollout_state(
     """A rollout's state from the server's answers for the sampled token and for the `topk` most likely ids.
 
     Raises RuntimeError for an answer without log-probs (the server aborted it), for other tokens than asked, and for a
-    top-k id that is no token's.
+    top-k id beyond the tokenizer's ids.
     """
     ids, log_q = response_rows(request, sampled, 1)
     if not np.array_equal(ids[:, 0], request.response_ids):

@@ -76,6 +76,7 @@ class ShardedReader:
         with _in_step():
             from_leader(ReadRows([[requests[index] for index in part] for part in parts]))
             own = self.own.rows([requests[index] for index in parts[0]])
+            # Received after the own pass: rank 0 must take part in every layer's gathering before a follower can send.
             by_rank = [own, *(_receive(own, sum(rows), rank) for rank, rows in enumerate(lengths[1:], 1))]
         pieces = torch.cat(by_rank).split([length for rows in lengths for length in rows])
         by_index = dict(zip((index for part in parts for index in part), pieces, strict=True))
@@ -97,7 +98,7 @@ class ShardedReader:
 
 @torch.inference_mode()
 def follow() -> NoReturn:
-    """The life of every rank but 0: loads its shard, then obeys rank 0's messages. Raises what either raises."""
+    """The life of every rank but 0: loads its shard, then obeys rank 0's messages. Passes on errors of both."""
     reader, rank = LocalReader(load_sharded(from_leader()), may_share=False), dist.get_rank()
     while True:
         match from_leader():
@@ -107,7 +108,7 @@ def follow() -> NoReturn:
                 fill(reader.model, {})
             case ReadRows(parts) if rank < len(parts):
                 dist.send(reader.rows(parts[rank]).contiguous(), 0)
-            case _:
+            case _:  # ReadRows without a part for this rank
                 reader.rows(FILLER)
 
 

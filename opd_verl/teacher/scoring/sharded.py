@@ -35,14 +35,14 @@ def open_store(world: int) -> dist.TCPStore:
 
 
 def find_store(port: int, world: int) -> dist.TCPStore:
-    """Rank 0's meeting point, as another rank finds it."""
+    """Another rank's connection to rank 0's meeting point."""
     return dist.TCPStore(HOST, port, world, is_master=False, timeout=IDLE)
 
 
 def init_group(rank: int, world: int, store: dist.TCPStore, device: str) -> None:
     """Makes this process one of the `world` ranks, waiting for the others."""
     kind = torch.device(device).type
-    # Messages are Python objects in host memory, so that a group on GPUs needs gloo beside NCCL.
+    # Messages are Python objects in host memory, so a group on GPUs needs gloo beside NCCL.
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=IDLE)
 
@@ -62,9 +62,9 @@ class Traits:
 
     dtypes: dict[str, torch.dtype]
     ties: dict[str, str]
-    """Names of parameters that are another parameter (tied embeddings) -> name of the other."""
+    """Tied parameters, for example embeddings: each name -> name of the parameter that it shares."""
     buffers: dict[str, Tensor]
-    """All buffers, including those that no checkpoint holds, like rotary angles."""
+    """All buffers, also buffers that no checkpoint holds, like rotary angles."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:

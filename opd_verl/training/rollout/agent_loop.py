@@ -46,7 +46,7 @@ class OpdAgentLoopWorker(SeededAgentLoopWorker):
         return await super()._run_agent_loop(sampling_params, trajectory, **sample)
 
     def from_data(self, sample: Mapping[str, object]) -> dict[str, object]:
-        """OFF_POLICY of this rollout, and where it is 1 the loop and the response of the data set."""
+        """OFF_POLICY of this rollout. Where it is 1: also the data loop's name, and a response of the data set."""
         rollout, seed = f"{sample['uid']}/{sample['session_id']}", self.rollout_config.seed
         if draw(seed, rollout) >= self.off_policy.share:
             return {OFF_POLICY: torch.zeros(1)}

@@ -15,8 +15,8 @@ class DataResponseLoop(AgentLoopBase):
     """A single turn. Gives the fields that verl's own loop gives, so that rows of both kinds fit one batch."""
 
     name = DATA_RESPONSE
-    """Its name in verl's registry. The worker reads it from here, since verl registers the class when this module is
-    imported, and only logs a rollout whose loop it does not know."""
+    """The loop's name in verl's registry. The worker reads the name from this class, so this module is imported and
+    the class is registered: verl would only log a rollout with an unknown loop."""
 
     async def run(self, sampling_params: Mapping[str, object], **kwargs: object) -> AgentLoopOutput:
         """The prompt, and the response that the worker chose."""
@@ -45,5 +45,5 @@ class DataResponseLoop(AgentLoopBase):
         )
 
 
-# As a decorator verl's function would hide the class's type, and with it `name`.
+# A call and not a decorator: verl's decorator would hide the class's type, and so `name`.
 register(DataResponseLoop.name)(DataResponseLoop)

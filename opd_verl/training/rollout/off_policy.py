@@ -23,7 +23,7 @@ def draw(seed: int, rollout: str) -> float:
 
 
 def candidates(sample: Mapping[str, object], field: str) -> list[Response]:
-    """The responses that the sample holds; empty ones are left out.
+    """The responses that the sample holds, without empty responses.
 
     Raises:
         ValueError: the sample has no such column, or it holds no response.
@@ -57,12 +57,12 @@ def token_ids(response: Response, tokenizer: PreTrainedTokenizerBase, limit: int
     else:
         ids = [int(token) for token in np.asarray(response)]
     if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
-        raise ValueError(f"a response of the data set has token id {max(ids)}; the tokenizer has {len(tokenizer)}")
+        raise ValueError(f"a response of the data set has token id {max(ids)}; the tokenizer has {len(tokenizer)} ids")
     return ids[:limit]
 
 
 def check_responses(batch: TensorDict, field: str) -> None:
-    """Every prompt holds responses: an error here ends the run; verl only logs an agent loop's error.
+    """Checks that every prompt has responses. An error here ends the run; verl only logs an agent loop's error.
 
     Raises ValueError: `candidates`.
     """

@@ -27,7 +27,8 @@ LossMetrics: TypeAlias = dict[str, Metric | float]
 
 @dataclass(frozen=True)
 class OpdLoss:
-    """The argument of verl's `set_loss_fn`, sent to every actor worker; the engine reads `terms` to know its work."""
+    """The argument of verl's `set_loss_fn`, sent to every actor worker. The engine forms the log-probs that `terms`
+    need."""
 
     config: ActorConfig
     """verl's actor section."""
@@ -73,7 +74,7 @@ class OpdLoss:
         mask = eligible_tokens(data)
         eligible["response_mask"] = jagged(mask.to(data["response_mask"].dtype), row_lengths(data["response_mask"]))
         set_int(eligible, "batch_num_tokens", max(number(data, OPD_NUM_TOKENS), 1))
-        # Where it is given an entropy, verl logs the bonus: here it would log it a second time, with this mask.
+        # verl logs an entropy bonus wherever the output has an entropy. The call above logged it, over all tokens.
         sampled = {name: value for name, value in model_output.items() if name != "entropy"}
         policy, metrics = verl_loss(self.policy_only, sampled, eligible, dp_group)
         return policy + rest, rest_metrics | metrics
@@ -94,7 +95,7 @@ class OpdLoss:
 def verl_loss(
     config: ActorConfig, model_output: dict[str, Tensor], data: Fields, dp_group: ProcessGroup | None
 ) -> tuple[Tensor, LossMetrics]:
-    """verl's `ppo_loss`."""
+    """Calls verl's `ppo_loss`."""
     return ppo_loss(config=config, model_output=model_output, data=as_tensordict(data), dp_group=dp_group)
 
 
@@ -111,8 +112,8 @@ def aggregation_weights(data: Fields, config: ActorConfig) -> Tensor:
     """
     lengths = row_lengths(data["response_mask"])
     eligible = torch.nested.to_padded_tensor(jagged(eligible_tokens(data).float(), lengths), 0.0)
-    # verl's `agg_loss` is linear in the losses, so its gradient holds the weights of any `loss_agg_mode`, those that a
-    # later verl adds too. The gradient is needed in passes without one as well.
+    # verl's `agg_loss` is linear in the losses, so its gradient holds the weights of any `loss_agg_mode`, also of modes
+    # that a later verl adds. `enable_grad`: passes without gradient need the weights too.
     with torch.enable_grad():
         losses = torch.zeros_like(eligible, requires_grad=True)
         total = agg_loss(

@@ -1,4 +1,4 @@
-"""verl's FSDP engine with what distillation needs from the student's LM head.
+"""verl's FSDP engine, and the values that distillation needs from the student's LM head.
 
 Chosen by `actor_rollout_ref.model.model_type: opd_language_model`, so that `recipe=grpo` keeps verl's own class.
 """
@@ -43,7 +43,7 @@ class OpdEngine(FSDPEngineWithLMHead):
     * Every distribution is normalised over the tokenizer's ids: rows of the LM head beyond the tokenizer, which
       verl's rollout server masks, are cut off here too.
     * The log-prob pass gives the student's top-k (`student_topk_ids`, `student_topk_log_probs`) and its log-probs at
-      the teacher's (`student_log_probs_at_teacher_topk`), jagged over response tokens.
+      the teacher's top-k ids (`student_log_probs_at_teacher_topk`), jagged over response tokens.
     * With FUSED_ROWS >= 0 the LM head is applied in chunks of rows, to response tokens only, and logits of the whole
       micro-batch never exist: log-probs, entropies, and the gradients of the loss's exact terms. Prompt positions of
       `log_probs` and `entropy`, which nobody reads, are 0 then.
@@ -61,12 +61,12 @@ class OpdEngine(FSDPEngineWithLMHead):
         self.teacher_head: LMHead | None = None
 
     def initialize(self) -> None:
-        """Builds verl's module; then its LM head learns to answer requests."""
+        """Builds verl's module, and puts a `HeadSwitch` in front of its LM head."""
         super().initialize()
         self.switch = HeadSwitch(plain_head(self.module), self.vocab_limit)
 
     def save_checkpoint(self, local_path: str, *args: object, **kwargs: object) -> None:
-        """Saves verl's checkpoint; into the folder of a teacher's snapshot, the weights alone."""
+        """Saves verl's checkpoint. Into the folder of a teacher's snapshot it saves only the weights."""
         # verl's workers offer no other call by which every rank can be asked to write weights.
         if not is_snapshot(local_path):
             return super().save_checkpoint(local_path, *args, **kwargs)
@@ -97,7 +97,7 @@ class OpdEngine(FSDPEngineWithLMHead):
             self.switch.request = None
 
     def prepare_model_inputs(self, micro_batch: Fields) -> tuple[dict[str, object], OutputArgs]:
-        """verl's inputs. On the fused path this also tells the LM head what to answer, and on which rows."""
+        """verl's inputs. On the fused path the LM head also gets its request, and the rows to answer for."""
         inputs, args = super().prepare_model_inputs(micro_batch)
         rows = int_flag(micro_batch, FUSED_ROWS, default=-1)
         self.request = self.head_request(micro_batch, args, rows)
@@ -109,7 +109,7 @@ class OpdEngine(FSDPEngineWithLMHead):
     def head_request(self, micro_batch: Fields, args: OutputArgs, rows: int) -> HeadRequest:
         """The question of this micro-batch to the LM head."""
         temperature = None if args["temperature_is_one"] else response_temperature(micro_batch, args)
-        # A pass without gradient may carry the loss too: only log-probs are asked of it.
+        # A pass without gradient may carry the loss too; it needs only log-probs.
         if isinstance(self.loss_function, OpdLoss) and torch.is_grad_enabled():
             if self.loss_function.terms.full and self.teacher_head is None:
                 self.teacher_head = teacher_head(get_device_id())
@@ -159,7 +159,7 @@ class OpdEngine(FSDPEngineWithLMHead):
 
 
 def plain_head(module: HasOutputEmbeddings) -> torch.nn.Linear:
-    """The model's LM head, where nothing but a matrix (and a bias) stands between hidden states and logits."""
+    """The model's LM head, a matrix and perhaps a bias. Raises TypeError for any other layer."""
     layer = module.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
         raise TypeError(f"the LM head is a {type(layer).__name__}, not a Linear layer; recipe=opd cannot train it")

@@ -44,7 +44,7 @@ class UpdateRequest:
     teacher_head: LMHead | None
     """The teacher's LM head, where the objective reads the whole vocabulary."""
     rows: int | None
-    """Rows of logits that exist at one time; None: what suits the device."""
+    """Rows of logits that exist at one time; None: a number that suits the device."""
 
     @classmethod
     def of(
@@ -140,7 +140,7 @@ class LogProbRequest:
     tokens: Tensor
     """Sampled token ids [N]."""
     teacher_ids: Tensor | None
-    """The teacher's top-k ids [N, K], where log p at them is asked for."""
+    """The teacher's top-k ids [N, K], if log p at these ids is asked for."""
     topk: int
     """k of the student's top-k; 0: none."""
     temperature: Tensor | None

@@ -24,7 +24,7 @@ def opd_policy_loss(
     """The clipped surrogate on the OPD advantage, token-mean over the global mini-batch (objectives/README.md 1).
 
     verl's `vanilla` loss differs by its dual clip, which drops the gradient of tokens with a negative advantage
-    whose ratio exceeds `clip_ratio_c`; EOPD eq. 8 has none.
+    whose ratio exceeds `clip_ratio_c`; EOPD eq. 8 has no dual clip.
 
     Args:
         old_log_prob, log_prob, advantages, response_mask: [B, R]; nats.
@@ -57,7 +57,7 @@ def no_policy_loss(
     config: DictConfig | ActorConfig | None = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Zero, for exact objectives: their loss is in `opd_verl.training.update.actor_loss`; verl's entropy and KL apply.
+    """Zero, for exact objectives: `opd_verl.training.update.actor_loss` has their loss. verl's entropy and KL apply.
 
     Returns the metrics of `opd_policy_loss`, with a clip share of 0.
     """
@@ -66,7 +66,7 @@ def no_policy_loss(
 
 
 class BatchInfo(TypedDict, total=False):
-    """verl's `global_batch_info`: what its aggregation of losses divides by."""
+    """verl's `global_batch_info`: the denominators of its loss aggregation."""
 
     dp_size: int
     batch_num_tokens: int | None
@@ -83,7 +83,7 @@ def at_least_one_token(global_batch_info: BatchInfo) -> BatchInfo:
 def token_metrics(clipped: Tensor, log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
     """verl's names: `pg_clipfrac` is the share of clipped tokens, `ppo_kl` the mean of log p_old - log p in nats.
 
-    verl averages them over micro-batches of whatever size: unlike the loss they depend on the split.
+    verl averages both over micro-batches of any size: unlike the loss, they depend on the split into micro-batches.
     """
     if not mask.any():
         return {"actor/pg_clipfrac": 0.0, "actor/ppo_kl": 0.0}

@@ -125,13 +125,13 @@ class Terms:
         return torch.cat(ids, dim=-1)
 
     def width(self, data: Mapping[str, Tensor]) -> int:
-        """K: the fields of one side's top-k may hold more ids than this support has."""
+        """K of this support; a field with one side's top-k may hold more ids."""
         where = support_fields(self.support)
         ids = data[where.ids].shape[-1]
         return ids if where is JOINT_FIELDS else min(self.k, ids)
 
     def losses(self, log_p_NM: Tensor, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Loss per token [N] of every term, by name; their sum is what is trained on.
+        """Loss per token [N] of every term, by name; the student trains on their sum.
 
         Args:
             log_p_NM: student log-probs at `columns(data)`; carries the gradient.
