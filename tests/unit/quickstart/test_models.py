@@ -109,7 +109,7 @@ def test_training_lowers_the_loss_and_repeats(tokenizer: PreTrainedTokenizerFast
     before = sft_loss(model, *held).item()
     assert train_until(model, tokenizer, settings) == 20
     train_until(again, tokenizer, settings)
-    # Six seeds leave 0.780 to 0.787 of the loss (standard deviation 0.0025), to four digits under AVX512, AVX2 and none.
+    # Six seeds leave 0.780 to 0.787 of the loss (deviation 0.0025); AVX512, AVX2 and neither agree to four digits.
     assert sft_loss(model, *held).item() < 0.8 * before
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
 
