@@ -80,9 +80,9 @@ def _with_bar(vllm: "VllmEngine", terminal: TextIO, name: str, parts: ShardFolde
     """The engine's `sample`, with vLLM's progress bar for each shard on the parent's terminal and with our words."""
     from tqdm import tqdm
 
-    def bar(**options: Any) -> tqdm:
+    def bar(*items: Any, **options: Any) -> tqdm:  # vLLM makes two: over its prompts, and one that it counts up
         shard = f"{name}, shard {parts.count - len(parts.missing()) + 1}/{parts.count}"
-        return tqdm(**(options | {"desc": shard, "file": terminal, "leave": False, "unit": "response"}))
+        return tqdm(*items, **(options | {"desc": shard, "file": terminal, "leave": False, "unit": "response"}))
 
     def sample(requests: Sequence[Request]) -> Sequence[Response]:
         return vllm.sample(requests, bar)
