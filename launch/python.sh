@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The launchers source this file. It makes `python` the one of OPD_VENV if set, else of the activated environment, else
-# of the checkout's .venv, else the first one in PATH.
+# The launchers source this file. `python` is then the Python of OPD_VENV if set, else of the activated environment,
+# else of the checkout's .venv, else the first Python in PATH.
 #   source launch/python.sh
 
 venv=${OPD_VENV:-}

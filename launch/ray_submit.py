@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--address", default=address, help="address of Ray's Jobs API; also RAY_API_SERVER_ADDRESS (%(default)s)"
     )
-    parser.add_argument("--working-dir", default=".", help="folder sent to the nodes; none: they have opd_verl (.)")
+    parser.add_argument("--working-dir", default=".", help="folder sent to the nodes; none: nodes have opd_verl (.)")
     parser.add_argument("--submission-id", help="name of the job (made of recipe and time)")
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="variable of all the job's processes"

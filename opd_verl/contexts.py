@@ -1,7 +1,7 @@
 """Privileged contexts: text before the question that the teacher alone reads (objectives/README.md 7).
 
 `opd.context.name` names a hook: a pure function that takes one sample of the data set and returns the text to put
-before the last user message. The teacher then scores the student's response behind this longer prompt: tokens are
+before the last user message. The teacher then scores the student's response after this longer prompt: tokens are
 aligned by their offset in the response, never by absolute position.
 
     from opd_verl.contexts import register_context
@@ -101,7 +101,7 @@ def chat_template(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, An
     """The tokenizer's chat template as a function; `options` are `data.apply_chat_template_kwargs`."""
 
     def render(messages: Sequence[Message]) -> list[int]:
-        # The arguments that verl's agent loops give, so that both render a conversation alike.
+        # verl's agent loops give the same arguments, so both render a conversation alike.
         ids = tokenizer.apply_chat_template(
             cast(list[dict[str, str]], messages),
             add_generation_prompt=True,
@@ -134,7 +134,7 @@ def teacher_prompt(
         ValueError: the conversation without context gives other ids than `prompt_ids` (tools, several turns, a cut
             prompt), or the context is too long.
     """
-    # Equal prompts but for the context: else the teacher would score the response behind another conversation.
+    # The prompts may differ only in the context: else the teacher would score the response to another conversation.
     if list(render(messages)) != list(prompt_ids):
         raise ValueError(
             "opd.context needs prompts that are the chat template of `raw_prompt` and nothing else: no tools, no "

@@ -1,6 +1,6 @@
 """Hooks on tokens: rewards, masks and weights. Pure functions of `RewardInputs`, named in the `opd:` section.
 
-* `opd.rewards`: a reward hook gives [B, R], nats; r_t is the sum of all that are named.
+* `opd.rewards`: a reward hook gives [B, R], nats; r_t is the sum of all named hooks.
 * `opd.tokens.masks`: a mask hook gives [B, R], bool or 0/1; distillation trains on the tokens that all masks keep.
 * `opd.tokens.weights`: a weight hook gives [B, R], finite and not negative; the product multiplies a token's loss.
 
@@ -14,8 +14,8 @@
     def after_the_first_256(inputs: RewardInputs) -> Tensor:
         return inputs.position >= 256
 
-`opd.plugins=[my_package.my_hooks]` imports the module that holds them. Values where `inputs.mask` is 0 are not read. A
-hook may log a number: `inputs.metrics["opd/my_name"] = 1.0`. credit/README.md 1 and 2 have the built-in ones' formulas.
+`opd.plugins=[my_package.my_hooks]` imports the module with the hooks. Values where `inputs.mask` is 0 are not read. A
+hook may log a number: `inputs.metrics["opd/my_name"] = 1.0`. credit/README.md 1 and 2 have the built-in formulas.
 """
 
 from collections.abc import Callable, Sequence
@@ -137,7 +137,7 @@ def token_weight(name: str, inputs: RewardInputs) -> Tensor:
     """The named weight, float32 [B, R], 0 where masked.
 
     Raises:
-        ValueError: the hook gave a negative value, or one that is not finite, on an unmasked token.
+        ValueError: the hook gave a negative or non-finite value on an unmasked token.
     """
     weight = torch.where(inputs.mask.bool(), call_hook(WEIGHT_HOOKS, name, inputs), 0.0).float()
     if not (weight.isfinite() & (weight >= 0)).all():
@@ -196,7 +196,7 @@ def top_either_entropy(inputs: RewardInputs) -> Tensor:
 
 @register_mask("drop_q3")
 def drop_q3(inputs: RewardInputs) -> Tensor:
-    """All tokens but those where a confident student gets a negative r_t: quadrant Q3 (Capacity table 5)."""
+    """All tokens outside quadrant Q3, where a confident student gets a negative r_t (Capacity table 5)."""
     return masks.drop_q3(reverse_kl(inputs), inputs.student_entropy, inputs.mask, token_settings(inputs).low_entropy)
 
 

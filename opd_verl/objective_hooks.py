@@ -1,4 +1,4 @@
-"""Objective hooks: a loss per token of your own on a top-k support, named by `opd.objective.name`.
+"""Objective hooks: your own loss per token on a top-k support, named by `opd.objective.name`.
 
 A hook is a pure function `ObjectiveInputs -> Tensor [N]`, the loss of each token; opd_verl masks, weights and averages.
 Only the student's log-probs, `log_p` and `log_p_support`, carry a gradient.
@@ -31,7 +31,7 @@ class ObjectiveInputs:
     log_p_old: Tensor
     """log p_old(y_t) [N] of the student that sampled the rollout."""
     log_q: Tensor
-    """log q(y_t) [N] of the teacher behind the same tokens."""
+    """log q(y_t) [N] of the teacher after the same tokens."""
     advantage: Tensor
     """A_t [N], fixed when the rollout was scored."""
     log_p_support: Tensor
@@ -47,11 +47,11 @@ class ObjectiveInputs:
     eps_low: float
     """The policy loss clips its ratio to [1 - eps_low, 1 + eps_high]."""
     eps_high: float
-    """Upper part of that range."""
+    """Upper part of the clip range."""
 
 
 ObjectiveHook = Callable[[ObjectiveInputs], Tensor]
-"""A registered objective, or one of ours."""
+"""A registered objective, or a built-in objective."""
 OBJECTIVE_HOOKS: Registry[ObjectiveHook] = Registry("objective")
 
 

@@ -24,7 +24,7 @@ REGISTERED_AFTER = {
 
 
 def register_after(verl_module: str, ours: tuple[str, ...]) -> None:
-    """Imports `ours` right after `verl_module`, or now if that is imported already.
+    """Imports `ours` right after `verl_module`, or at once if that module is imported already.
 
     An error makes recipes fail and leaves plain verl alone.
     """

@@ -35,7 +35,7 @@ TEACHER_PROMPTS = "teacher_prompts"
 """[P'] int64: token ids of the prompt with its privileged context. Written by the agent-loop worker under
 `opd.context.name`, read by the teacher client in place of `prompts`."""
 OFF_POLICY = "off_policy"
-"""[1] float32: 1 where the response is the data set's. Written by the agent-loop worker where `opd.off_policy.share` is
+"""[1] float32: 1 for a response of the data set. Written by the agent-loop worker where `opd.off_policy.share` is
 above 0, read by the advantage step."""
 
 # Fields of the teacher's scores, written by `training/teacher_scores.py`.
@@ -46,7 +46,7 @@ TEACHER_ENTROPY = "teacher_entropy"
 """[R] float32: full-vocabulary entropy of q. Read by the gate, masks and metrics. Absent where several teachers are
 averaged and with `teacher=vllm`."""
 TEACHER_VALID = "teacher_valid"
-"""[R] int64: 1 where the teacher's score is valid. Read by nothing in training (`response_mask` holds it already)."""
+"""[R] int64: 1 where the teacher's score is valid. Training does not read it: `response_mask` has it already."""
 TEACHER_HIDDEN = "teacher_hidden"
 """[R, G] in the teacher's dtype: its last hidden states, G wide. Read by the actor update of an objective on the whole
 vocabulary."""
@@ -59,27 +59,27 @@ class SupportFields:
     ids: str
     """[R, K] int32: token ids; -1: no id."""
     log_q: str
-    """[R, K] float32: the teacher's log-probs at them."""
+    """[R, K] float32: the teacher's log-probs at these ids."""
     log_p_old: str
-    """[R, K] float32: log-probs of the student that sampled."""
+    """[R, K] float32: log-probs of the student that sampled the rollout."""
 
 
 STUDENT_FIELDS = SupportFields("student_topk_ids", "teacher_log_probs_at_student_topk", "student_topk_log_probs")
 """The student's top-k. Log-prob pass: ids and log_p_old; teacher scores: log_q. Read by the advantage step and the
 actor update."""
 TEACHER_FIELDS = SupportFields("teacher_topk_ids", "teacher_topk_log_probs", "student_log_probs_at_teacher_topk")
-"""The teacher's top-k. Teacher scores: ids and log_q; log-prob pass: log_p_old. Read as the student's."""
+"""The teacher's top-k. Teacher scores: ids and log_q; log-prob pass: log_p_old. Read like the student's top-k."""
 JOINT_FIELDS = SupportFields("support_ids", "teacher_log_probs_at_support", "student_log_probs_at_support")
-"""A union, intersection or symmetric difference of the two. Advantage step: all three. Read by the actor update."""
+"""A union, intersection or symmetric difference of both. Advantage step: all three fields. Read by the actor update."""
 
 # Fields of the advantage step, read by the actor update.
 
 OPD_WEIGHTS = "opd_weights"
 """[R] float32: weight of each token in distillation; 0: not eligible. Absent: 1 everywhere."""
 GATE = "forward_kl_gate"
-"""[R] float32: 1 where EOPD's forward KL is added, else 0. Absent without that term."""
+"""[R] float32: 1 where EOPD's forward KL is added, else 0. Absent without a forward KL."""
 OFF_POLICY_TOKENS = "off_policy_tokens"
-"""[R] int64: 1 at the tokens of responses that are the data set's. Absent where all are the student's."""
+"""[R] int64: 1 at the tokens of the data set's responses. Absent where the student samples all responses."""
 
 TOKEN_FIELDS = ("old_log_probs", TEACHER_LOG_PROBS, "advantages", TEACHER_ENTROPY)
 """Fields [R] of the sampled token that an objective on a support reads."""

@@ -43,7 +43,7 @@ else:
 class SeededAgentLoopWorker(VerlWorker):
     """Puts a seed of its own into every sampling request.
 
-    verl's requests share one seed, which a server reads on in the order in which the requests arrive.
+    verl's requests share one seed, so a rollout's numbers would depend on the order in which requests reach the server.
     """
 
     seed_rollouts: bool = True
@@ -61,10 +61,10 @@ class SeededAgentLoopWorker(VerlWorker):
 
         Args:
             trajectory: verl's `step`, `sample_index` and `validate` of the rollout.
-            uid: name of the prompt. `SeededTrainer` makes a training prompt's of step and row.
-            session_id: number of the rollout among those of its prompt.
+            uid: name of the prompt. `SeededTrainer` makes a training prompt's uid from step and row.
+            session_id: number of the rollout among the rollouts of its prompt.
         """
-        # verl gives validation prompts a random uid, so they go by their index.
+        # verl gives validation prompts a random uid in every run; their index stays.
         prompt = f"val.{trajectory['step']}.{trajectory['sample_index']}" if trajectory["validate"] else uid
         return zlib.crc32(f"{self.rollout_config.seed}/{prompt}/{session_id}".encode())
 

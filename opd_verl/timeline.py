@@ -1,4 +1,4 @@
-"""Shows what each step of a run was spent on, beside the teacher's own work: a picture and one number.
+"""Shows how each step of a run spent its time, next to the teacher's own work: a picture and one number.
 
     python -m verl.trainer.main_ppo recipe=opd trainer.default_local_dir=run ...
     python -m opd_verl.timeline run/metrics.jsonl --out timeline.png
@@ -45,7 +45,7 @@ WIDTH = 0.38
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of one step: the whole, those PARTS that it has, and the teacher's forward passes wherever they ran."""
+    """Seconds of one step: the whole, the PARTS that it has, and the teacher's forward passes, hidden or not."""
 
     number: int
     whole: float
@@ -62,7 +62,7 @@ def step_times(number: int, metrics: dict[str, float]) -> StepTimes:
     """The times in one step's metrics. Raises ValueError without a teacher's times."""
     seconds = {name.removeprefix("timing_s/"): value for name, value in metrics.items() if name.startswith("timing_s/")}
     if missing := {"teacher", "teacher_busy"} - seconds.keys():
-        raise ValueError(f"step {number} has no timing_s/{min(missing)}: not a run of recipe=opd*, or one of old")
+        raise ValueError(f"step {number} has no timing_s/{min(missing)}: not a run of recipe=opd*, or an old run")
     parts = {name: seconds[name] for name in PARTS if name in seconds}
     parts[WAIT] = seconds["teacher"]
     # verl's timer of old_log_prob encloses the wait for teacher scores: it is taken out, or it would count twice.
@@ -119,7 +119,7 @@ def stack(axes: "Axes", places: Sequence[float], layers: dict[str, list[float]])
 
 
 def draw(steps: Sequence[StepTimes], path: Path, title: str) -> None:
-    """Draws two bars per step: its parts, and the teacher's busy seconds, the hidden ones on top."""
+    """Draws two bars per step: its parts, and the teacher's busy seconds with the hidden seconds on top."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

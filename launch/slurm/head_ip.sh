@@ -10,5 +10,5 @@ for address in $(getent ahostsv4 "$1" | cut -d' ' -f1) $(hostname -I); do
     exit
   fi
 done
-printf '%s\n' "$1 has no IPv4 address but its loopback; set OPD_HEAD_IP to one that the other nodes reach" >&2
+printf '%s\n' "$1 has no IPv4 address but its loopback; set OPD_HEAD_IP to an address that the other nodes reach" >&2
 exit 1

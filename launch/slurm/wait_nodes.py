@@ -51,8 +51,8 @@ def main() -> None:
         there = len(options.names) - len(missing)
         sys.exit(
             f"{there} of {len(options.names)} nodes joined Ray at {options.address} within {options.seconds:g} s; "
-            f"missing: {' '.join(missing)}. Look above for what they said; OPD_JOIN_S=... waits longer, "
-            "sbatch --exclude=... leaves them out"
+            f"missing: {' '.join(missing)}. Their messages are above; OPD_JOIN_S=... waits longer, "
+            "sbatch --exclude=... leaves these nodes out"
         )
     print(f"{len(options.names)} nodes joined in {time.monotonic() - started:.0f} s", flush=True)
 

@@ -1,4 +1,4 @@
-"""A line for each teacher that says what it was accepted with, and the check that its weights fit a device."""
+"""The printed line with the checked facts of each accepted teacher, and the check that its weights fit a device."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +87,7 @@ def facts(
     own: Tokenizer,
     longest: int,
 ) -> Iterator[str]:
-    """The facts that were checked, and harmless differences from the student."""
+    """The checked facts of a teacher, and harmless differences from the student."""
     size = "weights of unknown size" if needed is None else f"{gib(needed)} of weights per device"
     yield f"{config.model_type}, {teacher.dtype}, {size}"
     padding = config.vocab_size - len(student)
@@ -98,4 +98,4 @@ def facts(
     yield f"context {limit or 'without limit'} for at most {longest}"
     others = sorted(name for name in ("bos_token", "pad_token") if getattr(own, name) != getattr(student, name))
     if others:
-        yield f"another {' and '.join(others)} than the student's, whose prompts it reads"
+        yield f"another {' and '.join(others)} than the student's; it reads the student's prompts"

@@ -12,7 +12,7 @@ from opd_verl.config.overrides import strings
 
 
 def check_mini_batch(config: DictConfig, opd: OpdConfig | None = None) -> None:
-    """Every rank of the trainer gets equally many rollouts of a mini-batch; verl's workers assert it after minutes."""
+    """Every rank of the trainer must get equally many rollouts; verl's workers assert it minutes later."""
     key, rollouts = "actor_rollout_ref.actor.ppo_mini_batch_size", config.actor_rollout_ref.rollout.n
     prompts, devices = config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.n_gpus_per_node
     ranks = config.trainer.nnodes * devices
@@ -25,7 +25,7 @@ def check_mini_batch(config: DictConfig, opd: OpdConfig | None = None) -> None:
 
 
 def check_token_budget(config: DictConfig, opd: OpdConfig | None = None) -> None:
-    """A micro-batch must hold the longest sequence; verl asserts it when the first one comes."""
+    """A micro-batch must hold the longest sequence; verl asserts it when the first longer sequence comes."""
     longest = config.data.max_prompt_length + config.data.max_response_length
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     budgets = {
@@ -52,7 +52,7 @@ def check_data(config: DictConfig, opd: OpdConfig | None = None) -> None:
 
 
 def check_columns(key: str, file: Path, prompt_key: str) -> None:
-    """verl's reward manager reads each sample's ground truth, even where nothing is trained on it."""
+    """A data file must have the columns that verl reads: its reward manager reads the ground truth of every sample."""
     names = set(read_schema(file).names)
     for column in (prompt_key, "data_source", "reward_model"):
         if column not in names:

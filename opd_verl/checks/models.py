@@ -27,13 +27,13 @@ TERMINAL = 120
 
 @dataclass(frozen=True)
 class StudentPrompts:
-    """Everything about the student's prompts and responses that a teacher must be able to read."""
+    """The student's prompts and responses, as far as a teacher must be able to read them."""
 
     tokenizer: PreTrainedTokenizerBase
     longest: int
     """Tokens of the longest prompt and response."""
     context: int
-    """The most tokens that a privileged context adds before the teacher reads; 0: there is none."""
+    """The most tokens that a privileged context adds to the teacher's prompt; 0: there is no context."""
     options: Mapping[str, object]
     """Options of the chat template."""
 
@@ -41,7 +41,7 @@ class StudentPrompts:
 def check_models(config: DictConfig, opd: OpdConfig) -> list[str]:
     """Student and teachers exist, share a tokenizer, cover its ids, and the longest rollout fits all of them.
 
-    Returns a line for each teacher that says what it was accepted with.
+    Returns `accepted.line` of each teacher.
     """
     model = config.actor_rollout_ref.model
     student_config = load_config(STUDENT, model.path, model.trust_remote_code)
@@ -88,7 +88,7 @@ def check_teacher_model(section: str, teacher: TeacherConfig, prompts: StudentPr
 
 
 def training_names(section: str, with_context: bool, generated: bool) -> SettingNames:
-    """The words of a training's config for the teacher of this section."""
+    """The names of a training run's settings, for messages about the teacher of this section."""
     return SettingNames(
         teacher=f"{section}.path",
         longest=LONGEST + " + opd.context.max_tokens" * with_context + " + 1 that vLLM generates" * generated,
@@ -137,13 +137,13 @@ def require_folder(key: str, path: str | None) -> None:
 
 
 def check_k(key: str, k: int, tokens: int) -> None:
-    """A support cannot hold more ids than there are."""
+    """A top-k cannot hold more ids than the vocabulary has."""
     if k > tokens:
         raise ConfigError(key, k, f"the vocabulary has {tokens} tokens", f"{key}={min(16, tokens)}")
 
 
 def check_plain_head(path: str, config: PretrainedConfig) -> None:
-    """The fused path multiplies hidden states by the LM head; models that scale or cap their logits do more."""
+    """The fused path only multiplies hidden states by the LM head: it refuses models that scale or cap their logits."""
     for name in LOGIT_KEYS:
         if getattr(config, name, None) not in (None, 1, 1.0):
             problem = f"its config.{name}={getattr(config, name)} changes the logits behind the fused LM head"

@@ -13,11 +13,11 @@ from opd_verl.objective_hooks import OBJECTIVE_HOOKS
 from opd_verl.objectives.names import TOPK_SUPPORTS, Divergence, Placement, Support
 
 ULYSSES = (
-    "actor_rollout_ref.actor.ulysses_sequence_parallel_size",  # deprecated; verl copies it to the other one
+    "actor_rollout_ref.actor.ulysses_sequence_parallel_size",  # deprecated; verl copies it to the other key
     "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
 )
 NEED_MORE = ("gae", "remax", "gdpo", "optimal_token_baseline", "tir_optimal_token_baseline")
-"""verl's advantage estimators that OPD cannot mix in: they read a critic's values or other fields that it lacks."""
+"""verl's advantage estimators that OPD cannot mix in: they read a critic's values or other fields that OPD lacks."""
 RANGES: dict[str, tuple[float, float]] = {
     "teacher.max_missing_share": (0.0, 1.0),
     "forward_kl.share": (0.0, 1.0),
@@ -41,7 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Least and greatest value of a key of `opd:`; both ends belong to the range."""
 POSITIVE = ("tokens.half_life", "advantage.shaping_kappa", "advantage.clamp", "fused_rows")
-"""Keys of `opd:` that must be above 0 where they are set at all."""
+"""Keys of `opd:` that must be above 0 where they are set."""
 
 
 def check_support(config: DictConfig, opd: OpdConfig) -> None:
@@ -117,7 +117,7 @@ def check_numbers(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_sequence_parallel(config: DictConfig, opd: OpdConfig) -> None:
-    """Under Ulysses a rank holds a slice of every sequence, which neither the fused path nor a support gathers."""
+    """Under Ulysses a rank holds a slice of every sequence; the fused path and supports do not gather the slices."""
     for key in ULYSSES:
         if (value := OmegaConf.select(config, key, default=1)) <= 1:
             continue

@@ -12,7 +12,7 @@ from opd_verl.objectives.names import Support
 def check_off_policy(config: DictConfig, opd: OpdConfig) -> None:
     """Responses of the data set need an exact objective.
 
-    A policy gradient is the reverse KL's gradient only at tokens that the student sampled.
+    A policy gradient on r_t is the gradient of the reverse KL only at tokens that the student sampled.
     """
     key, share = "opd.off_policy.share", opd.off_policy.share
     if not share:
@@ -21,7 +21,7 @@ def check_off_policy(config: DictConfig, opd: OpdConfig) -> None:
         problem = "r_t at tokens that the student did not sample is no policy gradient; it needs an exact objective"
         raise ConfigError(key, share, problem, "recipe=gkd, recipe=kd, or opd.objective.support=student_topk")
     if opd.mix.task:
-        problem = f"the task reward (opd.mix.task={opd.mix.task}) would reward what the student did not sample"
+        problem = f"the task reward (opd.mix.task={opd.mix.task}) would reward responses that are not the student's"
         raise ConfigError(key, share, problem, "opd.mix.task=0")
     if config.actor_rollout_ref.rollout.calculate_log_probs:
         problem = "the rollout's log-probs are asked for, and the data set's responses have none"

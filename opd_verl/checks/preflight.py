@@ -40,7 +40,7 @@ class Preflight(Callback):
 
 
 def preflight(config: DictConfig, skip: Collection[Check] = ()) -> list[str]:
-    """Runs every check but `skip`, cheapest first. Returns a line for each teacher that says what it was accepted with.
+    """Runs every check but `skip`, cheapest first. Returns the printed line of each accepted teacher.
 
     Raises:
         ConfigError: names the key, its value and the remedy.

@@ -41,7 +41,7 @@ def check_recipe_is_whole(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_policy_loss(config: DictConfig, opd: OpdConfig) -> None:
-    """verl's policy loss must be there where an advantage is trained on, and silent where none is."""
+    """The policy loss must be on where the actor trains on an advantage, and off (`opd_none`) where it does not."""
     key = "actor_rollout_ref.actor.policy_loss.loss_mode"
     value, silent = OmegaConf.select(config, key), is_exact(opd) and not opd.mix.task
     if silent != (value == "opd_none"):
@@ -54,7 +54,7 @@ def check_policy_loss(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_rewards(config: DictConfig, opd: OpdConfig) -> None:
-    """Every reward hook must be registered, and the sampled objective needs one: without, r_t is 0 everywhere."""
+    """Every reward hook must be registered, and the sampled objective needs a hook: r_t would be 0 everywhere."""
     if not opd.rewards and not is_exact(opd):
         raise ConfigError("opd.rewards", opd.rewards, "nothing to learn from", "opd.rewards=[reverse_kl]")
     for name in opd.rewards:
@@ -110,7 +110,7 @@ def check_rollout_correction(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_cluster(config: DictConfig, opd: OpdConfig) -> None:
-    """`trainer.device` is this machine's: verl would wait for ever for missing devices, or leave present ones idle."""
+    """`trainer.device` must name this machine's device: verl would wait for missing GPUs, or leave its GPUs idle."""
     key, value, device = "trainer.device", config.trainer.device, get_device_name()
     if device == "cpu" and value != "cpu":
         raise ConfigError(key, value, "this machine has no accelerator that torch can use", "cluster=local_cpu")

@@ -1,7 +1,7 @@
 """Whether a teacher can score a student's tokens: the checks that training, the probe and the alignment share.
 
-Each command calls its settings by other names. It says which by a `SettingNames`, so that a refusal names keys that
-exist in its own config.
+Each command has its own names for these settings. It passes them as `SettingNames`, so that a refusal names keys of
+this command's config.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,23 +15,23 @@ from opd_verl.config.errors import ConfigError
 
 @dataclass(frozen=True)
 class SettingNames:
-    """A command's own words for the settings that decide whether a teacher fits."""
+    """A command's own names for the settings that decide whether a teacher fits."""
 
     teacher: str
     """The key that names the teacher's model."""
     longest: str
-    """How the config says the length of the longest sequence, for a message."""
+    """The keys that add up to the longest sequence, for a message."""
     shorten: str
-    """The keys to lower where that length does not fit."""
+    """The keys to lower where the longest sequence does not fit."""
     template_options: str
     """The key of the chat template's options."""
     same_template: str | None = None
-    """The switch by which another chat template is accepted; None: the command has none."""
+    """The key that accepts another chat template; None: the command has no such key."""
 
 
 @dataclass(frozen=True)
 class ScoringPair:
-    """A student, and the teacher that is to score its tokens; no weights are read."""
+    """A student, and the teacher that shall score its tokens; no weights are read."""
 
     student: PreTrainedTokenizerBase
     """The student's tokenizer."""
@@ -40,7 +40,7 @@ class ScoringPair:
     path: str
     """The teacher's model."""
     tokenizer_path: str
-    """Where the teacher's tokenizer lies."""
+    """Folder or hub name of the teacher's tokenizer."""
     config: PretrainedConfig
     """The text part of the teacher's config."""
     longest: int
@@ -50,7 +50,7 @@ class ScoringPair:
 
 
 def scoring_checks(pair: ScoringPair, names: SettingNames) -> dict[str, Callable[[], str | None]]:
-    """The checks by the thing that each looks at; each raises ConfigError, or returns a remark on what differs."""
+    """The checks by their subject; each raises ConfigError, or returns a remark on a harmless difference, or None."""
     return {
         "tokenizer and end of a response": lambda: check_same_tokenizer(pair, names),
         "vocabulary": lambda: check_vocabulary(names.teacher, pair.path, pair.config, len(pair.student)),
@@ -76,7 +76,8 @@ def check_same_tokenizer(pair: ScoringPair, names: SettingNames) -> None:
 def check_vocabulary(key: str, path: str, config: PretrainedConfig, tokens: int) -> None:
     """A model has a row for each of the tokenizer's ids.
 
-    More rows than tokens are padding, cut off on every side; with fewer rows a gather would read the wrong row.
+    Rows beyond the tokens are padding, which student and teacher cut off; with fewer rows a gather would read a wrong
+    row.
     """
     if config.vocab_size < tokens:
         problem = f"vocab_size {config.vocab_size} is below the tokenizer's {tokens} tokens"
@@ -97,13 +98,13 @@ def check_length(key: str, path: str, config: PretrainedConfig, longest: int, fo
 
 
 def check_template(pair: ScoringPair, names: SettingNames) -> str | None:
-    """Both chat templates make the same prompt; a remark where the teacher has no template."""
+    """Both chat templates must make the same prompt; returns a remark where the teacher has no template."""
     if pair.student.chat_template and not pair.teacher.chat_template:
         return "no chat template of its own; it reads the student's prompts"
     parts = template_difference(pair.student, pair.teacher, pair.options)
     if parts is None:
         return None
-    problem = f"its chat template makes other prompts than the student's, which read {parts}"
+    problem = f"its chat template makes other prompts than the student's: the student's prompts read {parts}"
     remedy = f"+{names.template_options}.enable_thinking=false or another option of the templates"
     if names.same_template is None:
         raise ConfigError(names.teacher, pair.path, problem, remedy)

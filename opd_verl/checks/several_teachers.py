@@ -24,7 +24,7 @@ WHOLE_STEP = {
 
 
 def check_named(config: DictConfig, opd: OpdConfig) -> None:
-    """A named teacher sets no key that nobody would read."""
+    """Refuses a key of a named teacher that the run would not read."""
     (unread, default), reader = ("weight", 1.0), Combine.average
     if opd.combine is Combine.average:
         (unread, default), reader = ("values", []), Combine.route
@@ -53,13 +53,13 @@ def check_routes(config: DictConfig, opd: OpdConfig) -> None:
         for value in teacher.values:
             if owner.setdefault(value, name) != name:
                 problem = f"{value!r} is a value of teacher {owner[value]} too"
-                raise ConfigError(key, teacher.values, problem, "give it to one of them")
+                raise ConfigError(key, teacher.values, problem, "give the value to one teacher")
     for file in parquet_files(config):
         for read in distinct(file, field):
             if read not in owner:
                 known = ", ".join(f"{value}: {name}" for value, name in owner.items())
                 problem = f"{file} has {field}={read!r}, which is in the values of no teacher ({known})"
-                raise ConfigError("opd.teachers", list(opd.teachers), problem, "add it to the `values` of one of them")
+                raise ConfigError("opd.teachers", list(opd.teachers), problem, "add it to the `values` of one teacher")
 
 
 def parquet_files(config: DictConfig) -> Iterator[Path]:
@@ -82,7 +82,7 @@ def distinct(file: Path, field: str) -> list[str]:
 
 
 def check_average(config: DictConfig, opd: OpdConfig) -> None:
-    """Averaged teachers: nothing reads more of the mixture than its q at the sampled token and the student's ids."""
+    """Under averaged teachers, a run may read only q at the sampled token and at the student's ids."""
     if not opd.teachers or opd.combine is not Combine.average:
         return
     for name, teacher in opd.teachers.items():
@@ -96,7 +96,7 @@ def check_average(config: DictConfig, opd: OpdConfig) -> None:
         problem = "it reads the teacher's top-k, which averaged teachers do not have in common"
         raise ConfigError("opd.forward_kl.placement", placement.value, problem, "opd.forward_kl.placement=none")
     for mask in set(opd.tokens.masks) & set(READ_TEACHER_ENTROPY):
-        problem = "it reads the teacher's entropy, and a mixture's does not follow from its parts'"
+        problem = "it reads the teacher's entropy, and a mixture's entropy does not follow from the teachers' entropies"
         raise ConfigError("opd.tokens.masks", mask, problem, "opd.tokens.masks=[top_student_entropy]")
 
 

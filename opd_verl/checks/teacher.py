@@ -1,4 +1,4 @@
-"""Checks of the teachers' settings: their actors would refuse the same minutes later."""
+"""Checks of the teachers' settings: the teachers' actors would refuse the same settings minutes later."""
 
 from omegaconf import DictConfig
 
@@ -20,11 +20,11 @@ POSITIVE = (
     "load_timeout_s",
 )
 MOST_COLOCATED = 2
-"""verl allows three processes on a device of the trainer's pool. Its worker is one; rollout servers take no share."""
+"""verl allows three processes on a device of the trainer's pool. Its worker is the first; rollout servers take none."""
 
 
 def check_sync(config: DictConfig, opd: OpdConfig) -> None:
-    """A teacher takes the student's weights only where it began as the student, and only whole weights."""
+    """A teacher that takes the student's weights must begin as the student, and without LoRA."""
     key, every, model = "opd.teacher.sync_every", opd.teacher.sync_every, config.actor_rollout_ref.model
     if every < 0:
         raise ConfigError(key, every, "must not be negative", f"{key}=0")
@@ -52,20 +52,20 @@ def check_teacher(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_shards(config: DictConfig, opd: OpdConfig) -> None:
-    """The devices of a node divide into replicas.
+    """The devices of a node must divide into whole replicas.
 
     A replica never spans nodes: its shards gather every layer of every forward pass from one another.
     """
     for section, teacher in every_teacher(opd).items():
         key, devices = teacher_key(section), teacher.n_gpus_per_node
         if devices % teacher.shards:
-            problem = f"the {devices} devices of a node ({key}.n_gpus_per_node) are not a multiple of it"
+            problem = f"the {devices} devices of a node ({key}.n_gpus_per_node) are not a multiple of the shards"
             remedy = f"{key}.n_gpus_per_node={-(-devices // teacher.shards) * teacher.shards}, or fewer shards"
             raise ConfigError(f"{key}.shards", teacher.shards, problem, remedy)
 
 
 def check_colocated(config: DictConfig, opd: OpdConfig) -> None:
-    """A device of the trainer has room for two more processes, each with a whole model."""
+    """A trainer's device has room for two colocated teachers, each with a whole model."""
     colocated = {teacher_key(name): teacher for name, teacher in every_teacher(opd).items() if teacher.colocate}
     for key, teacher in colocated.items():
         if teacher.shards > 1:

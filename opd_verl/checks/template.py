@@ -1,4 +1,4 @@
-"""The student's prompts against the teacher's chat template: a teacher scores best the prompts that it was trained on.
+"""Compares the student's prompts with the teacher's chat template: a teacher scores best the prompts of its training.
 
 Both templates render one question with `data.apply_chat_template_kwargs` (the Qwen3 non-thinking prompt, for example,
 is `+data.apply_chat_template_kwargs.enable_thinking=false`), and the texts must be equal.
@@ -36,7 +36,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, object]) 
 
 
 def check_options(student: PreTrainedTokenizerBase, options: Mapping[str, object]) -> None:
-    """Every option is read by the student's template; Jinja would pass over a misspelt one without a word.
+    """The student's template must read every option; Jinja would ignore a misspelt option without a word.
 
     Raises:
         ConfigError: names the option, and the variables that the template reads.

@@ -25,12 +25,12 @@ def served(opd: OpdConfig) -> Iterator[tuple[str, TeacherConfig]]:
 def check_server(config: DictConfig, opd: OpdConfig) -> None:
     """The server can honour every setting of its teacher.
 
-    vLLM scores prompts at temperature 1, verl's manager passes on nothing but the model's path, and a server keeps
-    its weights.
+    vLLM scores prompts at temperature 1, verl's manager passes on only the model's path, and a server keeps its
+    weights.
     """
     for key, teacher in served(opd):
         if teacher.temperature != 1.0:
-            problem = "vLLM's prompt_logprobs are at temperature 1 whatever is asked"
+            problem = "vLLM's prompt_logprobs are always at temperature 1"
             raise ConfigError(
                 f"{key}.temperature",
                 teacher.temperature,
@@ -51,7 +51,7 @@ def check_server(config: DictConfig, opd: OpdConfig) -> None:
 
 
 def check_server_answers(config: DictConfig, opd: OpdConfig) -> None:
-    """The objective and the masks read log q of the sampled token and the teacher's top-k alone."""
+    """The objective and the masks may read only log q of the sampled token and of the teacher's top-k."""
     if next(served(opd), None) is None:
         return
     if student_topk(opd) or needs_hidden(opd):

@@ -1,4 +1,4 @@
-"""The typed parts of the `opd:` section: one dataclass for each key that holds others."""
+"""The typed parts of the `opd:` section: one dataclass for each key that holds other keys."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,9 +10,9 @@ class Engine(StrEnum):
     """The program that runs the teacher's forward pass."""
 
     scorer = "scorer"
-    """Our own: answers everything that an objective may ask for."""
+    """Our own scorer: it answers everything that an objective may ask for."""
     vllm = "vllm"
-    """verl's inference servers: log-probs of the sampled token and of the teacher's top-k alone."""
+    """verl's inference servers: they give only log-probs of the sampled token and of the teacher's top-k."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class TeacherConfig:
     engine: Engine = Engine.scorer
     """The engine: scorer or vllm; set by `teacher=`."""
     dtype: str = "bfloat16"
-    """Dtype of the weights. Reductions in the LM head are float32 whatever this is."""
+    """Dtype of the weights. Sums over the vocabulary are float32 for every dtype."""
     temperature: float = 1.0
     """Divides the teacher's logits; must equal the rollout temperature."""
     nnodes: int = 1
@@ -34,34 +34,34 @@ class TeacherConfig:
     n_gpus_per_node: int = 1
     """Devices per node of the teacher's own resource pool."""
     colocate: bool = False
-    """Whether it shares the trainer's devices. It then lies in host memory, and scores when the rollouts are done."""
+    """Whether the teacher shares the trainer's devices. It then waits in host memory, and scores after the rollouts."""
     shards: int = 1
     """Devices of one replica: a teacher too large for one device is spread over several. Each `shards` devices of a
     node are one replica."""
     max_tokens_per_batch: int = 16384
-    """Padded tokens of one forward pass on one device, at most."""
+    """The most tokens of one forward pass on one device, padding included."""
     chunk_rows: int | None = None
     """Rows of logits that exist at one time; None: a number that suits the device."""
     wire_dtype: str = "float16"
-    """Dtype of top-k log-probs on their way to the trainer: float16 or float32. The sampled token's are float32."""
+    """Dtype of top-k log-probs on the wire: float16 or float32. Log-probs of the sampled token are always float32."""
     max_state_gib: float = 2.0
     """GiB of host or device memory for the open step's hidden states, per replica."""
     timeout_s: float = 600.0
     """Seconds after which a replica that has not answered counts as lost."""
     sync_every: int = 0
-    """Steps after which the teacher takes the student's weights, again and again; 0: it keeps its own."""
+    """The teacher takes the student's weights every so many steps; 0: it keeps its own weights."""
     max_missing_share: float = 0.1
     """Share of a step's response tokens that may lack a valid score; above it the run stops."""
     max_queued: int = 4096
     """Rollouts that may wait for a replica's forward pass while others are still generated."""
     early: bool = True
-    """Whether it scores rollouts while others are still generated. False: it scores all of them when the trainer asks,
-    in batches that are equal in every run; a resumed run then repeats the numbers to the last digit if its rollouts
-    do."""
+    """Whether the teacher scores rollouts while others are still generated. False: it scores all of them when the
+    trainer asks, in batches that are equal in every run; a resumed run with equal rollouts then repeats the numbers to
+    the last digit."""
     load_timeout_s: float = 1800.0
     """Seconds a replica may take to load its weights, their download included."""
     same_template: bool = True
-    """Whether its chat template must make the student's prompts, with data.apply_chat_template_kwargs."""
+    """Whether the teacher's chat template must make the student's prompts, with data.apply_chat_template_kwargs."""
     attn_implementation: str = "sdpa"
     """The teacher's attention implementation in transformers."""
     trust_remote_code: bool = False
@@ -75,7 +75,7 @@ class NamedTeacherConfig(TeacherConfig):
     weight: float = 1.0
     """Share in the mixture under combine=average, relative to the others' weights."""
     values: list[str] = field(default_factory=list)
-    """Values of the data field whose rollouts it scores under combine=route."""
+    """Values of the data field whose rollouts this teacher scores under combine=route."""
 
 
 class Combine(StrEnum):
@@ -99,14 +99,14 @@ class ContextConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The objective that is minimised: support x divergence x tail, or a registered one."""
+    """The objective that is minimised: support x divergence x tail, or a registered objective."""
 
     name: str | None = None
-    """A registered objective of yours; None: `support` and `paper_compat` decide."""
+    """Name of your registered objective; None: `support` and `paper_compat` decide."""
     support: Support = Support.sampled
     """`sampled`: clipped surrogate on r_t. Any other: an exact divergence on these token ids."""
     k: int = 0
-    """Size of a top-k support; 0 where no objective and no reward hook reads one."""
+    """Size of a top-k support; 0 where no objective and no reward hook reads a top-k."""
     divergence: Divergence = Divergence.reverse
     """reverse KL(p || q), forward KL(q || p), or jsd."""
     beta: float = 0.5
@@ -140,11 +140,11 @@ class OffPolicyConfig:
     """Responses that are not the student's own: GKD's lambda, knowledge distillation (objectives/README.md 6)."""
 
     share: float = 0.0
-    """Share of rollouts whose response comes from the data set; 0: all are the student's, 1: none is."""
+    """Share of rollouts whose response comes from the data set; 0: the student samples all, 1: the student none."""
     field: str = "response_ids"
     """The data field with each prompt's responses: a list of texts, or of lists of token ids."""
     cross_entropy: float = 0.0
-    """Factor of -log p(y) at the tokens of these responses."""
+    """Factor of -log p(y) at the tokens of the data set's responses."""
 
 
 @dataclass
@@ -184,7 +184,7 @@ class AdvantageConfig:
     clamp: float | None = None
     """Clamps r_t to [-clamp, clamp], nats; None: no clamp."""
     gamma: float = 0.0
-    """Discount of the reward-to-go; 0: every token its own reward."""
+    """Discount of the reward-to-go; 0: every token gets only its own reward."""
     length_normalise: bool = False
     """Divides the reward-to-go by the sum of its discounts (MiniLLM)."""
     shaping_alpha: float = 0.0
@@ -215,7 +215,7 @@ class DiagnosticsConfig:
     """Steps from one look at both top-k to the next, for overlap and forward KL; 0: none. An objective that reads both
     top-k has them in every step."""
     k: int = 16
-    """Size of a top-k that only this look reads."""
+    """Size of a top-k that only the diagnostics read."""
     depth_buckets: int = 8
     """Ranges of positions that the reward is averaged over."""
 
@@ -227,4 +227,4 @@ class SamplesConfig:
     every: int = 10
     """Steps from one page to the next; 0: none."""
     count: int = 4
-    """Rollouts on a page: those with the lowest and the highest mean r_t, the others drawn at random."""
+    """Rollouts on a page: the lowest and the highest mean r_t, the others drawn at random."""

@@ -12,7 +12,7 @@ def activate_on_cpu() -> None:
     from opd_verl.cpu import patches, platform  # noqa: F401  (the platform registers itself on import)
 
     patches.apply()
-    # Child processes must agree with this one, whatever they can detect.
+    # Child processes must agree with this process, even if they would detect another platform.
     os.environ["VERL_PLATFORM"] = "cpu"
     # verl registers its FSDP engines for cuda and npu only; this is verl's own switch to look one of them up.
     # It can go once verl registers them for cpu.

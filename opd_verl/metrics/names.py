@@ -25,7 +25,7 @@ METRICS: dict[str, str] = {
     "opd/corrective_mass": "share in Q3 of incorrect rollouts",
     "timing_s/diagnostics": "seconds that the measurements of the step took",
     "timing_s/teacher": "seconds that the trainer waited for teacher scores",
-    "timing_s/teacher_busy": "seconds of the teacher's forward passes, summed over replicas, whether the trainer waited or not",
+    "timing_s/teacher_busy": "seconds of the teacher's forward passes, summed over replicas, waited for or not",
 }
 """Logged by every OPD run. The rows from `opd/alerts` to `timing_s/diagnostics` need `opd.diagnostics.enabled`."""
 

@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m opd_verl.nodes", description=__doc__, formatter_class=form)
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds that the nodes have for an answer (60)")
-    parser.add_argument("overrides", nargs="+", help="the job's, as python -m verl.trainer.main_ppo takes them")
+    parser.add_argument("overrides", nargs="+", help="the job's overrides, as for python -m verl.trainer.main_ppo")
     return parser
 
 

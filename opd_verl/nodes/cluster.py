@@ -51,7 +51,7 @@ def connected(address: str | None) -> Iterator[None]:
         raise ConfigError("RAY_ADDRESS", cluster, f"no Ray cluster answers there ({problem})", START)
     try:
         ray.init(cluster, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:  # RuntimeError: this Python or Ray is not the cluster's
+    except (ConnectionError, RuntimeError) as error:  # RuntimeError: the cluster has another Python or Ray
         raise ConfigError("RAY_ADDRESS", cluster, first_line(error), START) from error
     try:
         yield
@@ -62,7 +62,7 @@ def connected(address: str | None) -> Iterator[None]:
 def address_of(address: str | None) -> str:
     """The cluster's address: RAY_ADDRESS, `ray_kwargs.ray_init.address`, or the address of the last `ray start` here.
 
-    Ray's "auto" is not used: it takes any cluster of this machine, another job's too, where the job starts a new one.
+    Ray's "auto" is not used: it takes any cluster on this machine, even another job's, where the job starts a new one.
     """
     chosen = os.environ.get("RAY_ADDRESS") or (address if address not in ("auto", "local") else None)
     cluster = chosen or services.find_bootstrap_address(None)
@@ -123,6 +123,6 @@ def collect(calls: "Mapping[str, ray.ObjectRef[Answer]]", seconds: float) -> tup
 
 
 def reason(error: BaseException) -> str:
-    """The line of Ray's long message that says what happened."""
+    """The part of Ray's long message that names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if isinstance(error, exceptions.RayTaskError) else " ".join(lines)[:300]

@@ -1,4 +1,4 @@
-"""The models and data files of one machine, to be compared with the driver's."""
+"""The models and data files of one machine, for a comparison with the driver's machine."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from opd_verl.utils.files import digest
 from opd_verl.utils.hub import cached_commit, looks_local, why_unloadable
 
 COMPARED = ("*.safetensors", "*.bin", "tokenizer*")
-"""Files of a model's folder whose sizes must be the driver's."""
+"""Files of a model's folder that must have equal sizes on a node and on the driver's machine."""
 
 
 def model_files(path: str) -> ModelFiles:
-    """A folder's files, or the cached commit of a hub name; `problem` says why there is nothing to load."""
+    """A folder's files, or the cached commit of a hub name; `problem` says why the model cannot be loaded."""
     folder = Path(path)
     if folder.is_dir():
         config = folder / "config.json"

@@ -1,4 +1,4 @@
-"""Asks the probes and writes one report for each node. A node that does not answer costs its time limit and no more."""
+"""Asks the probes, and writes one report for each node. A node that does not answer costs only its time limit."""
 
 import time
 import uuid
@@ -17,7 +17,7 @@ from opd_verl.nodes.records import Checklist, Clock, Machine, Node, NodeReport
 
 PINGS = 5
 ALL_PAIRS = 16
-"""Up to so many nodes, each connects to each other."""
+"""Largest number of nodes of which each connects to all others."""
 Probes = dict[str, ActorHandle]
 Reports = dict[str, NodeReport]
 """Probes and reports are keyed by the id of the node."""
@@ -57,7 +57,7 @@ def label(node: Node, machine: Machine | None, hosts: Sequence[str]) -> str:
 
 
 def fail(reports: Reports, failures: Mapping[str, str]) -> None:
-    """Notes why a node that had answered before does not any more."""
+    """Writes into the reports why nodes stopped answering."""
     for name, why in failures.items():
         reports[name] = replace(reports[name], failure=why)
 

@@ -1,4 +1,4 @@
-"""The machine's GPUs by nvidia-smi, which shows all of them and everyone's memory, CUDA_VISIBLE_DEVICES or not."""
+"""The machine's GPUs by nvidia-smi: all GPUs and all users' memory, with or without CUDA_VISIBLE_DEVICES."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -50,5 +50,5 @@ def holders(uuid: str, processes: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def number(cell: str) -> int:
-    """A cell's number; 0 where it holds none."""
+    """A cell's number; 0 where the cell holds no number."""
     return int(cell) if cell.isdecimal() else 0

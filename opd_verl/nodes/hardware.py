@@ -48,7 +48,7 @@ def too_few(needs: Needs, free: Sequence[int], held: int) -> ClusterProblem:
 
 
 def check_physical(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
-    """Ray counts no more devices than there are."""
+    """Ray must not count more devices than the machine has."""
     for label, report, machine in answering(reports):
         counted, real = report.node.devices, len(machine.devices)
         if needs.device == "cuda" and counted > real:
@@ -58,14 +58,14 @@ def check_physical(needs: Needs, driver: Machine, reports: Sequence[NodeReport])
 
 
 def check_device_memory(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
-    """Nobody holds memory of the devices. It is an error where vLLM would not find the share that it wants."""
+    """Other processes hold no memory of the devices. An error where vLLM would not find its share free."""
     for label, report, machine in answering(reports):
-        # Where Ray manages some of the devices only, the held device may be one that the job does not get: a warning.
+        # Where Ray manages only some of the devices, the job may not get the held device: then only a warning.
         all_are_rays = report.node.devices >= len(machine.devices)
         for device in machine.devices if needs.device == "cuda" else ():
             if device.total - device.free > HELD:
                 too_little = all_are_rays and device.free < needs.memory_share * device.total
-                yield (error if too_little else warning)(label, held(device), f"{ending(device)}, or wait for them")
+                yield (error if too_little else warning)(label, held(device), f"{ending(device)}, or wait")
 
 
 def held(device: Device) -> str:

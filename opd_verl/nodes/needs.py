@@ -43,9 +43,9 @@ class Needs:
     syncs: bool = False
     """Whether the teacher reads the student's weights from the folder of the checkpoints."""
     checkpoint_bytes: int | None = None
-    """Size of one checkpoint; None where none is written or the student's size is not known."""
+    """Size of one checkpoint; None where the job writes no checkpoint or the student's size is unknown."""
     wandb: bool = False
-    """Whether wandb logs in, from the node of the trainer's process, which may be any."""
+    """Whether wandb logs in, from the node of the trainer's process (any node)."""
     memory_share: float = 0.0
     """Share of a device's memory that vLLM wants to find free."""
     ray_init: Mapping[str, object] = field(default_factory=dict)
@@ -84,7 +84,7 @@ def read_needs(config: DictConfig, opd: OpdConfig | None) -> Needs:
 
 
 def data_files(config: DictConfig) -> tuple[str, ...]:
-    """The files of training and validation data, without those behind a URL."""
+    """The files of training and validation data, without URLs."""
     files = [*strings(config.data.train_files), *strings(config.data.val_files)]
     return tuple(dict.fromkeys(file for file in files if "://" not in file))
 

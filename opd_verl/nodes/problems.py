@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 DRIVER, CLUSTER = "this machine", "cluster"
-"""Names in place of a node's, for problems of the driver's machine and of the whole cluster."""
+"""Names in place of a node's name, for problems of the driver's machine and of the whole cluster."""
 
 
 class Severity(StrEnum):
-    """error: the job would fail; warning: it may be slow or misled."""
+    """error: the job would fail; warning: the job may be slow, or its logs may mislead."""
 
     error = "error"
     warning = "warning"

@@ -9,7 +9,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU as nvidia-smi sees it, whoever uses it; sizes in bytes."""
+    """One GPU as nvidia-smi sees it, with the memory of all its users; sizes in bytes."""
 
     index: int
     name: str
@@ -18,7 +18,7 @@ class Device:
     ecc_errors: int
     """Uncorrected errors since the driver was loaded; 0 where the GPU does not count them."""
     processes: tuple[str, ...]
-    """Processes that hold memory of it."""
+    """Processes that hold memory of this GPU."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ModelFiles:
     """One model on one machine: the files of a folder, or the cached commit of a hub name."""
 
     problem: str | None = None
-    """Why the machine cannot load it; None: it can."""
+    """Why the machine cannot load the model; None: it can."""
     config: str | None = None
     """The digest of a folder's config.json."""
     sizes: Mapping[str, int] | None = None
@@ -89,7 +89,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Node:
-    """A node as Ray lists it; devices are Ray's logical ones."""
+    """A node as Ray lists it, with Ray's logical devices."""
 
     id: str
     address: str
@@ -101,7 +101,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Clock:
-    """How far a node's clock is ahead of the driver's, and by how much that may be wrong; seconds."""
+    """Seconds that a node's clock is ahead of the driver's clock, and the possible error of this measurement."""
 
     ahead: float
     uncertainty: float
@@ -118,7 +118,7 @@ class NodeReport:
     """Why the node did not answer, or stopped answering."""
     clock: Clock | None = None
     unshared: str | None = None
-    """Why the folder of the checkpoints is not the driver's."""
+    """Why the node's folder of the checkpoints is not the driver's folder."""
     asked: int = 0
     """Number of nodes that it was asked to connect to."""
     unreachable: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from opd_verl.nodes.problems import CLUSTER, DRIVER, ClusterProblem, error, warn
 from opd_verl.nodes.records import Machine, NodeReport, answering
 
 ONLY_DRIVER = ("hydra-core",)
-"""Packages that the driver alone uses."""
+"""Packages that only the driver uses."""
 OPEN_FILES = 4096
 """Open files that a process must be allowed: Ray holds a socket for each worker and each object that it moves."""
 JOIN = "`ray stop --force; ray start --address=FIRST:6379` there, in the job's Python environment"
@@ -24,7 +24,7 @@ def check_answers(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) 
 
 
 def check_versions(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
-    """Every node has the driver's versions, as the processes exchange pickles."""
+    """Every node has the driver's versions, because the processes exchange pickles."""
     for label, _, machine in answering(reports):
         for name, ours in driver.versions.items():
             theirs = machine.versions.get(name)
@@ -56,7 +56,7 @@ def verl_pin() -> Requirement:
 
 
 def check_platform(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
-    """The platform of every node is the job's: CPU by VERL_PLATFORM=cpu, or because its torch knows no accelerator."""
+    """Every node has the job's platform: CPU by VERL_PLATFORM=cpu, or because the node's torch has no accelerator."""
     for label, _, machine in answering(reports):
         on_cpu = machine.platform == "cpu" if machine.platform else machine.accelerator is None
         if on_cpu == (needs.device == "cpu") or "VERL_PLATFORM" in needs.env:
@@ -96,7 +96,7 @@ def check_open_files(needs: Needs, driver: Machine, reports: Sequence[NodeReport
 
 
 def check_ray_init(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
-    """`ray.init` is not given sizes of a node: it takes them only where it starts Ray itself."""
+    """`ray.init` gets no sizes of a node: it takes them only where it starts Ray itself."""
     for key in ("num_cpus", "num_gpus"):
         if (value := needs.ray_init.get(key)) is not None:
             what = f"ray_kwargs.ray_init.{key}={value}: Ray refuses it on a cluster that runs"

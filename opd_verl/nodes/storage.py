@@ -15,7 +15,7 @@ SHM = GIB
 
 
 def check_models(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
-    """Every machine can load the student and the teachers, and has the driver's files of them."""
+    """Every machine can load the student and the teachers, from the same files as the driver."""
     for key, path in needs.models.items():
         ours = driver.models[key]
         remedy = f"{key}=/path/on/shared/storage, or copy it to the same path of every node"
@@ -60,7 +60,7 @@ def check_data(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> 
 
 
 def check_shared(needs: Needs, driver: Machine, reports: Sequence[NodeReport]) -> Iterator[ClusterProblem]:
-    """The folder of the checkpoints is one for all nodes: ranks write parts, and a resumed run reads them anywhere."""
+    """All nodes share the folder of the checkpoints: each rank writes a part, and any node may read it in a resume."""
     if not needs.saves and not needs.syncs:
         return
     needed = needs.nnodes > 1 or needs.syncs

@@ -1,11 +1,11 @@
-"""The devices' memory that a run needs, and whether it fits, from the composed config and the models' configs alone.
+"""Device memory that a run needs, and whether the run fits, from the composed config and the models' configs alone.
 
     python -m opd_verl.plan recipe=opd cluster=4x8 student=Qwen/Qwen3-1.7B teacher=Qwen/Qwen3-8B device=h100
 
 All other arguments are the job's own Hydra overrides. Reads no weights and touches no device; exits with 1 where the
 run does not fit, and says which key to change. Memory and times are counted with responses of full length, or of
-`response_tokens=` tokens where you give a mean. Seconds come from data sheets and assumed efficiencies: good for
-comparisons.
+`response_tokens=` tokens where you give a mean. Seconds come from data sheets and assumed efficiencies: use them to
+compare settings.
 """
 
 import sys

@@ -30,7 +30,7 @@ class Kept(torch.autograd.Function):
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object
 ) -> tuple[Tensor, None]:
-    """`Kept` in the signature that transformers gives an attention."""
+    """`Kept` with the signature of an attention in transformers."""
     return Kept.apply(query, key, value), None  # pyright: ignore[reportReturnType]
 
 
@@ -66,7 +66,7 @@ def body_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
 
 
 def cut(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """A copy of the config with so many layers and a vocabulary of 8."""
+    """A copy of the config with `layers` layers and a vocabulary of 8."""
     short = copy.deepcopy(config)
     text = short.get_text_config()
     text.num_hidden_layers, text.vocab_size = layers, 8

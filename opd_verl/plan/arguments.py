@@ -11,7 +11,7 @@ from opd_verl.plan.devices import DEVICES
 MODELS = {"student": models.STUDENT, "teacher": "opd.teacher.path"}
 """Short names of two config keys."""
 ENGINES = {engine.value for engine in Engine}
-"""Values of the job's own `teacher=` (`teacher=vllm`, `teacher=scorer`), which are no models."""
+"""Values of the job's own `teacher=` (`teacher=vllm`, `teacher=scorer`), which are not models."""
 OWN = {"device": "h100", "response_tokens": ""}
 """The planner's own options, with their defaults."""
 

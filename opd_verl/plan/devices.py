@@ -1,4 +1,4 @@
-"""Accelerators as the planner knows them: numbers of the vendors' data sheets, and the share of them a step reaches."""
+"""The planner's accelerators: numbers of the vendors' data sheets, and the share of each peak that a step reaches."""
 
 from dataclasses import dataclass
 

@@ -99,7 +99,7 @@ class TeacherLayout:
     shards: int
     colocated: bool
     served: bool
-    """Whether vLLM runs it instead of our scorer."""
+    """Whether vLLM runs the teacher instead of our scorer."""
     weight_bytes: int
     batch_tokens: int
     """Token budget of a forward pass on a device."""
@@ -121,7 +121,7 @@ class TeacherLayout:
 def trainer_layout(config: DictConfig, opd: OpdConfig | None, response_tokens: int | None) -> TrainerLayout:
     """The student's side of a config.
 
-    response_tokens: the mean length to count with; None: every response has data.max_response_length.
+    response_tokens: mean length of a response; None: every response has data.max_response_length.
     """
     actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
     fsdp, devices = actor.fsdp_config, trainer.nnodes * trainer.n_gpus_per_node
@@ -178,7 +178,7 @@ def teacher_layouts(config: DictConfig, opd: OpdConfig | None) -> Mapping[str, T
 
 
 def teacher_layout(opd: OpdConfig, teacher: TeacherConfig, rows: int) -> TeacherLayout:
-    """One teacher's layout. `rows`: rows of logits at one time where `chunk_rows` does not say."""
+    """One teacher's layout. `rows`: rows of logits at one time where `chunk_rows` is not set."""
     keeps = (keeps_hidden(opd) or looks_at_all(opd)) and teacher.engine is Engine.scorer
     return TeacherLayout(
         path=teacher.path or "",

@@ -1,7 +1,7 @@
 """Device memory by phase, in bytes, as a sum of named parts; pure arithmetic on shapes and layouts.
 
 A trainer's device is in one phase at a time: rollout, teacher (where colocated), log-probs, update. A run fits where
-each phase's peak does.
+the peak of each phase fits.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ IN_FLIGHT = 2
 
 
 def shard_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
-    """Bytes of a device's share of the parameters. Its gradients and each Adam moment are as large."""
+    """Bytes of a device's share of the parameters. The gradients and each Adam moment are as large."""
     return trainer.state_bytes * student.total / trainer.shards
 
 
 def params_bytes(trainer: TrainerLayout, student: ModelShape) -> float:
-    """Bytes of the student's share of parameters, and of the reference policy's where no weights are offloaded."""
+    """Bytes of a device's share of the student, and of the reference policy where no weights are offloaded."""
     return shard_bytes(trainer, student) * (1 + trainer.reference * (not trainer.offload_params))
 
 
@@ -62,7 +62,7 @@ def update(trainer: TrainerLayout, student: ModelShape, saved_bytes: float) -> P
         saved_bytes: bytes saved per layer and token (`activations.saved_bytes`).
     """
     shard, tokens = shard_bytes(trainer, student), trainer.update_tokens
-    # With checkpointing each layer keeps its input alone, and one layer at a time is computed again.
+    # With checkpointing each layer keeps only its input, and one layer at a time is computed again.
     boundaries = tokens * student.hidden * trainer.compute_bytes * student.layers
     whole = tokens * saved_bytes * (1 if trainer.checkpointing else student.layers)
     transient = 2 * tokens * student.intermediate * trainer.compute_bytes
@@ -79,7 +79,7 @@ def update(trainer: TrainerLayout, student: ModelShape, saved_bytes: float) -> P
 
 
 def gathered(trainer: TrainerLayout, student: ModelShape, copies: float) -> float:
-    """Bytes of gathered parameters: the root's (embeddings, final norm, LM head) and two layers', `copies` times."""
+    """Bytes of gathered parameters, `copies` times: the root (embeddings, final norm, LM head) and two layers."""
     return copies * trainer.compute_bytes * (student.root + min(IN_FLIGHT, student.layers) * student.layer)
 
 
@@ -94,7 +94,7 @@ def head(trainer: TrainerLayout, student: ModelShape, tokens: int, gradients: bo
 
 
 def rollout(trainer: TrainerLayout, server: RolloutLayout, student: ModelShape, device_gib: float) -> Parts:
-    """The phase that samples responses: the server takes its share of the device, and its KV cache the rest of that."""
+    """The phase that samples responses: the server's KV cache takes what its weights leave of its share of a device."""
     weights = server.weight_bytes * student.total / server.tensor_parallel
     cache = max(server.memory_share * device_gib * GIB - weights - SLEEPING_GIB * GIB, 0.0)
     return {**resident(trainer, student), WEIGHTS: weights, CACHE: cache, ROLLOUT: SLEEPING_GIB * GIB}

@@ -25,7 +25,7 @@ class PlannedRun:
 
 def phases(run: PlannedRun) -> dict[str, Parts]:
     """Bytes of one device by phase: three phases of the trainer, and one of each teacher."""
-    # The rollout servers lie on the trainer's devices: what they hold while asleep counts in the trainer's phases too.
+    # The rollout servers share the trainer's devices: memory of a sleeping server counts in the trainer's phases too.
     awake = memory.rollout(run.trainer, run.server, run.student, run.device.memory_gib)
     beside = memory.asleep(run.server, awake)
     by_phase: dict[str, Parts] = {

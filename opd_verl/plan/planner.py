@@ -13,11 +13,11 @@ from opd_verl.plan.phases import PlannedRun
 from opd_verl.plan.shape import shape_of
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
-"""The dtype that activations are counted in, by bytes of a number. fp16 takes what bf16 does."""
+"""The dtype that activations are counted in, by bytes of a number. fp16 counts as bf16."""
 
 
 def plan_run(config: DictConfig, device: str, response_tokens: int | None = None) -> PlannedRun:
-    """Everything that the planner's tables are made of.
+    """All numbers behind the planner's tables.
 
     Raises:
         ConfigError: a setting cannot work, or a model's config cannot be read.
@@ -40,7 +40,7 @@ def plan_run(config: DictConfig, device: str, response_tokens: int | None = None
 
 
 def check_config(config: DictConfig) -> OpdConfig | None:
-    """Runs the checks that read neither data nor tokenizers. Returns the `opd:` section; None for a recipe without.
+    """Runs the checks that need no data and no tokenizers. Returns the `opd:` section; None without such a section.
 
     Raises:
         ConfigError: a setting cannot work.

@@ -1,6 +1,6 @@
-"""The time of a step, by part: arithmetic from data sheets and assumed efficiencies, for shares rather than seconds.
+"""The time of a step, by part: arithmetic from data sheets and assumed efficiencies. Trust the shares, not the seconds.
 
-Left out: collectives, the host's work, and the imbalance of responses; verl waits for the longest one.
+Left out: collectives, the host's work, and the imbalance of responses (verl waits for the longest response).
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ GEN, WAIT, LOG_PROB, REFERENCE, UPDATE, OFFLOAD = (
     "offload",
 )
 TOKEN_OVERHEAD_S = 0.001
-"""Assumed seconds of scheduling and sampling in a decoding step, whatever the model."""
+"""Assumed seconds of scheduling and sampling in a decoding step, for every model."""
 ALL_REDUCE_S = 15e-6
 """Assumed seconds of an all-reduce of one token's hidden states in a tensor-parallel server; a layer has two."""
 GIGA, TERA = 1e9, 1e12
@@ -83,8 +83,8 @@ def teacher_seconds(trainer: TrainerLayout, teacher: TeacherLayout, model: Model
 def waiting(trainer: TrainerLayout, teacher: TeacherLayout, busy: float, gen: float) -> float:
     """Seconds that the trainer waits for a teacher.
 
-    A colocated teacher works while the trainer waits. Another one works beside generation: the trainer waits for the
-    part that generation does not hide, and for the last batch.
+    A colocated teacher works while the trainer waits. Any other teacher works beside generation: the trainer waits for
+    the part that generation does not hide, and for the last batch.
     """
     if teacher.colocated:
         return busy
@@ -102,7 +102,7 @@ def update_seconds(trainer: TrainerLayout, student: ModelShape, device: Device) 
 
 def offload_seconds(trainer: TrainerLayout, student: ModelShape, device: Device) -> float:
     """Seconds of offloading: weights go to the device and back twice (log-probs, update), the optimizer once."""
-    # Weights: twice there and back. Optimizer: two moments, once there and back. 4 shards each.
+    # Weights go twice there and back, the optimizer's two moments once: each is 4 times the bytes of a shard.
     moved = shard_bytes(trainer, student) * (4 * trainer.offload_params + 4 * trainer.offload_optimizer)
     return moved / (device.host_gbs * GIGA * LINK_SHARE)
 

@@ -41,7 +41,7 @@ class ModelShape:
     @property
     def matrix(self) -> int:
         """Parameters in a forward pass's matrix products."""
-        # An embedding is looked up, not multiplied; a tied one is the LM head too, and counts once.
+        # An embedding is looked up, not multiplied; a tied embedding is also the LM head, and counts once.
         return self.active - (0 if self.tied else self.embedding)
 
 

@@ -46,7 +46,7 @@ def misfits(run: PlannedRun, by_phase: Mapping[str, Parts]) -> list[Misfit]:
 
 
 def remedy(run: PlannedRun, phase: str, parts: Parts) -> str:
-    """The setting that makes the largest part smaller, of the parts that a setting can change."""
+    """The setting that makes the largest changeable part smaller."""
     if phase.startswith("teacher"):
         return teacher_remedy(run, phase.removeprefix("teacher").strip(), parts)
     if phase == "rollout":

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SMALL = 64 * 2**20
-"""Bytes up to which a model's file is identified by its content; a larger file goes by size and time of writing."""
+"""Bytes up to which a model's file is identified by its content; larger files by their size and time of writing."""
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write to; the file gets its real name when the block ends, and never if it fails."""
+    """A temporary name to write to; the file gets its real name when the block ends, and never if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -32,13 +32,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole."""
+    """Writes a whole text file or none."""
     with whole(path) as partial:
         partial.write_text(text)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file, whole: indented, keys in the order given."""
+    """Writes a whole JSON file or none: indented, keys in the order given."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -63,19 +63,19 @@ def finite(content: object, digits: int | None = None) -> object:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a parquet file, whole."""
+    """Writes a whole parquet file or none."""
     with whole(path) as partial:
         pq.write_table(table, partial)
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file's bytes, its first 16 hex digits."""
+    """The first 16 hex digits of the sha256 of a file's bytes."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 def json_digest(content: object) -> str:
-    """sha256 of a value's JSON with sorted keys, its first 16 hex digits; a value that JSON lacks counts as text."""
+    """The first 16 hex digits of the sha256 of a value's JSON, keys sorted; values that JSON lacks become text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

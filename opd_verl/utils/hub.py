@@ -1,4 +1,4 @@
-"""Models named as on the Hugging Face hub: whether this process can load them. Nothing is downloaded."""
+"""Tells whether this process can load a model by its Hugging Face hub name. Nothing is downloaded."""
 
 from pathlib import Path
 

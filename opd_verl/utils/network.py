@@ -1,4 +1,4 @@
-"""Whether a server answers: known in two seconds, without a library's many retries."""
+"""Tells within two seconds whether a server answers, without a library's many retries."""
 
 import socket
 from urllib.parse import urlparse
@@ -8,7 +8,7 @@ CONNECT_SECONDS = 2.0
 
 
 def unreachable(server: str) -> str | None:
-    """The reason why no TCP connection to the server (a URL) or its proxy opens; None where one does."""
+    """The reason why no TCP connection to the server (a URL) or its proxy opens; None where a connection opens."""
     url = urlparse(server)
     proxy = getproxies().get(url.scheme)
     if proxy and not proxy_bypass(url.hostname or server):

@@ -15,7 +15,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LONGEST = 24
-"""Characters of a name in a picture."""
+"""The most characters of a name in a picture."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def short(name: str) -> str:
 def spread(places: Sequence[float], gap: float) -> list[float]:
     """The places, moved little and kept in order, so that they lie in 0 .. 1 at least `gap` apart.
 
-    The gap shrinks where so many places do not fit.
+    The gap shrinks where the places do not fit otherwise.
     """
     gap = min(gap, 1.0 / max(len(places) - 1, 1))
     order = sorted(range(len(places)), key=places.__getitem__)
@@ -80,7 +80,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def label_ends(axes: "Axes", ends: Sequence[End], gap: float = 0.1) -> None:
-    """Writes names beside the last points of series, none over another, and freezes the axes' limits."""
+    """Writes the names beside the last points of the series, without overlap, and freezes the axes' limits."""
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
     pixels = [axes.transData.transform((end.x, end.y)) for end in ends]

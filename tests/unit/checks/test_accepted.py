@@ -69,4 +69,4 @@ def test_harmless_differences_are_said(files: Files) -> None:
     own.pad_token = "w5"
     config = AutoConfig.from_pretrained(files.path("teacher"))
     said = list(accepted.facts(TeacherConfig(path="/nowhere"), config, None, student, own, 80))
-    assert said[-1] == "another pad_token than the student's, whose prompts it reads"
+    assert said[-1] == "another pad_token than the student's; it reads the student's prompts"

@@ -475,7 +475,7 @@ def averaged(*changes: str) -> list[str]:
     return named("weight: 3", "weight: 1", "opd.combine=average", *changes)
 
 
-ENTROPY, COMMON = "a mixture's does not follow from its parts'", "no common top-k or LM head"
+ENTROPY, COMMON = "a mixture's entropy does not follow", "no common top-k or LM head"
 # (changes, key, value, part of the problem, part of the remedy); `@name` as in Files.overrides
 REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
     "no path": (
@@ -576,7 +576,7 @@ REFUSED: dict[str, tuple[list[str], str, Any, str, str]] = {
         "opd.teachers.code.values",
         ["apps", "aime"],
         "'aime' is a value of teacher math too",
-        "give it to one of them",
+        "give the value to one teacher",
     ),
     "a value in the data that is nobody's": (
         named(ROUTES[0], "values: [codecontests]", DATA),
