@@ -1,4 +1,4 @@
-"""The settings of one alignment. Their defaults are those of `hydra_configs/alignment/alignment.yaml`."""
+"""The settings of one alignment. `hydra_configs/alignment/alignment.yaml` holds the same defaults."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from opd_verl.sampling.settings import JudgedSamplingConfig, SamplingSettings
 
 @dataclass
 class AlignmentConfig(JudgedSamplingConfig):
-    """Which teachers are held against which student's success, on what, and how."""
+    """Student, teachers, prompts, and how each teacher is compared with the student's success."""
 
     student: str | None = None
     """Folder or hub name of the model that would be trained."""
@@ -28,22 +28,22 @@ class AlignmentConfig(JudgedSamplingConfig):
     prompts: Any = None
     """verl-format files: a path or a list of paths."""
     limit: int | None = None
-    """How many of the first prompts are taken; None: all."""
+    """Number of prompts, from the beginning of the files; None: all."""
     out: str = "runs/alignment"
     rollouts: int = 200
-    """Initial rollouts of a question (G)."""
+    """Initial rollouts per question (G)."""
     correct_paths: int = 2
     incorrect_paths: int = 2
     targets: TargetSettings = field(default_factory=TargetSettings)
     budget: Budget = field(default_factory=Budget)
     significant: float = 20.0
-    """Effective visits from which a child counts (N_sig)."""
+    """Effective visits that a child needs to count (N_sig)."""
     objectives: list[str] = field(default_factory=lambda: ["gkd"])
     """Tables and pictures are about the first objective."""
     losses: dict[str, LossSettings] = field(default_factory=dict)
     """Further objectives by name, with the keys of `opd.objective`."""
     plugins: list[str] = field(default_factory=list)
-    """Modules of yours that register contexts."""
+    """Your modules that register contexts."""
     prompts_per_shard: int = 16
 
     @property
@@ -57,28 +57,28 @@ class AlignmentConfig(JudgedSamplingConfig):
         return NodeSettings(self.significant, self.objectives, self.losses)
 
     def check(self) -> None:
-        """Raises ConfigError for values that cannot work, whatever the models and files."""
+        """Raises ConfigError for impossible values. Opens no model and no file."""
         import_modules("plugins", self.plugins)
         for name, example in (("student", "/path/to/student"), ("prompts", "train.parquet")):
             if not getattr(self, name):
                 raise ConfigError(name, None, "is not set", f"{name}={example}")
         if not self.teachers and not self.contexts.names:
-            raise ConfigError("teachers", None, "there is nobody to hold against the student's success",
+            raise ConfigError("teachers", None, "no teacher and no context is given",
                               "teachers=[/path/to/teacher], or contexts.names=[1c]")  # fmt: skip
         self.contexts.check()
         self.sampling.check()
         if self.temperature == 0.0:
-            problem = "success probabilities are those of sampled rollouts"
+            problem = "success probabilities need sampled rollouts, not greedy ones"
             raise ConfigError("temperature", self.temperature, problem, "temperature=1.0")
         check_least(self, rollouts=2, correct_paths=0, incorrect_paths=0, resamples=100, workers=1, limit=1)
         if self.correct_paths + self.incorrect_paths == 0:
-            raise ConfigError("correct_paths", 0, "no path is left to look at", "correct_paths=2 incorrect_paths=2")
+            raise ConfigError("correct_paths", 0, "no path would be analysed", "correct_paths=2 incorrect_paths=2")
         self._check_targets()
         self._check_objectives()
 
     def _check_targets(self) -> None:
         targets = self.targets
-        # A threshold t needs the 1 / t most likely ids of every model at every token: 0.001 is 1,000 of them.
+        # For a threshold t every model gives its 1 / t most likely ids at every token: 1,000 ids for t = 0.001.
         if not 0.001 <= targets.threshold < 1.0:
             problem = "must lie in [0.001, 1): ids below it are not read"
             raise ConfigError("targets.threshold", targets.threshold, problem, "targets.threshold=0.02")
@@ -94,7 +94,7 @@ class AlignmentConfig(JudgedSamplingConfig):
                     f"targets.{name}", getattr(targets, name), f"must be at least {least}", f"targets.{name}={least}"
                 )
         if not 1 <= self.significant <= targets.enough:
-            problem = f"must lie between 1 and targets.enough={targets.enough}, the visits that targets are brought to"
+            problem = f"must lie between 1 and targets.enough={targets.enough}, the visits that each target gets"
             raise ConfigError("significant", self.significant, problem, f"significant={min(20, targets.enough)}")
 
     def _check_objectives(self) -> None:
@@ -102,10 +102,10 @@ class AlignmentConfig(JudgedSamplingConfig):
             if name not in OBJECTIVES:
                 raise ConfigError("objectives", name, f"is none of {', '.join(OBJECTIVES)}", "objectives=[gkd]")
         if not self.nodes.names:
-            raise ConfigError("objectives", [], "nothing is compared with the ideal", "objectives=[gkd]")
+            raise ConfigError("objectives", [], "no objective is given", "objectives=[gkd]")
         for name, loss in self.losses.items():
             if name in OBJECTIVES:
                 raise ConfigError("losses", name, "is the name of an objective", "give it another name")
             if loss.support is Support.sampled:
-                problem = "the sampled token alone is no exact divergence"
+                problem = "the sampled token alone gives no exact divergence"
                 raise ConfigError(f"losses.{name}.support", "sampled", problem, "objectives=[single_sample]")

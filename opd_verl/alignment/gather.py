@@ -1,4 +1,4 @@
-"""From initial rollouts to questions: paths are chosen, models read along them, trees begun."""
+"""From initial rollouts to questions: chooses paths, reads every model along them, begins the trees."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class PromptedModel:
 def prompted_models(
     prepared: PreparedAlignment, rows: pa.Table, usable: Sequence[int], config: AlignmentConfig
 ) -> dict[str, PromptedModel]:
-    """STUDENT, the external teachers, which read the student's prompts, and the student behind each context.
+    """STUDENT, the external teachers (they read the student's prompts), and the student with each context.
 
     rows: the prompts with the texts that the contexts show.
     """
@@ -47,7 +47,7 @@ def prompted_models(
 
 
 def choose_paths(initial: Sequence[Responses], usable: Sequence[int], config: AlignmentConfig) -> list[ChosenPath]:
-    """Representative paths of the questions with a correct response: at the others no token makes a difference."""
+    """Representative paths of the questions with a correct response: elsewhere no token changes the outcome."""
     return [
         ChosenPath(number, *initial[number][row])
         for number in usable
@@ -66,11 +66,11 @@ def make_questions(
 ) -> list[QuestionTree]:
     """Trees of the initial rollouts, with every model's log-probs along the paths.
 
-    Raises ConfigError where no question was answered.
+    Raises ConfigError if no question was answered.
     """
     chosen = choose_paths(initial, usable, config)
     if not chosen:
-        problem = f"none of {len(usable)} questions has a correct one among its {config.rollouts} rollouts"
+        problem = f"none of {len(usable)} questions has a correct rollout among its {config.rollouts} rollouts"
         raise ConfigError("prompts", config.prompts, problem, "take easier prompts, or a higher rollouts=")
     readers = {
         name: PathReader(prompted.model, [prompted.prompts[path.question] for path in chosen])
@@ -86,7 +86,7 @@ def make_questions(
 
 
 def likely(threshold: float, student: Model) -> int:
-    """The most ids that can have more than the threshold each: a top-k of this size misses none of them."""
+    """Most ids that can each have more than the threshold: a top-k of this size misses no such id."""
     return min(int(1.0 / threshold), len(student.tokenizer))
 
 

@@ -1,12 +1,12 @@
 """Targeted rollouts through vLLM: from orders to judged responses, each window in files of its own.
 
 OUT/targeted/TREE/generations.json               digests of teachers and settings, one for each generation
-OUT/targeted/TREE/0/window-0.orders.parquet      orders, made once: a run that is killed goes on with them
+OUT/targeted/TREE/0/window-0.orders.parquet      orders, made once: a run that is killed resumes with them
 OUT/targeted/TREE/0/window-0.parquet             judged responses, `per_request` in a row
-OUT/targeted/TREE/0/window-0.done.json           seconds that they took
+OUT/targeted/TREE/0/window-0.done.json           seconds that sampling and judging took
 
 TREE is a digest of the initial rollouts. Other teachers or another budget make another generation, whose trees have the
-rollouts of all earlier ones. The same command again goes on with its own generation, and gives the same results.
+rollouts of all earlier generations. A repeated command resumes its own generation, with the same results.
 """
 
 import json
@@ -46,12 +46,12 @@ class PrefixOrder:
     count: int
 
 
-Response = tuple[PrefixOrder, Ints, bool]
-"""The order that it fulfils, the whole path, and whether it is correct."""
+LaunchedResponse = tuple[PrefixOrder, Ints, bool]
+"""A response behind an ordered prefix: its order, the whole path, and whether it is correct."""
 
 
 def generations(folder: File, identity: str) -> tuple[File, list[File]]:
-    """The folder of the generation `identity`, and those of the generations before it."""
+    """The folder of the generation `identity`, and the folders of the generations before it."""
     index = folder / "generations.json"
     known: list[str] = json.loads(index.read_text()) if index.exists() else []
     if identity not in known:
@@ -62,7 +62,7 @@ def generations(folder: File, identity: str) -> tuple[File, list[File]]:
 
 @dataclass(frozen=True, eq=False)
 class Launcher:
-    """Launches the orders of a window; what is finished is read from its files."""
+    """Launches the orders of a window; a finished window is read from its files."""
 
     questions: Mapping[int, QuestionTree]
     student: Model
@@ -83,7 +83,7 @@ class Launcher:
         started, launched = time.monotonic(), self._carry_out(orders, stem.with_suffix(".parquet"))
         if not timer.exists():
             write_json(timer, time.monotonic() - started)
-        # The first run's time: a run that goes on finds the rollouts at once, and the budget must not see that.
+        # The first run's time: a resumed run finds its rollouts at once, and the budget must not take them for free.
         return replace(launched, seconds=float(json.loads(timer.read_text())))
 
     def earlier(self, folder: File) -> Iterator[Launched]:
@@ -117,7 +117,7 @@ class Launcher:
         grouped = {number: PackedRollouts.of(*zip(*rows, strict=True)) for number, rows in rollouts.items()}
         return Launched(grouped, sum(piece.count for piece in going), 0.0)
 
-    def _given(self, pieces: Sequence[PrefixOrder]) -> list[Response]:
+    def _given(self, pieces: Sequence[PrefixOrder]) -> list[LaunchedResponse]:
         """Responses with nothing left to sample: judged once, and counted as often as they were ordered.
 
         Every rollout behind such a prefix is the prefix itself, so one verdict is as sure as `count` rollouts.
@@ -138,7 +138,7 @@ class Launcher:
     def _text(self, path: Ints) -> str:
         return self.student.decode(path.tolist(), skip_special_tokens=True)
 
-    def _sampled(self, pieces: Sequence[PrefixOrder], out: File) -> list[Response]:
+    def _sampled(self, pieces: Sequence[PrefixOrder], out: File) -> list[LaunchedResponse]:
         if not pieces:
             return []
         size = self.config.targets.per_request
@@ -146,8 +146,8 @@ class Launcher:
         asked = [piece for piece in pieces for _ in range(-(-piece.count // size))]
         shard = self.config.prompts_per_shard * max(1, self.config.rollouts // size)
         room = [self.config.max_tokens - len(piece.prefix) for piece in asked]
-        # About as many rollouts a shard as the initial ones have. `n` and `max_tokens` are the batch's; each request
-        # has its own room in the column MAX_TOKENS.
+        # About as many rollouts per shard as in the initial sampling. `n` and `max_tokens` hold for the whole batch;
+        # the column MAX_TOKENS limits each request.
         settings = replace(self.config.sampling, n=size, max_tokens=max(room), prompts_per_shard=shard)
         job = self._job(asked, room, out)
         Sampler(settings, self.config.engine, self.config.reward, self.config.workers, self.generate).run([job])
@@ -160,7 +160,7 @@ class Launcher:
     def _job(self, asked: Sequence[PrefixOrder], room: Sequence[int], out: File) -> SamplingJob:
         prompts = [[*self.prompt_ids[piece.question], *piece.prefix.tolist()] for piece in asked]
         source = self.rows.take([piece.question for piece in asked])
-        # The judge reads the prefix and what is sampled behind it as one response.
+        # The judge reads the prefix and the tokens sampled behind it as one response.
         source = source.append_column(RESPONSE_PREFIX, pa.array([self._text(piece.prefix) for piece in asked]))
         # Generation and window are part of the identity, which seeds the sampling: the same prefix, ordered again
         # later, gets other rollouts.

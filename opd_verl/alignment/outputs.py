@@ -50,7 +50,7 @@ def write_results(result: AlignmentResult, config: AlignmentConfig) -> Analysis:
 
 
 def write_lines(nodes: pa.Table, path: File) -> None:
-    """The node table as JSON lines, null for what is undefined."""
+    """The node table as JSON lines; an undefined value is null."""
     with whole(path) as partial, partial.open("w") as file:
         for batch in nodes.to_batches(BATCH):
             file.writelines(json.dumps(finite(row)) + "\n" for row in batch.to_pylist())
@@ -68,7 +68,7 @@ def as_json(result: AlignmentResult, every: Sequence[Analysis], config: Alignmen
 
 
 def objectives(every: Sequence[Analysis]) -> str:
-    """Mean cosine of every objective, where there are several."""
+    """Mean cosine of every objective; empty for a single objective."""
     if len(every) < 2:
         return ""
     names = sorted(teacher.name for teacher in every[0].teachers)
@@ -92,7 +92,7 @@ def cost(result: AlignmentResult) -> str:
 
 
 def telling(nodes: pa.Table, teacher: str) -> int:
-    """The question to draw: the ranges of success at its decision points have the largest sum."""
+    """Row of the question to draw: its decision points have the largest sum of success ranges."""
     rows = nodes.filter((pc.field("teacher") == teacher) & pc.field("decision"))
     questions, which = np.unique(rows["question"].to_numpy(), return_inverse=True)
     return int(questions[np.bincount(which, weights=rows["success_range"].to_numpy()).argmax()])

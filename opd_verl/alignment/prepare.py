@@ -24,7 +24,7 @@ NAMES = SettingNames(
     shorten="max_tokens",
     template_options="chat_template_kwargs",
 )
-"""The words of `hydra_configs/alignment/alignment.yaml`."""
+"""Names of these settings in `hydra_configs/alignment/alignment.yaml`, for messages."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PreparedAlignment:
 
 
 def prepare_alignment(config: AlignmentConfig) -> PreparedAlignment:
-    """Opens the models and encodes every prompt. Raises ConfigError for anything that cannot work."""
+    """Opens the models and encodes every prompt. Raises ConfigError for an unusable model, file or setting."""
     config.check()
     load_reward(config.reward)
     student = open_model("student", str(config.student), config.engine.trust_remote_code)
@@ -60,7 +60,7 @@ def check_names(teachers: dict[str, Model], config: AlignmentConfig) -> None:
     """Raises ConfigError for an external teacher with the student's or a context's name."""
     for name, model in teachers.items():
         if name == "student" or name in config.contexts.names:
-            problem = "is the name of the student or of a context here"
+            problem = "the student or a context already has this name"
             raise ConfigError("teachers", name, problem, f"teachers={{big: {model.path}}}")
 
 
@@ -71,7 +71,7 @@ def check_teacher(student: Model, teacher: Model, longest: int, config: Alignmen
     pair = ScoringPair(student.tokenizer, teacher.tokenizer, path, path, text_config, longest, options)
     checks = scoring_checks(pair, NAMES)
     if parts := template_difference(pair.student, pair.teacher, options):
-        # Another template is only reported: the trees hold the student's own prompts, whoever reads them.
+        # A different template is only reported: every model reads the prompts that the student's template made.
         checks["chat template"] = lambda: f"prompts that read {parts}"
     for check in checks.values():
         if remark := check():

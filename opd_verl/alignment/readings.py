@@ -1,7 +1,7 @@
 """Student and teachers along the representative paths, two forward passes each.
 
-The first pass gives every model's most likely ids; the second all models' log-probs at the ids that any of them gives
-more than the threshold. A self-distilling teacher is the student behind a longer prompt.
+The first pass gives every model's most likely ids. The second pass gives every model's log-probs at the ids that some
+model gives more than the threshold. A self-distilling teacher is the student with a longer prompt.
 
 OUT/reading/NAME/      the first pass
 OUT/reading/NAME.at/   the second
@@ -35,7 +35,7 @@ class PathReader:
 
 @dataclass(frozen=True)
 class ChosenPath:
-    """A path before anything is read along it."""
+    """A path that no model has read yet."""
 
     question: int
     tokens: Ints
@@ -66,7 +66,7 @@ def read_paths(
         probable([(likely[row], log_probs[row]) for likely, log_probs in columns], path.tokens, threshold)
         for row, path in enumerate(chosen)
     ]
-    # Where an id is padding, the path's own token is asked for: a model must be asked for real ids, K at each position.
+    # A model must be asked for K real ids at each position: the path's own token takes the place of padding.
     asked = [
         np.where(known == NOBODY, path.tokens[:, None], known).reshape(-1)
         for known, path in zip(ids, chosen, strict=True)
@@ -83,7 +83,7 @@ def read_paths(
 def read_tokens(
     readers: Mapping[str, PathReader], chosen: Sequence[ChosenPath], temperature: float, folder: File, trust: bool
 ) -> dict[str, list[Floats]]:
-    """Model: log-probs of the tokens of each rollout [L], nats."""
+    """Log-probs of the tokens of each rollout [L], nats, by model."""
     settings = ReadSettings(temperature=temperature)
     readings = {name: _reading(reader, chosen, folder / name, settings) for name, reader in readers.items()}
     _read(readers, readings, trust)
@@ -109,7 +109,7 @@ def probable(sides: Sequence[tuple[Ints, Floats]], tokens: Ints, threshold: floa
 
 
 def _path(chosen: ChosenPath, ids: Ints, log_probs: dict[str, Floats]) -> Path:
-    """Values that are not finite stay so: their nodes have no cosine."""
+    """The path with its log-probs. Values that are not finite are kept; their nodes have no cosine."""
     # float64 from here on: P_succ and cosines are computed in it.
     sides = {name: values.reshape(ids.shape).astype(np.float64) for name, values in log_probs.items()}
     return Path(chosen.tokens, chosen.correct, ids, sides.pop(STUDENT), sides)
@@ -132,7 +132,7 @@ def _reading(
 
 
 def _read(readers: Mapping[str, PathReader], readings: Mapping[str, Reading], trust: bool) -> None:
-    """Each model is loaded once, however many names read with it: the student is also every self-distilling teacher."""
+    """Loads each model once for all its names: the student is also every self-distilling teacher."""
     for path in dict.fromkeys(reader.model.path for reader in readers.values()):
         names = [name for name, reader in readers.items() if reader.model.path == path]
         folder = readings[names[0]].folder

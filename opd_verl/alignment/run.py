@@ -1,4 +1,4 @@
-"""One alignment: contexts, rollouts, trees, targeted rollouts, tables. Finished parts are kept, whatever is killed.
+"""One alignment: contexts, rollouts, trees, targeted rollouts, tables. A run that is killed keeps its finished parts.
 
 OUT/contexts, rollouts, reading, targeted      responses and log-probs of the models
 OUT/nodes.parquet, nodes.jsonl                 every node of every path, for every teacher
@@ -45,7 +45,7 @@ class AlignmentResult:
 
 
 def align(config: AlignmentConfig, generate: Generate = generate_in_child) -> AlignmentResult:
-    """Builds a tree for every question and holds every teacher against it.
+    """Builds a tree for every question and compares every teacher with it.
 
     Raises ConfigError before anything is sampled if a setting, model or file cannot work, and ChildError if a model's
     process fails.
@@ -100,10 +100,10 @@ def grow(
 
 
 def sample_initial(prepared: PreparedAlignment, sampler: Sampler, out: File) -> float:
-    """Samples the initial rollouts of every question; returns the seconds that they took."""
+    """Samples the initial rollouts of every question; returns the seconds that sampling and judging took."""
     timer, started = out / "rollouts" / "initial.seconds.json", time.monotonic()
     sampler.run([prepared.job])
-    # A run that goes on finds its rollouts at once: only the first run's time tells what a rollout costs.
+    # A resumed run finds its rollouts at once: only the first run's time tells the cost of a rollout.
     if not timer.exists():
         write_json(timer, time.monotonic() - started)
     return float(json.loads(timer.read_text()))
@@ -116,7 +116,7 @@ def screen(
     sampler: Sampler,
     config: AlignmentConfig,
 ) -> None:
-    """Tables 8 and 9, if they are asked for; the initial rollouts give the baseline."""
+    """Writes tables 8 and 9 if the settings ask for them; the initial rollouts give the baseline."""
     if config.contexts.screen:
         rates = [sum(correct for _, correct in responses) / len(responses) for responses in initial]
         folder = File(config.out) / "contexts"

@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Iterator, Sequence
 
-from opd_verl.nodes.records import Device
+from opd_verl.nodes.records import GpuState
 
 GPU_FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "ecc.errors.uncorrected.volatile.total")
 PROCESS_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
@@ -12,7 +12,7 @@ SECONDS = 20
 """Time limit of nvidia-smi, which hangs where the kernel's driver hangs."""
 
 
-def gpus() -> tuple[Device, ...]:
+def gpus() -> tuple[GpuState, ...]:
     """Every GPU of this machine; none where there is no nvidia-smi."""
     return parse_gpus(nvidia_smi("gpu", GPU_FIELDS), nvidia_smi("compute-apps", PROCESS_FIELDS))
 
@@ -34,10 +34,12 @@ def nvidia_smi(what: str, fields: Sequence[str]) -> list[list[str]]:
     return [row for row in rows if len(row) == len(fields)]
 
 
-def parse_gpus(rows: Sequence[Sequence[str]], processes: Sequence[Sequence[str]]) -> tuple[Device, ...]:
+def parse_gpus(rows: Sequence[Sequence[str]], processes: Sequence[Sequence[str]]) -> tuple[GpuState, ...]:
     """The GPUs from the cells of both queries. nvidia-smi counts in MiB, and prints `[N/A]` for a missing value."""
     return tuple(
-        Device(int(index), name, number(total) * MIB, number(free) * MIB, number(ecc), tuple(holders(uuid, processes)))
+        GpuState(
+            int(index), name, number(total) * MIB, number(free) * MIB, number(ecc), tuple(holders(uuid, processes))
+        )
         for index, uuid, name, total, free, ecc in rows
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from opd_verl.config.errors import ConfigError
 from opd_verl.nodes.needs import Needs
 from opd_verl.nodes.problems import CLUSTER, ClusterProblem, error, warning
-from opd_verl.nodes.records import GIB, Device, Machine, NodeReport, answering
+from opd_verl.nodes.records import GIB, GpuState, Machine, NodeReport, answering
 from opd_verl.teacher.placement import check_placement, placeable
 
 CPUS_PER_DEVICE = 3
@@ -68,14 +68,14 @@ def check_device_memory(needs: Needs, driver: Machine, reports: Sequence[NodeRep
                 yield (error if too_little else warning)(label, held(device), f"{ending(device)}, or wait")
 
 
-def held(device: Device) -> str:
+def held(device: GpuState) -> str:
     """The amount of a device's memory in use, and the processes that hold it."""
     by = ", ".join(device.processes) or "processes that nvidia-smi does not show"
     used = (device.total - device.free) / GIB
     return f"device {device.index}: {used:.1f} of {device.total / GIB:.1f} GiB are in use ({by})"
 
 
-def ending(device: Device) -> str:
+def ending(device: GpuState) -> str:
     """The command that ends the processes on a device."""
     pids = " ".join(process.split()[1] for process in device.processes)
     return f"`kill {pids}` there if they are yours" if pids else "`ray stop --force` there if they are yours"

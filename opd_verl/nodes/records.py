@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Device:
+class GpuState:
     """One GPU as nvidia-smi sees it, with the memory of all its users; sizes in bytes."""
 
     index: int
@@ -71,7 +71,7 @@ class Machine:
     """Value of VERL_PLATFORM."""
     driver: str | None
     """Version of the CUDA driver."""
-    devices: tuple[Device, ...]
+    devices: tuple[GpuState, ...]
     memory_free: int
     memory_total: int
     checkpoints: Disk

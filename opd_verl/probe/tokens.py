@@ -7,7 +7,7 @@ from opd_verl.metrics.quadrants import quadrant
 from opd_verl.probe.observe import ObservedPair
 from opd_verl.probe.rollouts import Rollout
 from opd_verl.tracking.samples.choose import Chosen, choose
-from opd_verl.tracking.samples.record import Sample, Token, to_json
+from opd_verl.tracking.samples.record import RolloutRecord, Token, to_json
 from opd_verl.tracking.samples.tokens import token_texts, top_tokens
 
 Decode = Callable[[Sequence[int]], str]
@@ -22,9 +22,9 @@ def sample_tokens(
     names = [f"{pair.student}, prompt {rollout.prompt}, rollout {row}" for row, rollout in enumerate(rollouts)]
     ids, log_q = (pair.readings.teacher.column(name, k) for name in ("topk_ids", "topk_log_probs"))
 
-    def sample(chosen: Chosen) -> Sample:
+    def sample(chosen: Chosen) -> RolloutRecord:
         row, rollout = chosen.row, rollouts[chosen.row]
-        return Sample(
+        return RolloutRecord(
             name=names[row],
             why=chosen.why,
             prompt=decode(rollout.prompt_ids),

@@ -11,7 +11,7 @@ from typing import Any
 
 from opd_verl.eval.rows import EvalRow
 from opd_verl.report.probe import ProbedPair
-from opd_verl.tracking.samples.record import Sample
+from opd_verl.tracking.samples.record import RolloutRecord
 
 Points = list[tuple[int, float]]
 """(step, value) in order; a NaN stands between two points that no line joins."""
@@ -35,7 +35,7 @@ class ShownRollout:
     """A rollout to show, and the training step that it is from; None for a probe's rollout."""
 
     step: int | None
-    sample: Sample
+    sample: RolloutRecord
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class MeasuredPaths:
 def analyse(nodes: pa.Table, objective: str, resamples: int = 2000, seed: int = 0) -> Analysis:
     """All numbers of the node table's teachers, for one objective.
 
-    Raises ConfigError where the table has no cosines of this objective.
+    Raises ConfigError if the table has no cosines of this objective.
     """
     tokens = read_tokens(nodes, objective)
     measured = MeasuredPaths(tokens, measure_paths(tokens), draw_questions(tokens.paths.question, resamples, seed))
@@ -125,7 +125,7 @@ def group(name: str, measured: MeasuredPaths, members: Flags) -> PathGroup:
 
 
 def distribution(tokens: TokenTable, members: Flags) -> Cosines:
-    """The cosines at the members' decision points; mean and deviation are NaN where there is none."""
+    """The cosines at the members' decision points; mean and deviation are NaN without such points."""
     kept = tokens.point & members[tokens.unit]
     cosine, correct = tokens.cosine[kept].clip(-1, 1), tokens.paths.correct[tokens.unit[kept]]
     counts = [np.histogram(cosine[side], EDGES)[0].tolist() for side in (correct, ~correct)]
@@ -135,7 +135,7 @@ def distribution(tokens: TokenTable, members: Flags) -> Cosines:
 
 def question_counts(nodes: pa.Table) -> dict[str, int]:
     """Number of questions of each difficulty."""
-    # The pass rate is the question's: any of its rows has it.
+    # Every row of a question holds the question's pass rate, so its first row will do.
     _, first = np.unique(numbers(nodes, "question"), return_index=True)
     levels = difficulty(numbers(nodes, "pass_rate")[first])
     return {level: int((levels == level).sum()) for level in BINS}

@@ -24,10 +24,10 @@ class Comparison:
     difference: Estimate
     """Correct less incorrect."""
     welch: float
-    """p-value of Welch's t-test over paths, as if all of them were independent; the paper's p-values are of this
+    """p-value of Welch's t-test over paths, as if all paths were independent; the paper's p-values have this
     size. NaN with fewer than two paths of a kind."""
     wilcoxon: float
-    """p-value of the signed-rank test over the questions that have both kinds. NaN with fewer than 6 of them."""
+    """p-value of the signed-rank test over the questions that have both kinds. NaN with fewer than 6 questions."""
     questions: int
     """Questions that have both kinds."""
 
@@ -56,7 +56,7 @@ def question_differences(values: Floats, correct: Flags, incorrect: Flags, draws
 
 
 def welch(correct: Floats, incorrect: Floats) -> float:
-    """p-value of Welch's t-test; NaN with fewer than two values on a side or none that vary."""
+    """p-value of Welch's t-test; NaN if a side has fewer than two values, or if both sides are constant."""
     if min(len(correct), len(incorrect)) < 2 or not (np.ptp(correct) or np.ptp(incorrect)):
         return math.nan
     # scipy makes its result types at run time: no type checker knows their fields.

@@ -24,24 +24,24 @@ class QuestionDraws:
     """float64 [S, Q]."""
 
     def ratio(self, values: Floats, members: Flags) -> Ratio:
-        """Sum and number of the known values [U] of the members, by question [Q]: every path counts once."""
-        # NOT_KNOWN is NaN: `of_rollouts` counts it in neither sum, so that other paths and undefined values drop out.
+        """Sum and number of the members' known values [U], for each question [Q]: every path counts once."""
+        # NOT_KNOWN is NaN, which `of_rollouts` leaves out of both sums: other paths and undefined values drop out.
         chosen = torch.from_numpy(values).masked_fill(~torch.from_numpy(members), NOT_KNOWN)
         return of_rollouts(chosen).grouped(torch.from_numpy(self.question))
 
     def mean(self, values: Floats, members: Flags) -> Estimate:
-        """Mean over the members with its interval; no interval where fewer than two questions have members."""
+        """Mean over the members with its interval; no interval if fewer than two questions have members."""
         ratio = self.ratio(values, members)
         return estimate(ratio, self.drawn) if ratio.rollouts > 1 else alone(ratio.value)
 
     def difference(self, values: Floats, first: Flags, second: Flags) -> Estimate:
-        """Mean over the first less mean over the second, both of the same drawn questions in each replicate."""
+        """Mean over `first` less mean over `second`; in each replicate both use the same drawn questions."""
         ratios = [self.ratio(values, members) for members in (first, second)]
         value = ratios[0].value - ratios[1].value
         if min(ratio.rollouts for ratio in ratios) < 2:
             return alone(value)
         above, below = (self.drawn @ ratio.numerator / (self.drawn @ ratio.denominator) for ratio in ratios)
-        # NaN where a replicate drew no question with a path of one kind.
+        # A replicate that drew no question with a path of one kind gives NaN.
         differences = above - below
         return with_interval(value, differences[~differences.isnan()])
 

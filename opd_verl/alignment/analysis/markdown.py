@@ -66,10 +66,10 @@ SECTIONS = (
             *(f"{NAMES[key]}: {MEANINGS[key]}" for key in COMPARED),
             "correct, incorrect: mean over the paths of that kind.",
             "Δ: correct less incorrect.",
-            "p, Welch: t-test over paths, as the paper's p-values seem to be. It takes all paths as independent, but "
-            "the paths of one question are not, nor is a path under several teachers.",
+            "p, Welch: t-test over paths, probably the paper's test. It takes all paths as independent, although "
+            "paths of one question are dependent, and so is one path under several teachers.",
             f"p, Wilcoxon: signed-rank test over the questions with both kinds of path (at least {FEWEST_QUESTIONS}).",
-            "questions: with both kinds of path.",
+            "questions: number of questions with both kinds of path.",
         ),
     ),
     TableSection(
@@ -78,7 +78,7 @@ SECTIONS = (
         ("All columns: see table 4.",),
     ),
     TableSection(
-        "What goes with the cosine within a path (table 5)",
+        "Correlates of the cosine within a path (table 5)",
         correlations,
         (
             "Each column: Spearman's rank correlation of cosine and feature within a path, mean over paths with at "
@@ -91,15 +91,15 @@ SECTIONS = (
         (
             f"mean signal: {MEANINGS[SIGNAL]}",
             "decision points: share of a path's decision points that are kept.",
-            "paths that beat full: their mean signal over what is kept is larger than over all decision points.",
+            "paths that beat full: share of paths with a larger mean signal over the kept points than over all points.",
         ),
     ),
     TableSection(
         "By difficulty (E.9)",
         levels,
         (
-            "pass rate: share of correct ones among the student's initial rollouts.",
-            "questions: number in this range; questions without a correct rollout are left out of all tables.",
+            "pass rate: share of the student's initial rollouts that are correct.",
+            "questions: their number in this range; questions without a correct rollout are left out of all tables.",
             f"Each further column: {MEANINGS[COSINE]}",
         ),
     ),

@@ -9,11 +9,11 @@ FEATURES = {
     "l2": "L2 distance",
     "similarity": "cosine of the two probability vectors",
 }
-"""Features of a token that two forward passes tell, without any rollout (Unmasking, table 5)."""
+"""Features of a token that need two forward passes and no rollout (Unmasking, table 5)."""
 THRESHOLDS = (0.0, 0.3)
 """Cosines above which the selective oracle keeps a decision point (Unmasking, table 2)."""
 QUANTILES = (0.25, 0.5, 0.75)
-"""Quantiles of the KL within a path: the divergence filter keeps the tokens at or above one of them."""
+"""Quantiles of the KL within a path: a divergence filter keeps the tokens at or above its quantile."""
 COMPARED = (COSINE, WEIGHTED, ADVANTAGE)
 """Measurements that are compared on correct and incorrect paths (Unmasking, table 4)."""
 
@@ -34,12 +34,12 @@ def retained(threshold: float) -> str:
 
 
 def beats(threshold: float) -> str:
-    """Name of the flag that the oracle's mean signal is above the whole path's."""
+    """Name of the flag: the oracle's mean signal is above the whole path's mean signal."""
     return f"beats/{threshold:g}"
 
 
 def filtered(quantile: float) -> str:
-    """Name of the mean signal that the divergence filter leaves."""
+    """Name of the mean signal over the points that the divergence filter keeps."""
     return f"signal_above_kl/{quantile:g}"
 
 
@@ -48,9 +48,9 @@ MEANINGS: dict[str, str] = {
     WEIGHTED: "Mean cosine with each decision point weighted by its success range, the largest less the smallest "
     "P_succ of its tokens: points with much at stake count more.",
     POSITIVE: "Share of a path's decision points with a cosine above 0.",
-    ADVANTAGE: "Expected P_succ under the teacher less that under the student (eq. 2.1), mean over a path's decision "
-    "points.",
-    POINTS: "Decision points of a path: at least two tokens with enough visits, whose P_succ differ.",
+    ADVANTAGE: "Expected P_succ under the teacher less expected P_succ under the student (eq. 2.1), mean over a path's "
+    "decision points.",
+    POINTS: "Decision points of a path: at least two tokens have enough visits, and their P_succ differ.",
     SIGNAL: "Mean of success range times cosine over a path's decision points.",
     **{
         spearman(name): f"Rank correlation of cosine and {text} within a path of at least 5 decision points."

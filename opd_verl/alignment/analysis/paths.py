@@ -1,6 +1,6 @@
 """Measurements of one path with one teacher: means over its decision points, and rank correlations within it.
 
-Shapes: N tokens, U paths (a path counts once for each teacher). NaN where a path has nothing to measure.
+Shapes: N tokens, U paths (a path counts once for each teacher). A path with nothing to measure has NaN.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ from opd_verl.alignment.analysis.measures import (
 from opd_verl.alignment.analysis.points import Flags, Floats, TokenTable
 
 FEWEST = 5
-"""Decision points of a path whose rank correlation is taken."""
+"""Fewest decision points of a path for a rank correlation."""
 
 
 def measure_paths(tokens: TokenTable) -> dict[str, Floats]:
@@ -65,7 +65,7 @@ def oracle(tokens: TokenTable, threshold: float) -> dict[str, Floats]:
 def correlations(tokens: TokenTable) -> dict[str, Floats]:
     """Spearman's correlation of the cosine and each feature over each path's decision points [U].
 
-    NaN with fewer than 5 points, or where one side does not vary.
+    NaN with fewer than 5 points, or if one side is constant.
     """
     table = np.full((len(FEATURES), len(tokens.paths.question)), np.nan)
     kept = np.flatnonzero(tokens.point)
@@ -78,7 +78,7 @@ def correlations(tokens: TokenTable) -> dict[str, Floats]:
 
 
 def rank_correlation(block: Floats) -> Floats:
-    """Spearman's correlation of the first row and each other one; ties have their mean rank. NaN for a constant row."""
+    """Spearman's correlation of the first row and each other row; ties have their mean rank. NaN for a constant row."""
     ranks = rankdata(block, axis=1)
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
     size = np.sqrt((ranks[0] ** 2).sum() * (ranks[1:] ** 2).sum(axis=1))
@@ -88,7 +88,7 @@ def rank_correlation(block: Floats) -> Floats:
 def above_quantile(tokens: TokenTable, quantile: float) -> Flags:
     """Tokens [N] whose KL is at or above the quantile within their path, as the token mask `high_divergence` counts.
 
-    The quantile is over all tokens of the path, not over its decision points: training does not know the latter.
+    The quantile is over all tokens of the path: training does not know which of them are decision points.
     """
     kl = tokens.features["kl"]
     ends = np.flatnonzero(np.diff(tokens.unit)) + 1

@@ -1,4 +1,4 @@
-"""The node table as arrays: every token of every path as each teacher sees it, and which are decision points."""
+"""The node table as arrays: each token of each path for each teacher, with its cosine at decision points."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,11 +82,11 @@ def solvable(nodes: pa.Table) -> pa.Table:
 def read_tokens(nodes: pa.Table, objective: str) -> TokenTable:
     """The node table's rows of solvable questions, for one objective.
 
-    Raises ConfigError where the table has no cosines of this objective.
+    Raises ConfigError if the table has no cosines of this objective.
     """
     if objective not in objectives(nodes):
-        problem = f"the node table has no cosines of it (it has: {', '.join(objectives(nodes)) or 'none'})"
-        raise ConfigError("objective", objective, problem, "name one of those, or compute it")
+        problem = f"the node table has no cosines of this objective (it has: {', '.join(objectives(nodes)) or 'none'})"
+        raise ConfigError("objective", objective, problem, "name one of these objectives, or compute it")
     rows = solvable(nodes)
     columns = {name: numbers(rows, name) for name in ("question", "path", "depth", "correct", "pass_rate", "length")}
     names, columns["teacher"] = teachers(rows)

@@ -18,7 +18,7 @@ from opd_verl.metrics.estimate import Estimate
 from opd_verl.utils.files import write_text
 
 WIDTH = 116
-"""Letters of a comment's line."""
+"""Most characters in a line of a comment."""
 KINDS = ("correct", "incorrect")
 TEACHER = "opd.teacher.path=TEACHER"
 MODEL_AND_DATA = "actor_rollout_ref.model.path=STUDENT data.train_files=..."
@@ -26,7 +26,7 @@ MODEL_AND_DATA = "actor_rollout_ref.model.path=STUDENT data.train_files=..."
 
 @dataclass(frozen=True)
 class Advice:
-    """Lines of `opd.tokens` and the numbers they rest on, or no lines and the reason."""
+    """Lines of `opd.tokens` with the numbers behind them, or no lines and the reason."""
 
     why: str
     lines: dict[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ def above_zero(estimate: Estimate) -> bool:
 
 
 def direction(group: PathGroup) -> str:
-    """A sentence: whether the teacher points to success at all."""
+    """A sentence about whether the teacher points to success at all."""
     cosine = f"Mean cosine {cell(group.means[COSINE], 4)} over {group.paths} paths of {group.questions} questions"
     if above_zero(group.means[COSINE]):
         return f"{cosine}: the teacher points to success."
@@ -48,7 +48,7 @@ def direction(group: PathGroup) -> str:
 def weighting(group: PathGroup) -> Advice:
     """Weights of correct and incorrect rollouts: 1 for the kind with the higher mean cosine, the ratio for the other.
 
-    Weights are suggested only where the 95% interval of the difference excludes 0. The ratio `lower / higher` is
+    Weights are suggested only if the 95% interval of the difference excludes 0. The ratio `lower / higher` is
     clipped to [0, 1]. Unmasking 4.1: "incorrect paths exhibit significantly higher gradient alignment than correct
     paths".
     """
@@ -63,21 +63,21 @@ def weighting(group: PathGroup) -> Advice:
     if not (gap.low > 0 or gap.high < 0):
         return Advice(f"No weight by correctness: {said}, whose interval does not exclude 0.")
     if max(values) <= 0:
-        return Advice(f"No weight by correctness: {said}; the teacher points to success on neither.")
+        return Advice(f"No weight by correctness: {said}; the teacher points to success on neither kind of path.")
     lower, higher = sorted(zip(values, KINDS, strict=True))
     weight = min(max(lower[0] / higher[0], 0.0), 1.0)
     numbers = {higher[1]: "1.0", lower[1]: f"{weight:.3f}"}
     why = (
         f"Tokens of {lower[1]} rollouts count {weight:.3f}: {said}; {lower[0]:.4f} / {higher[0]:.4f}, at least 0. "
-        "A rollout is correct where its task score is above 0."
+        "A rollout is correct if its task score is above 0."
     )
     return Advice(why, {"weights": "[correctness]", **{kind: numbers[kind] for kind in KINDS}})
 
 
 def filtering(group: PathGroup) -> Advice:
-    """The mask `high_divergence` with the best quantile of the KL, where the cosine rises with the KL.
+    """The mask `high_divergence` with the best quantile of the KL, if the cosine rises with the KL.
 
-    The mask is suggested only where the interval of the mean rank correlation lies above 0 and a filter raises the mean
+    The mask is suggested only if the interval of the mean rank correlation lies above 0 and a filter raises the mean
     signal. Unmasking 4.3: divergence "could serve as a cheap necessary-condition filter".
     """
     rank, full = group.means[spearman("kl")], group.means[SIGNAL].value
@@ -121,7 +121,7 @@ def recipe_yaml(analysis: Analysis, teacher: str, conf: Path, base: str = "opd",
         base: the recipe that this one changes.
         own: the override that names the teacher, such as `opd.context.name=1c` with the base `opsd`.
 
-    Raises ValueError where the analysis has no such teacher.
+    Raises ValueError if the analysis has no such teacher.
     """
     groups = {group.name: group for group in analysis.teachers}
     if teacher not in groups:
@@ -143,7 +143,7 @@ def recipe_yaml(analysis: Analysis, teacher: str, conf: Path, base: str = "opd",
 
 
 def section(advice: Advice) -> str:
-    """The lines of an advice under their reason."""
+    """The lines of an advice below its reason."""
     lines = [f"{name}: {value}" for name, value in advice.lines.items()]
     return "\n".join([comment(advice.why, indent=4), *(f"    {line}" for line in lines)])
 

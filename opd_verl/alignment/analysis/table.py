@@ -29,7 +29,7 @@ UNDEFINED = "-"
 
 
 def cell(estimate: Estimate, digits: int = 3) -> str:
-    """`+0.047 [+0.026, +0.068]`; the value alone where there is no interval."""
+    """`+0.047 [+0.026, +0.068]`; only the value if there is no interval."""
     ends = "" if math.isnan(estimate.low) else f" [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
     return number(estimate.value, digits) + ends
 
@@ -77,7 +77,7 @@ def compared(analysis: Analysis) -> str:
 
 
 def compared_by_teacher(analysis: Analysis) -> str:
-    """Table 6, for every metric of table 4."""
+    """Table 6, with every metric of table 4."""
     rows = [[NAMES[key], group.name, *sides(group.sides[key])] for key in COMPARED for group in analysis.teachers]
     return markdown_table(["metric", "teacher", *KINDS], rows)
 

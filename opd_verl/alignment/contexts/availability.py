@@ -1,4 +1,4 @@
-"""How many questions have enough texts for each context (Unmasking, table 7), and which have enough for all."""
+"""Counts the questions with enough texts for each context (Unmasking, table 7), and lists those usable for all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class SourceCounts:
     """Questions with at least one correct demonstration."""
     responses: int
     cut: int
-    """Responses that did not finish, which are no demonstrations."""
+    """Unfinished responses; they are no demonstrations."""
 
 
 @dataclass(frozen=True)
 class ContextCounts:
-    """Numbers of questions; a model that was not asked has None."""
+    """Numbers of questions, demonstrations and summaries; None for a model that was not asked."""
 
     questions: int
     own: SourceCounts | None
@@ -30,17 +30,17 @@ class ContextCounts:
     both: int | None
     """Questions with at least one correct demonstration by each of the two models."""
     lacking: dict[str, list[int]]
-    """Context: the rows that have too little for it."""
+    """Rows with too few texts, by context."""
     usable: list[int]
-    """Rows that have enough for every context: the analysis is restricted to them."""
+    """Rows with enough texts for every context; the analysis uses only these rows."""
     summaries: int
     """Demonstrations that were to be summarised."""
     summaries_missing: int
     """Demonstrations without a summary: no attempt finished with a text."""
     summaries_judged_otherwise: int
-    """Summaries whose verdict is not their demonstration's."""
+    """Summaries whose verdict differs from the demonstration's verdict."""
     replaced: int
-    """Questions whose own texts in extra_info made way for sampled ones."""
+    """Questions whose texts in extra_info were replaced by sampled texts."""
 
 
 def count(
@@ -49,8 +49,8 @@ def count(
     """Counts questions, demonstrations and summaries.
 
     Args:
-        lacking: the rows that have too little for each context.
-        before: every row's extra_info as it was given.
+        lacking: rows with too few texts, by context.
+        before: every row's extra_info before any text was filled in.
     """
     left_out = {row for rows in lacking.values() for row in rows}
     summaries = sampled.summaries
@@ -103,8 +103,8 @@ def _sources(counts: ContextCounts) -> str:
 
 def _contexts(counts: ContextCounts) -> str:
     rows = [[name, str(counts.questions - len(rows))] for name, rows in counts.lacking.items()]
-    rows.append(["all of them", str(len(counts.usable))])
-    return markdown_table(["context", f"questions of {counts.questions} with enough for it"], rows)
+    rows.append(["all contexts", str(len(counts.usable))])
+    return markdown_table(["context", f"questions of {counts.questions} with enough texts"], rows)
 
 
 def _notes(counts: ContextCounts) -> str:
@@ -112,8 +112,8 @@ def _notes(counts: ContextCounts) -> str:
     if counts.summaries:
         lines.append(
             f"Of {counts.summaries} summaries {counts.summaries_missing} are missing, and "
-            f"{counts.summaries_judged_otherwise} are judged otherwise than their demonstrations."
+            f"{counts.summaries_judged_otherwise} are judged differently from their demonstrations."
         )
     if counts.replaced:
-        lines.append(f"Sampled texts replaced those in the extra_info of {counts.replaced} questions.")
+        lines.append(f"Sampled texts replaced the texts in the extra_info of {counts.replaced} questions.")
     return "\n".join(lines)

@@ -26,11 +26,11 @@ class NeededTexts:
 
     @property
     def nothing(self) -> bool:
-        """Whether the model need not be asked."""
+        """Whether no text is needed from the model."""
         return not self.correct and not self.wrong
 
     def lacking(self, judged: Judged) -> bool:
-        """Whether these responses hold too few."""
+        """Whether these responses hold too few texts."""
         return len(texts(judged, 1.0)) < self.correct or len(texts(judged, 0.0)) < self.wrong
 
 
@@ -42,13 +42,13 @@ def needed(contexts: ContextSettings) -> tuple[NeededTexts, NeededTexts]:
 
 
 def texts(judged: Judged, score: float) -> list[str]:
-    """The finished responses with this score that are not empty, in their order, no text twice."""
+    """The finished, non-empty responses with this score, in their order, without duplicates."""
     return list(dict.fromkeys(finished_texts(judged, score)))
 
 
 def demonstrate(
     model: Model, rows: pa.Table, need: NeededTexts, contexts: ContextSettings, sampler: Sampler, folder: Path
 ) -> list[Judged]:
-    """The model's responses to every question, at most `contexts.trials` each, until nothing is lacking."""
+    """The model's responses to every question, at most `contexts.trials` each, until no text is lacking."""
     sizes = round_sizes(contexts.trials, contexts.per_round)
     return ask_in_rounds(model, rows, sampler, sizes, folder, need.lacking)

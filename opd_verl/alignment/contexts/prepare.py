@@ -29,21 +29,21 @@ class PreparedContexts:
     rows: pa.Table
     """The given rows with the texts in extra_info: `CONTEXT_HOOKS[name](row)` works for every usable row."""
     usable: list[int]
-    """Rows that have enough for every context: the analysis is restricted to them."""
+    """Rows with enough texts for every context; the analysis uses only these rows."""
     counts: ContextCounts
 
 
 def prepare_contexts(
     student: Model, rows: pa.Table, contexts: ContextSettings, sampler: Sampler, out: Path
 ) -> PreparedContexts:
-    """Samples the texts that the contexts show, and finds the questions that have enough. No contexts: does nothing.
+    """Samples the texts that the contexts show, and finds the questions with enough texts. No contexts: does nothing.
 
     Args:
-        rows: verl's format; extra_info's own texts in the filled fields are replaced, and counted.
-        sampler: the run's; demonstrations take temperature and max_tokens from `contexts`.
+        rows: verl's format; texts in extra_info's filled fields are replaced, and counted.
+        sampler: the run's sampler; demonstrations take temperature and max_tokens from `contexts`.
 
     Raises:
-        ConfigError: a setting, model or prompt cannot work, or no question has enough for all contexts.
+        ConfigError: a setting, model or prompt cannot work, or no question has enough texts for all contexts.
     """
     sources = open_sources(student, rows, contexts, sampler)
     sampled = find_texts(sources, rows, contexts, sampler, out)
@@ -72,5 +72,5 @@ def _check_usable(counts: ContextCounts, table: Path) -> None:
         return
     enough = {name: counts.questions - len(rows) for name, rows in counts.lacking.items()}
     numbers = ", ".join(f"{name} {number}" for name, number in enough.items())
-    problem = f"no question of {counts.questions} has enough for all of them ({numbers}; see {table})"
+    problem = f"no question of {counts.questions} has enough texts for all contexts ({numbers}; see {table})"
     raise ConfigError("contexts.names", [*enough], problem, "raise contexts.trials, or ask for fewer contexts")

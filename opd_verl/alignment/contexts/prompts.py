@@ -1,4 +1,4 @@
-"""Prompts of a self-distilling teacher: the question behind its context, in token ids of the student's tokenizer."""
+"""Prompts of a self-distilling teacher: its context, then the question, in token ids of the student's tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +14,13 @@ from opd_verl.sampling.settings import SamplingSettings
 
 
 def messages_with(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The row's conversation, the context before its last user message. Raises ValueError if the row lacks a text."""
+    """The row's conversation with the context before the last user message. Raises ValueError if a text is lacking."""
     sample = {"index": info(row).get("index"), **row}
     return with_context(row["prompt"], CONTEXT_HOOKS[name](sample))
 
 
 def lacks(row: Mapping[str, Any], name: str) -> bool:
-    """Whether the row has too little for the context."""
+    """Whether the row has too few texts for the context."""
     try:
         messages_with(row, name)
     except ValueError:
@@ -29,11 +29,11 @@ def lacks(row: Mapping[str, Any], name: str) -> bool:
 
 
 def teacher_prompt_ids(student: Model, row: Mapping[str, Any], name: str, settings: SamplingSettings) -> list[int]:
-    """Token ids of the teacher's prompt, made with the student's chat template and suffix, like the student's own.
+    """Token ids of the teacher's prompt, made with the student's chat template and suffix, like the student's prompt.
 
     Args:
         row: a row of `PreparedContexts.rows`, as a dictionary.
-        name: a context.
+        name: name of the context.
 
     Raises:
         ValueError: the row lacks a text that the context shows.
@@ -44,8 +44,8 @@ def teacher_prompt_ids(student: Model, row: Mapping[str, Any], name: str, settin
 def check_prompts(
     student: Model, rows: pa.Table, usable: Sequence[int], names: Sequence[str], settings: SamplingSettings
 ) -> None:
-    """Raises ConfigError, with the context and the row, for a prompt that does not fit with a response behind it."""
-    # max_prompt_tokens limits the student's own prompts; behind a context only the model's context length counts.
+    """Raises ConfigError, with the context and the row, if a prompt and its response exceed the model's length."""
+    # max_prompt_tokens limits the student's own prompts; a teacher's prompt is limited by the model's length alone.
     open_ended = replace(settings, max_prompt_tokens=None)
     for name in names:
         ids: list[list[int]] = [[] for _ in range(len(rows))]

@@ -1,9 +1,9 @@
-"""Asks a model again and again, in rounds, until every row has what it needs.
+"""Asks a model in rounds until every row has the texts that it needs.
 
-    FOLDER/round-00.parquet, round-01.parquet, ...       judged responses to the rows that still lacked something
+    FOLDER/round-00.parquet, round-01.parquet, ...       judged responses to the rows that still lacked a text
 
-Each round is a rollouts file (`opd_verl.sampling.rollouts`): a run that is killed goes on where it was, and ends with
-the same responses.
+Each round is a rollouts file (`opd_verl.sampling.rollouts`): a run that is killed resumes there, and ends with the same
+responses.
 """
 
 import sys
@@ -23,7 +23,7 @@ from opd_verl.sampling.shards import request_seed
 
 
 def round_sizes(trials: int, per_round: int) -> list[int]:
-    """Responses per row in each round; the last one has the rest."""
+    """Responses per row in each round; the last round has the rest."""
     return [min(per_round, trials - done) for done in range(0, trials, per_round)]
 
 
@@ -38,7 +38,7 @@ def ask_in_rounds(
     """All responses to each row, in the order of the rounds; scores are 1.0 (correct) and 0.0.
 
     Args:
-        sampler: its `n` and `seed` are replaced; the seeds of two rounds, and of two folders' names, differ.
+        sampler: `n` and `seed` of its settings are replaced; every round and every folder's name has its own seed.
         sizes: responses per row in each round.
         lacks: whether a row with these responses is asked again.
     """

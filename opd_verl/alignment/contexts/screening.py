@@ -1,4 +1,4 @@
-"""The student answers the questions behind each context (Unmasking, E.9): is the context any help?
+"""The student answers the questions with each context before them (Unmasking, E.9): does the context help?
 
 OUT/screening/NAME.parquet             judged responses; `baseline` is there only if its rates are not given
 OUT/screening.json, screening.md       accuracies, and gains over the baseline
@@ -30,7 +30,7 @@ class Screening:
     screened: list[int]
     """Rows of the prompts."""
     excluded: list[int]
-    """Usable rows that the baseline never answers: extremely hard."""
+    """Usable rows that the student never answers without context: extremely hard."""
 
 
 def screen_contexts(
@@ -45,12 +45,12 @@ def screen_contexts(
     """Screens every context on the usable rows, `contexts.screen` responses each, and writes the table.
 
     Args:
-        sampler: the run's; its temperature and length are those of the answers.
-        baseline: the pass rate of every row of `prepared.rows` without context, such as of the run's own rollouts;
+        sampler: the run's sampler; answers have its temperature and length.
+        baseline: the pass rate of every row of `prepared.rows` without context, for example in the run's rollouts;
             None: sampled here.
         resamples: bootstrap replicates over questions.
     """
-    # max_prompt_tokens limits the student's own prompts; behind a context they are longer by design.
+    # max_prompt_tokens limits the student's own prompts; a prompt with a context is longer by design.
     sampler = replace(sampler, settings=replace(sampler.settings, n=contexts.screen, max_prompt_tokens=None))
     if baseline is None:
         rates = _rates(student, prepared, prepared.usable, [BASELINE], sampler, out)[BASELINE]
@@ -70,7 +70,7 @@ def screen_contexts(
 def _rates(
     student: Model, prepared: PreparedContexts, rows: Sequence[int], names: Sequence[str], sampler: Sampler, out: Path
 ) -> dict[str, Array]:
-    """Context: the pass rate of each of these rows."""
+    """Pass rates of these rows, by context."""
     if not rows:
         return {name: np.zeros(0) for name in names}
     jobs = {name: _job(student, prepared, rows, name, sampler, out) for name in names}

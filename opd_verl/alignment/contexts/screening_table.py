@@ -25,20 +25,20 @@ class BinAccuracy:
 
 @dataclass(frozen=True)
 class Screened:
-    """The student behind one context; extremely hard questions are left out."""
+    """The student with one context; extremely hard questions are left out."""
 
     context: str
     bins: dict[str, BinAccuracy]
     questions: int
     accuracy: Estimate
     difference: Estimate | None
-    """Accuracy less the baseline's, question by question; None for the baseline itself."""
+    """Accuracy less the baseline's accuracy, question by question; None for the baseline itself."""
 
 
 def screen(baseline: Array, rates: Mapping[str, Array], resamples: int, seed: int) -> list[Screened]:
-    """The baseline, then every context; all rates [Q] are of the same questions, none of which has the baseline 0.
+    """The baseline, then every context. All rates [Q] belong to the same questions, and no baseline rate is 0.
 
-    resamples: bootstrap replicates over questions, the same ones for every context.
+    resamples: bootstrap replicates over questions; every context uses the same replicates.
     """
     assert (baseline > 0.0).all(), "a question that is never answered has no place in the table"
     kinds = difficulty(baseline)
@@ -81,8 +81,8 @@ def to_markdown(rows: list[Screened], excluded: int, responses: int) -> str:
     ranges = ", ".join(f"{kind} {BINS[kind]}" for kind in rows[0].bins)
     caption = (
         f"{responses} responses per question and context. Baseline's pass rate p: {ranges} (questions in brackets). "
-        f"{excluded} questions that it never answers are left out. In square "
-        "brackets: 95% bootstrap intervals over questions. The baseline also chooses the bins: a part of what hard "
-        "questions gain, and easy ones lose, is return to the mean."
+        f"{excluded} questions that the baseline never answers are left out. In square "
+        "brackets: 95% bootstrap intervals over questions. The baseline also chooses the bins: part of the gain of "
+        "hard questions, and of the loss of easy questions, is regression to the mean."
     )
-    return f"# What contexts do for the student\n\n{markdown_table(heads, lines)}\n\n{caption}\n"
+    return f"# Effect of each context on the student\n\n{markdown_table(heads, lines)}\n\n{caption}\n"

@@ -8,7 +8,7 @@ from opd_verl.contexts import CONTEXT_HOOKS, NEEDS
 
 LARGE = "correct_large"
 SUMMARIES = "_summaries"
-"""End of the fields that hold summaries."""
+"""End of the names of extra_info's fields that hold summaries."""
 
 
 @dataclass
@@ -16,7 +16,7 @@ class ContextSettings:
     """The section `contexts` of the alignment command's config."""
 
     names: list[str] = field(default_factory=list)
-    """Contexts of `opd_verl.contexts`. For one of your own nothing is sampled: it reads what the rows have."""
+    """Contexts of `opd_verl.contexts`. A context of your own samples nothing: it reads the texts of the rows."""
     summariser: str | None = None
     """Model that condenses demonstrations (Qwen3-32B in the paper); None: the student itself."""
     large: str | None = None
@@ -24,9 +24,9 @@ class ContextSettings:
     temperature: float = 0.7
     """Sampling temperature of demonstrations and summaries."""
     trials: int = 60
-    """The most responses that are sampled to a question in search of its demonstrations."""
+    """Most responses sampled per question in search of demonstrations."""
     per_round: int = 8
-    """Responses to each question that still lacks something, before looking again."""
+    """Responses per round to each question that still lacks a text."""
     screen: int = 0
     """Responses per question and context that the screening samples; 0: no screening."""
     max_tokens: int | None = None
@@ -34,7 +34,7 @@ class ContextSettings:
 
     @property
     def wanted(self) -> dict[str, int]:
-        """Field of extra_info: the most texts that any context shows of it."""
+        """Most texts that any context shows, by field of extra_info."""
         most: Counter[str] = Counter()
         for name in self.names:
             # Union of counters: the larger count of each field.
@@ -42,7 +42,7 @@ class ContextSettings:
         return dict(most)
 
     def check(self) -> None:
-        """Raises ConfigError for values that cannot work, whatever the models and files."""
+        """Raises ConfigError for impossible values. Opens no model and no file."""
         self._check_names()
         for key, least in {"trials": 1, "per_round": 1, "screen": 0, "max_tokens": 1}.items():
             value = getattr(self, key)

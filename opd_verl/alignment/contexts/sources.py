@@ -1,4 +1,4 @@
-"""The models that the contexts' texts come from, and all texts that they gave."""
+"""The models that write the contexts' texts, and all texts that were sampled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class SampledTexts:
-    """Responses of the models; None for a model of which nothing is needed."""
+    """Responses of the models; None for a model that is not needed."""
 
     own: list[Judged] | None
     """The student's responses to every row."""
@@ -37,11 +37,11 @@ class SampledTexts:
     """The larger model's responses to every row."""
     summaries: Summaries
     fields: dict[str, Texts]
-    """Field of extra_info: its texts of every row, at most as many as a context shows."""
+    """Texts of every row, at most as many as a context shows, by field of extra_info."""
 
 
 def open_sources(student: Model, rows: pa.Table, contexts: ContextSettings, sampler: Sampler) -> Sources:
-    """Opens the models and looks at the questions. Raises ConfigError for what cannot work, before anything starts."""
+    """Opens the models and checks the questions. Raises ConfigError for an unusable model or question."""
     contexts.check()
     trust = sampler.engine.trust_remote_code
     large = open_model("contexts.large", contexts.large, trust) if contexts.large else None
@@ -106,7 +106,7 @@ def _summaries(
 def _fields(
     own: Sequence[Judged] | None, large: Sequence[Judged] | None, contexts: ContextSettings
 ) -> dict[str, Texts]:
-    """The demonstrations themselves."""
+    """Texts of the demonstrations, by field of extra_info."""
     given = {"correct": (own, 1.0), "wrong": (own, 0.0), LARGE: (large, 1.0)}
     return {
         name: [texts(judged, score)[: contexts.wanted[name]] for judged in responses or ()]

@@ -1,4 +1,4 @@
-"""Demonstrations condensed by a model that is asked to (Unmasking, E.9; the words of the prompt are ours)."""
+"""Demonstrations condensed by a model (Unmasking, E.9; the prompt's words are ours)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Solution:
 Reply with the condensed solution alone."""
 END_OF_THINKING = "</think>"
 TRIALS = 3
-"""Attempts at a summary that finishes and is not empty."""
+"""Most attempts at one summary; an attempt fails if it is cut or empty."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Summaries:
     missing: int
     """Demonstrations for which no attempt finished with a text."""
     judged_otherwise: int
-    """Summaries of a wrong solution with the right answer, or of a correct solution without it."""
+    """Summaries that turned a wrong solution's answer right, or a correct solution's answer wrong."""
 
 
 def summarise(
     model: Model, rows: pa.Table, solutions: Mapping[str, Texts], sampler: Sampler, folder: Path
 ) -> Summaries:
-    """A summary of each of `solutions` (`correct` and `wrong`: the texts of every row).
+    """Summarises each of `solutions` (`correct` and `wrong`: the texts of every row).
 
-    Raises ConfigError for a solution that does not fit the model's context with its summary.
+    Raises ConfigError if a solution and its summary exceed the model's context.
     """
     places = [(kind, row, text) for kind, every in solutions.items() for row, own in enumerate(every) for text in own]
     origins = [row for _, row, _ in places]
@@ -71,7 +71,7 @@ def _collected(
     fields: dict[str, Texts] = {kind + SUMMARIES: [[] for _ in range(count)] for kind in kinds}
     otherwise = missing = 0
     for (kind, row), attempts in zip(places, judged, strict=True):
-        # At most one: the rounds have one attempt each, and end with the first that gives a text.
+        # At most one summary: each round is one attempt, and the first attempt that gives a text is the last.
         usable = summaries(attempts)
         fields[kind + SUMMARIES][row] += usable
         missing += not usable
@@ -80,7 +80,7 @@ def _collected(
 
 
 def summaries(judged: Judged) -> list[str]:
-    """Texts of the finished responses behind their reasoning, the empty ones left out."""
+    """Texts after the reasoning of the finished responses; empty texts are left out."""
     pairs = zip(judged.responses, judged.finished, strict=True)
     said = [text.rpartition(END_OF_THINKING)[2].strip() for text, finished in pairs if finished]
     return [text for text in said if text]

@@ -63,14 +63,14 @@ def objective_pull(
         chosen: [M, K] ids that the objective looks at.
     """
     # log p is a valid choice of logits, and with the rest as one more logit their softmax is p itself: autograd then
-    # gives the true gradient by the known logits, whatever the objective's tail does.
+    # gives the true gradient by the known logits, with every tail of an objective.
     rest = torch.log((1.0 - log_p.exp().sum(-1, keepdim=True)).clamp(min=REST_FLOOR))
     logits = torch.cat([log_p, rest], -1).requires_grad_()
     with torch.enable_grad():
         inside = logits.log_softmax(-1)[:, :-1]
         loss = support_divergence(inside, log_q, divergence, tail, beta, member=chosen).sum()
     (slope,) = torch.autograd.grad(loss, logits)
-    # By p, so that `local_gradient` can multiply it with p renormalised on S_u, as it does for every objective.
+    # Divided by p, so that `local_gradient` can multiply it with p renormalised on S_u, as it does for every objective.
     return torch.where(log_p.isfinite(), -slope[:, :-1] / log_p.exp(), 0.0)
 
 
@@ -88,7 +88,7 @@ def teacher_advantage(p: Tensor, q: Tensor, p_succ: Tensor, member: Tensor) -> T
 
 
 def success_range(p_succ: Tensor, member: Tensor) -> Tensor:
-    """Largest less smallest P_succ over S_u [M]; NaN where it is empty."""
+    """Largest less smallest P_succ over S_u [M]; NaN if S_u is empty."""
     high = p_succ.masked_fill(~member, -torch.inf).amax(-1)
     low = p_succ.masked_fill(~member, torch.inf).amin(-1)
     return torch.where(member.any(-1), high - low, torch.nan)

@@ -42,9 +42,9 @@ SCHEMA = (
     ("l2", pa.float64()),
     ("similarity", pa.float64()),
 )
-Column = Sequence[object] | np.ndarray
+ColumnValues = Sequence[object] | np.ndarray
 ROUNDING = 1e-12
-"""A smaller range of success is rounding: all children are equally good."""
+"""A smaller success range is rounding error: all children are equally good."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class NodeSettings:
     """The visits that make a child count, and the objectives that are compared."""
 
     significant: float = 20.0
-    """Effective visits from which a child belongs to S_u (N_sig); 40 for long traces."""
+    """Effective visits that a child needs to belong to S_u (N_sig); 40 for long traces."""
     objectives: Sequence[str] = (GKD,)
     """Any of OBJECTIVES."""
     losses: Mapping[str, LossSettings] | None = None
@@ -75,10 +75,10 @@ class Children:
     visits: Tensor
     """Effective visits."""
     drawn: Tensor
-    """Rollouts that the student took there by itself."""
+    """Rollouts that the student itself took to the child."""
     drawn_successes: Tensor
     to_go: Mapping[str, Tensor]
-    """Teacher: sum of the reward-to-go of the drawn rollouts, where it was measured."""
+    """Sums of the reward-to-go of the drawn rollouts by teacher; empty if it was not measured."""
 
 
 def children_of(question: QuestionTree, path: Path, significant: float) -> Children:
@@ -155,7 +155,7 @@ def path_nodes(
     }
     constant = {"question": question.number, "path": number, "correct": path.correct, "pass_rate": question.pass_rate}
     constant |= {"length": length, "teacher": teacher}
-    columns: dict[str, Column] = {name: [value] * length for name, value in constant.items()}
+    columns: dict[str, ColumnValues] = {name: [value] * length for name, value in constant.items()}
     columns |= {"depth": list(range(length)), "token": path.tokens, "decision": decision.numpy()}
     columns |= {"support": _lists(torch.from_numpy(children.ids.astype(np.int64)), member)}
     lists = {"p": p, "q": q, "p_succ": children.p_succ, "visits": children.visits}

@@ -13,7 +13,7 @@ from opd_verl.utils.plot_style import short
 
 MOST_POINTS, MOST_CHILDREN = 6, 4
 SHOWN = ("path", "correct", "depth", "token", "support", "p", "q", "p_succ", "visits", "success_range", "decision")
-Decode = Callable[[int], str]
+DecodeToken = Callable[[int], str]
 
 
 class NodeRow(TypedDict):
@@ -71,7 +71,7 @@ def question_tree(
     nodes: pa.Table,
     question: int,
     teacher: str,
-    decode: Decode,
+    decode: DecodeToken,
     paths: Sequence[int] | None = None,
     points: int = MOST_POINTS,
 ) -> DrawnTree:
@@ -80,12 +80,12 @@ def question_tree(
     Args:
         nodes: the node table.
         question: row of the prompts file.
-        teacher: whose q is shown.
+        teacher: the teacher whose q is shown.
         decode: text of a token.
         paths: numbers of the paths to show; None: the first correct and the first incorrect one.
-        points: how many branching points to show, at most.
+        points: most branching points to show.
 
-    Raises ValueError where the table has no such question or teacher, KeyError where the question has no such path.
+    Raises ValueError if the table has no such question or teacher, KeyError if the question has no such path.
     """
     traces = path_rows(nodes, question, teacher)
     correct = {number: bool(trace[0]["correct"]) for number, trace in traces.items()}
@@ -113,7 +113,7 @@ def path_rows(nodes: pa.Table, question: int, teacher: str) -> dict[int, list[No
 
 
 def one_of_each(correct: dict[int, bool]) -> list[int]:
-    """The first correct path and the first incorrect path, as far as there are any."""
+    """The first correct path and the first incorrect path, if they exist."""
     # Reversed, so that the first path of a kind is the last to be written.
     first = {kind: number for number, kind in reversed(correct.items())}
     return [first[kind] for kind in (True, False) if kind in first]
@@ -132,7 +132,7 @@ def state_numbers(traces: dict[int, list[NodeRow]]) -> dict[int, list[int]]:
 
 
 def largest(traces: dict[int, list[NodeRow]], states: dict[int, list[int]], points: int) -> tuple[set[int], int]:
-    """The states with the largest success range, and how many decision points there are; a shared one counts once.
+    """The states with the largest success range, and the number of decision points; a shared point counts once.
 
     Every path's largest point comes first, then every path's second largest, so that each path shows some.
     """
@@ -155,7 +155,7 @@ class TreeBuilder:
     traces: dict[int, list[NodeRow]]
     states: dict[int, list[int]]
     shown: set[int]
-    decode: Decode
+    decode: DecodeToken
     nodes: list[DrawnNode] = field(default_factory=list)
 
     def add(self, node: DrawnNode) -> int:
@@ -202,7 +202,7 @@ class TreeBuilder:
 
 
 def children(row: NodeRow, taken: list[int]) -> list[int]:
-    """At most 4 tokens, best first: tokens that paths take, then the most probable ones of student or teacher."""
+    """At most 4 tokens, best first: tokens that paths take, then the student's or teacher's most probable tokens."""
     likely = {token: max(p, q) for token, p, q in zip(row["support"], row["p"], row["q"], strict=True)}
     others = sorted(likely.keys() - set(taken), key=lambda token: (-likely[token], token))
     kept = taken + others[: max(MOST_CHILDREN - len(taken), 0)]

@@ -22,7 +22,7 @@ BLUE, ORANGE = COLOURS[:2]
 KINDS = {"correct": (BLUE, "-"), "incorrect": (ORANGE, "--")}
 """Colour and line of each kind of path."""
 SMOOTHED = 15
-"""Decision points of the running mean along a path."""
+"""Width of the running mean along a path, in decision points."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def trace(tokens: TokenTable, unit: int, kind: str) -> CosineTrace:
 
 
 def draw_oscillation(traces: Sequence[CosineTrace], path: Path) -> None:
-    """A panel for each path: up where the teacher pulls toward success, down where it pulls away (Unmasking E.2)."""
+    """A panel for each path: up if the teacher pulls toward success, down if it pulls away (Unmasking E.2)."""
     figure = _figure(9.0, 2.5 * len(traces) + 0.4)
     panels = figure.subplots(len(traces), 1, squeeze=False).flatten()
     for axes, trace in zip(panels, traces, strict=True):

@@ -26,7 +26,7 @@ class Place:
 
     @property
     def right(self) -> float:
-        """Where the edges to its children begin."""
+        """Right edge of the node; the edges to its children begin there."""
         return self.left + self.width
 
 
@@ -67,7 +67,7 @@ def lay_out(tree: DrawnTree) -> Layout:
 
 
 def stretch_lines(node: DrawnNode) -> list[str]:
-    """A short stretch in one or two lines; of a longer one the beginning, the length, and the end."""
+    """A short stretch in one or two lines; a longer stretch as its beginning, its length, and its end."""
     text = node.text.replace("\n", "⏎").replace("\t", " ").strip()
     lines = wrap(text, LINE)
     return (lines or ["␣"]) if len(lines) <= 2 else [text[:LINE], f"… {node.tokens} tokens …", text[-LINE:]]

@@ -20,13 +20,13 @@ MARGIN, HEAD, FOOT = 0.2, 0.5, 0.95
 PULL = 0.6
 """Width of the teacher's part of a box."""
 LETTERS = 10
-"""Characters of a token."""
+"""Most characters shown of a token."""
 SMALLEST = 0.005
 """A pull that rounds to 0.00 has no arrow."""
 SIGNS = {"\n": "⏎", "\t": "⇥", " ": "␣"}
 CAPTION = (
-    "Colour and number: P_succ of the token, and how many rollouts it rests on (white: too few). Arrow: the teacher's "
-    "pull q - p.\nThick outline: the path takes it. Thickness of an edge: the student's probability p."
+    "Colour and number: P_succ of the token, and its number of rollouts (white: too few). Arrow: the teacher's "
+    "pull q - p.\nThick outline: the path takes this token. Thickness of an edge: the student's probability p."
 )
 
 
@@ -167,7 +167,7 @@ def box(axes: "Axes", place: Place, colour: str | None, line: float) -> None:
 
 
 def words(axes: "Axes", x: float, y: float, text: str, **look: Any) -> None:
-    """Writes text as it is: a $ begins no formula."""
+    """Writes plain text: a $ does not start a formula."""
     settings: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "color": INK, "zorder": 5}
     axes.text(x, y, text, parse_math=False, **settings | look)
 

@@ -1,7 +1,7 @@
 """Targeted rollouts, one depth window of all questions at a time, shallow windows first.
 
-A window's targets are chosen on the trees as they then are: rollouts that shallower windows brought to a deep node are
-not sampled again.
+A window's targets are chosen on the trees that the shallower windows left: rollouts that already reached a deep node
+are not sampled again.
 """
 
 import sys
@@ -25,17 +25,17 @@ class Order:
 
 @dataclass(frozen=True, eq=False)
 class Launched:
-    """The rollouts that a window's orders gave."""
+    """Rollouts sampled for a window's orders."""
 
     rollouts: Mapping[int, PackedRollouts]
-    """By the question's number."""
+    """Rollouts by question number."""
     count: int
     """Rollouts that were sampled; paths that had ended already are not counted."""
     seconds: float
 
 
 Launch = Callable[[int, Callable[[], Sequence[Order]]], Launched]
-"""(window, its orders) -> rollouts; the orders are not made where the window is finished already."""
+"""(window, function that makes its orders) -> rollouts; a finished window makes no orders."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def enrich(
 
     Args:
         initial: number and seconds of the initial rollouts: the first guess of a rate.
-        tell: gets a line before each window: what the window wants, and what deeper ones may want.
+        tell: receives a line before each window: its rollouts, and the most that deeper windows may take.
     """
     allowed, spent = budget or Budget(), Spent(0, 0.0, 0)
     windows = depth_windows(longest(questions), settings.first_window)
     for number, window in enumerate(windows):
         # Default arguments fix this window's values: a closure would read the loop's last ones.
         def wanted(number: int = number, window: range = window, spent: Spent = spent) -> Sequence[Order]:
-            # An equal share of the rest for each window to come, so that deep windows get something too.
+            # An equal share of the remaining budget for each window, so that deep windows get rollouts too.
             share = allowed.left(spent.rollouts, spent.seconds, initial) / (len(windows) - number)
             affordable = within(orders(questions, window, settings), share)
             rate = (spent.rollouts + initial[0]) / max(spent.seconds + initial[1], 1e-6)
@@ -115,7 +115,7 @@ def forecast(window: range, ordered: Sequence[Order], later: int, rate: float) -
 
     places = f"tokens {window.start + 1} to {window.stop}"
     now = f"{len(ordered)} targets want {cost(sum(order.count for order in ordered))}"
-    return f"{places}: {now}; deeper ones at most {cost(later)} more"
+    return f"{places}: {now}; deeper windows at most {cost(later)} more"
 
 
 def longest(questions: Sequence[QuestionTree]) -> int:
@@ -134,7 +134,7 @@ def _priority(target: Target) -> tuple[int, int, int, int]:
 
 
 def _question_orders(question: QuestionTree, window: range, settings: TargetSettings) -> Iterator[Order]:
-    """A node that several paths share is ordered once."""
+    """The orders of one question; a node that several paths share is ordered once."""
     targets, seen = list[Target](), set[tuple[int, int]]()
     for number, path in enumerate(question.paths):
         nodes = question.nodes(path)
@@ -155,10 +155,10 @@ def within(wanted: Sequence[Order], allowed: float) -> list[Order]:
 
 
 def expected(questions: Sequence[QuestionTree], windows: Sequence[range], settings: TargetSettings) -> int:
-    """The most rollouts that these windows can take, on the trees as they are now."""
+    """Most rollouts that these windows can take, on the present trees."""
     return sum(order.count for window in windows for order in orders(questions, window, settings))
 
 
 def say(text: str) -> None:
-    """Prints to stderr, where no progress bar of stdout hides it."""
+    """Prints to stderr, so that no progress bar on stdout hides the text."""
     print(text, file=sys.stderr, flush=True)

@@ -33,7 +33,7 @@ class Edge:
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """A rollout that does not count: a path that was chosen because it succeeded must not vote for its own success."""
+    """A rollout that does not count: a path chosen for its success must not vote for its own success."""
 
     nodes: Ints
     correct: bool
@@ -45,7 +45,7 @@ class NodeEstimate:
 
     p_succ: float
     visits: float
-    """Effective visits: so many free rollouts would estimate P_succ with the same variance."""
+    """Effective visits: the number of free rollouts that would estimate P_succ with the same variance."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _LaunchedChildren:
     variance: float = 0.0
     """Sum of p^2 / visits: the variance of `value`, up to a factor P (1 - P)."""
     visits: float = 0.0
-    """Rollouts that the student itself took to them."""
+    """Rollouts that the student itself took to these children."""
     successes: float = 0.0
 
 
@@ -147,8 +147,8 @@ def _joined(below: _LaunchedChildren, visits: float, successes: float) -> NodeEs
         return _alone(visits, successes)
     # float32 probabilities of all children can sum to a little more than 1.
     rest, others = max(1.0 - below.mass, 0.0), visits - below.visits
-    # Nobody went elsewhere: the children's own mean stands in for it.
+    # No rollout went elsewhere: the children's own mean stands in for P(rest).
     elsewhere = (successes - below.successes) / others if others > 0 else below.value / below.mass
-    # max(others, 1): what nobody visited is as unsure as one visit, not infinitely so.
+    # max(others, 1): an unvisited rest is as unsure as one visit, so that the variance stays finite.
     variance = below.variance + rest**2 / max(others, 1.0)
     return NodeEstimate(below.value + rest * elsewhere, 1.0 / variance)

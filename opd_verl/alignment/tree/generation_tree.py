@@ -1,8 +1,8 @@
 """The generation tree of one question: every rollout's path, as arrays and counts; no object per node (Unmasking 2.1).
 
 A node is the beginning of a response, known by a number; node 0 is the empty beginning. A rollout is *launched* behind
-a prefix that it was given (0 tokens for an initial rollout), and *free* from there on: only there did the student
-choose.
+a prefix that it was given (0 tokens for an initial rollout), and *free* from there on: the student chose only
+these tokens.
 
 Shapes: N nodes, B rollouts, L tokens of a rollout. 40 bytes a node.
 """
@@ -21,14 +21,14 @@ COUNTS = ("visits", "successes", "free_visits", "free_successes", "launched", "l
 
 @dataclass(frozen=True, eq=False)
 class PackedRollouts:
-    """Judged responses, one behind the other in one array."""
+    """Judged responses, joined in one array."""
 
     tokens: Ints
-    """Whole paths, the given prefixes included."""
+    """Tokens of all paths, with the given prefixes."""
     ends: Ints
-    """[B] where each path ends in `tokens`."""
+    """[B] end of each path in `tokens`."""
     given: Ints
-    """[B] tokens of each path that were not sampled."""
+    """[B] length of each path's given prefix, tokens."""
     correct: NDArray[np.bool_]
 
     @classmethod
@@ -41,7 +41,7 @@ class PackedRollouts:
 
     @property
     def starts(self) -> Ints:
-        """[B] where each path begins in `tokens`."""
+        """[B] beginning of each path in `tokens`."""
         return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]]) if len(self.ends) else self.ends
 
     @property
@@ -55,7 +55,7 @@ class GenerationTree:
 
     `visits` and `successes` count all rollouts whose path goes through the node, as the paper does. `free_visits` and
     `free_successes` leave out the rollouts that were launched below the node; `launched` and `launched_successes` count
-    the rollouts that were launched exactly there.
+    the rollouts that were launched exactly at the node.
     """
 
     def __init__(self) -> None:
@@ -92,11 +92,11 @@ class GenerationTree:
             self.counts[successes][ROOT] += (began & rollouts.correct).sum()
 
     def locate(self, rollouts: PackedRollouts) -> Ints:
-        """The node behind every token of `rollouts.tokens`; NOBODY where no rollout came by."""
+        """The node behind every token of `rollouts.tokens`; NOBODY if no rollout has visited it."""
         return self._walk(rollouts, grow=False)
 
     def child(self, nodes: Ints, tokens: Ints) -> Ints:
-        """The nodes behind these tokens at these nodes; NOBODY where no rollout came by, or the token is NOBODY."""
+        """The nodes behind these tokens at these nodes; NOBODY if no rollout has been there, or the token is NOBODY."""
         known = np.broadcast_to((nodes != NOBODY) & (tokens != NOBODY), np.broadcast_shapes(nodes.shape, tokens.shape))
         return np.where(known, self._find(_keys(nodes, tokens)), NOBODY)
 
@@ -110,15 +110,15 @@ class GenerationTree:
         self.counts[name] += np.bincount(nodes, minlength=len(self)).astype(np.int32)
 
     def _walk(self, rollouts: PackedRollouts, grow: bool) -> Ints:
-        """The node behind every token, all rollouts a depth at a time; unknown nodes are made, or NOBODY."""
+        """The node behind every token, depth by depth for all rollouts. `grow`: makes unknown nodes; else NOBODY."""
         behind = np.full(len(rollouts.tokens), NOBODY, np.int32)
         at, size = np.full(len(rollouts.ends), ROOT, np.int64), len(self)
         new_keys: list[Ints] = [np.zeros(0, np.int64)]
         for rows, places in _levels(rollouts):
             keys = _keys(at[rows], rollouts.tokens[places])
             nodes = self.child(at[rows], rollouts.tokens[places])
-            # New nodes get numbers above `size` here and enter the tree after the walk. The next depth needs no look
-            # at them: below a new node every node is new too.
+            # New nodes get numbers above `size` here and enter the tree after the walk. The next depth need not
+            # search below them: below a new node every node is new too.
             if grow and (unknown := nodes == NOBODY).any():
                 fresh, which = np.unique(keys[unknown], return_inverse=True)
                 nodes[unknown] = size + which
@@ -135,7 +135,7 @@ class GenerationTree:
         return np.where(self._keys[place] == keys, self._children[place], NOBODY)
 
     def _extend(self, keys: Ints) -> None:
-        """Takes in new nodes, numbered in the order of their keys."""
+        """Adds new nodes, numbered in the order of their keys."""
         if not len(keys):
             return
         numbers = np.arange(len(self), len(self) + len(keys), dtype=np.int32)
@@ -153,10 +153,10 @@ def _keys(nodes: Ints, tokens: Ints) -> Ints:
 
 
 def _levels(rollouts: PackedRollouts) -> Iterator[tuple[Ints, Ints]]:
-    """For each depth: the rollouts that go so far, and where their token is."""
+    """For each depth: the rollouts that reach it, and the place of their token at this depth."""
     lengths = rollouts.ends - rollouts.starts
     order = np.argsort(-lengths, kind="stable")
-    # Longest rollouts first: those that reach a depth are a prefix of `order`, whose length is a binary search.
+    # Longest rollouts first: the rollouts that reach a depth are a prefix of `order`, found by binary search.
     for depth, going in enumerate(np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left")):
         rows = order[:going]
         yield rows, rollouts.starts[rows] + depth

@@ -17,18 +17,18 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """A rollout that the models are read along."""
+    """A rollout that every model reads."""
 
     tokens: Ints
     """[L]"""
     correct: bool
     ids: Ints
-    """[L, K] ids at the position of each token: those that some model gives more than the threshold, and the path's own
-    token; NOBODY is padding."""
+    """[L, K] ids at the position of each token: the path's own token, and the ids that some model gives more than the
+    threshold; NOBODY is padding."""
     log_p: Floats
     """[L, K] student, nats."""
     log_q: Mapping[str, Floats]
-    """Teacher: [L, K], nats."""
+    """[L, K] of each teacher, nats."""
 
     @property
     def log_p_token(self) -> Floats:
@@ -51,10 +51,10 @@ class QuestionTree:
     pass_rate: float
     """Share of correct initial rollouts."""
     rewards: dict[str, Floats] = field(default_factory=dict)
-    """Teacher: at each node [N] the sum of the reward-to-go of the rollouts that the student took there by itself."""
+    """Sum of the reward-to-go of the rollouts that the student itself took to each node [N], by teacher."""
 
     def nodes(self, path: Path) -> Ints:
-        """[L + 1] nodes along a path: the root, and the node behind every token."""
+        """Nodes along a path [L + 1]: the root, and the node behind every token."""
         behind = self.tree.locate(PackedRollouts.of([path.tokens], [0], [path.correct]))
         return np.concatenate([np.array([ROOT], behind.dtype), behind])
 
@@ -75,20 +75,20 @@ class QuestionTree:
         return [edge for _, edge in sorted(by_child.values(), key=lambda pair: -pair[0])]
 
     def reward_to_go(self, teacher: str, nodes: Ints, without: Path) -> Floats:
-        """[L, K] sums of `sum_{t' >= t} (log q - log p)` at the nodes behind a path's children, its own left out."""
+        """Sums of `sum_{t' >= t} (log q - log p)` at a path's children [L, K], without the path's own rollout."""
         sums = np.where(nodes == NOBODY, 0.0, self.rewards[teacher][nodes])
         own = (nodes == self.nodes(without)[1:, None]) & (nodes != NOBODY)
         return sums - own * reward_to_go(without.log_q_token(teacher) - without.log_p_token)[:, None]
 
 
 def reward_to_go(rewards: Floats) -> Floats:
-    """[L] sum from each token on."""
+    """Sum of the rewards from each token on [L]."""
     return rewards[::-1].cumsum()[::-1]
 
 
 def representative(correct: Sequence[bool], right: int, wrong: int, seed: Sequence[int]) -> list[int]:
-    """Rollouts to read the models along, drawn by lot: `right` correct ones, then `wrong` incorrect ones, or as many
-    as there are."""
+    """Numbers of rollouts for the models to read, drawn by lot: at most `right` correct rollouts, then at most `wrong`
+    incorrect rollouts."""
     order = np.random.default_rng(seed).permutation(len(correct)).tolist()
     kinds = ((True, right), (False, wrong))
     return [row for kind, count in kinds for row in [row for row in order if correct[row] is kind][:count]]

@@ -1,4 +1,4 @@
-"""Where more rollouts tell most: tokens at which a teacher disagrees with the student (Unmasking 2.5, appendix D).
+"""Places for more rollouts: tokens at which a teacher disagrees with the student (Unmasking 2.5, appendix D).
 
 Shapes: L tokens of a path, K ids at a position.
 """
@@ -17,17 +17,17 @@ class TargetSettings:
     """Which tokens get rollouts, and how many."""
 
     threshold: float = 0.02
-    """A token counts where the student or the teacher gives it more."""
+    """A token counts if the student or the teacher gives it a higher probability."""
     first_window: int = 50
-    """Tokens of the first depth window; each further window is twice as long as the one before."""
+    """Tokens of the first depth window; each further window is twice as long as the window before."""
     by_gradient: int = 5
     """Tokens of a path, window and teacher with the largest gradient of KL(p || q)."""
     by_difference: int = 5
     """Tokens of a path, window and teacher with the largest |q - p|."""
     enough: int = 100
-    """Visits that a token is brought to (N_min)."""
+    """Visits that each target should have (N_min)."""
     per_request: int = 10
-    """Rollouts from one prefix that are asked for together; missing rollouts are rounded up to a multiple."""
+    """Rollouts that one request samples from a prefix; missing rollouts are rounded up to a multiple of it."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Target:
     """Depth of the node: tokens before the target."""
     token: int
     rank: int
-    """0: the first of its list."""
+    """Place in its list, from 0."""
 
 
 def depth_windows(length: int, first: int) -> list[range]:
-    """0-based depths of windows that double: tokens 1-50, 51-150, 151-350, ... The last one ends at `length`.
+    """0-based depths of windows that double: tokens 1-50, 51-150, 151-350, ... The last window ends at `length`.
 
     `depth_windows(200, 50)` is `[range(0, 50), range(50, 150), range(150, 200)]`.
     """
@@ -63,7 +63,7 @@ def gradient_size(log_p: Floats, log_q: Floats, known: np.ndarray) -> Floats:
 
 
 def path_targets(question: QuestionTree, number: int, window: range, settings: TargetSettings) -> list[Target]:
-    """The targets of all teachers in one window of path `number`, best first; none twice."""
+    """The targets of all teachers in one window of path `number`, best first, without duplicates."""
     path = question.paths[number]
     rows = slice(window.start, min(window.stop, len(path.tokens)))
     ranks: dict[tuple[int, int], int] = {}
@@ -78,7 +78,7 @@ def path_targets(question: QuestionTree, number: int, window: range, settings: T
 
 
 def _ranked(path: Path, teacher: str, rows: slice, settings: TargetSettings) -> list[tuple[int, int]]:
-    """(row, token) by gradient and by difference in turn, each with its strongest rival behind it."""
+    """(row, token) by gradient and by difference in turn; each is followed by its strongest rival."""
     ids, log_p, log_q = path.ids[rows], path.log_p[rows], path.log_q[teacher][rows]
     known = ids != NOBODY
     p, q = (np.where(known, np.exp(side), 0.0) for side in (log_p, log_q))
@@ -106,7 +106,7 @@ def _in_turn(*lists: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _with_rival(place: tuple[int, int], gradient: Floats) -> list[tuple[int, int]]:
-    """A token, and the other token of its node with the largest gradient: one child alone has no cosine."""
+    """A token, and its node's other token with the largest gradient: a single child has no cosine."""
     row, column = place
     others = gradient[row].copy()
     others[column] = -1.0

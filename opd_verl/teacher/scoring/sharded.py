@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 IDLE = timedelta(days=30)
 """Timeout of collectives. Ranks wait for the next batch inside a broadcast, maybe for days; hangs are found by the
 pool's own timeout."""
-Message = TypeVar("Message")
+Sent = TypeVar("Sent")
 
 
 def open_store(world: int) -> dist.TCPStore:
@@ -47,7 +47,7 @@ def init_group(rank: int, world: int, store: dist.TCPStore, device: str) -> None
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=IDLE)
 
 
-def from_leader(message: Message | None = None) -> Message:
+def from_leader(message: Sent | None = None) -> Sent:
     """Rank 0's object on every rank. All ranks must call it; only rank 0 gives a message."""
     box = [message]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))

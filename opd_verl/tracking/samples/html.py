@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from opd_verl.tracking.samples.record import Sample, Token
+from opd_verl.tracking.samples.record import RolloutRecord, Token
 
 NEGATIVE, POSITIVE = (213, 94, 0), (0, 114, 178)
 """Vermilion and blue of the Okabe-Ito palette."""
@@ -48,7 +48,7 @@ def shades() -> str:
 STYLE = f"<style>{PAGE_STYLE}{TOKEN_STYLE}{shades()}</style>"
 
 
-def page(step: int, samples: Sequence[Sample]) -> str:
+def page(step: int, samples: Sequence[RolloutRecord]) -> str:
     """The page of a step: a table of its samples."""
     scale = scale_of(samples)
     head = "".join(f"<th>{name}</th>" for name in ("rollout", "prompt", "response", "tokens", "mean r_t", "score"))
@@ -60,12 +60,12 @@ def page(step: int, samples: Sequence[Sample]) -> str:
     )
 
 
-def response_page(sample: Sample, scale: float) -> str:
+def response_page(sample: RolloutRecord, scale: float) -> str:
     """One response alone, for a cell of wandb's table, which is a page of its own."""
     return f'<meta charset="utf-8">{STYLE}{legend(scale)}{response(sample.tokens, scale)}'
 
 
-def row(sample: Sample, scale: float) -> str:
+def row(sample: RolloutRecord, scale: float) -> str:
     """A sample's row of the table."""
     verdict = {None: "", True: "<br>correct", False: "<br>not correct"}[sample.correct]
     cells = (
@@ -112,7 +112,7 @@ def shade_class(reward: float, scale: float) -> str:
     return f"{'p' if reward > 0 else 'n'}{level}" if level else ""
 
 
-def scale_of(samples: Sequence[Sample]) -> float:
+def scale_of(samples: Sequence[RolloutRecord]) -> float:
     """The |r_t| at the ends of the scale, the same on both sides; 1 where all tokens are 0 or masked."""
     shown = (token for sample in samples for token in sample.tokens if token.trained)
     values = sorted(abs(token.reward) for token in shown if not math.isnan(token.reward))

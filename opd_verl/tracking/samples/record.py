@@ -31,7 +31,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RolloutRecord:
     """A rollout to show."""
 
     name: str
@@ -44,14 +44,14 @@ class Sample:
     teacher: str | None = None
 
 
-def to_json(sample: Sample) -> dict[str, object]:
+def to_json(sample: RolloutRecord) -> dict[str, object]:
     """The sample as plain values; NaN is null."""
     return finite(asdict(sample), DIGITS)
 
 
-def from_json(content: dict[str, Any]) -> Sample:
+def from_json(content: dict[str, Any]) -> RolloutRecord:
     """The sample of a `to_json`; null numbers are NaN. Raises KeyError where a field is missing."""
-    return Sample(
+    return RolloutRecord(
         name=content["name"],
         why=content["why"],
         prompt=content["prompt"],

@@ -20,7 +20,7 @@ from opd_verl.metrics.quadrants import quadrant
 from opd_verl.metrics.thresholds import LOW_ENTROPY
 from opd_verl.tracking.samples.choose import Chosen, choose
 from opd_verl.tracking.samples.html import page, response_page, scale_of
-from opd_verl.tracking.samples.record import Sample, Token, to_json
+from opd_verl.tracking.samples.record import RolloutRecord, Token, to_json
 from opd_verl.tracking.samples.tokens import token_texts, top_tokens
 from opd_verl.utils.files import write_text
 
@@ -90,7 +90,7 @@ class SampleRollouts:
                 logger.warning("no samples of step %d (said once): training goes on", step, exc_info=True)
             self.failed = True
 
-    def collect(self, scored: Scored, step: int) -> list[Sample]:
+    def collect(self, scored: Scored, step: int) -> list[RolloutRecord]:
         """The chosen rollouts, decoded."""
         batch, means = scored.batch, scored.mean_rewards()
         chosen = choose(batch.keys, means, self.samples.count, zlib.crc32(f"samples/{self.seed}/{step}".encode()))
@@ -102,11 +102,11 @@ class SampleRollouts:
         prompts = [self.decode(prompt.tolist()) for prompt in cast(Tensor, fields["prompts"]).unbind(0)]
         return [self.sample(scored, pick, text, means[pick.row]) for pick, text in zip(chosen, prompts, strict=True)]
 
-    def sample(self, scored: Scored, chosen: Chosen, prompt: str, mean: float) -> Sample:
+    def sample(self, scored: Scored, chosen: Chosen, prompt: str, mean: float) -> RolloutRecord:
         """A chosen rollout as a record."""
         row, inputs = chosen.row, scored.inputs
         off_policy = inputs.off_policy is not None and bool(inputs.off_policy[row])
-        return Sample(
+        return RolloutRecord(
             name=scored.batch.keys[row],
             why=chosen.why + (", the data set's response" if off_policy else ""),
             prompt=prompt,
@@ -144,7 +144,7 @@ def low_entropy(inputs: RewardInputs) -> float:
     return LOW_ENTROPY if inputs.tokens is None else inputs.tokens.low_entropy
 
 
-def table(samples: Sequence[Sample]) -> "wandb.Table":
+def table(samples: Sequence[RolloutRecord]) -> "wandb.Table":
     """The samples as wandb's table; each response is a page of its own."""
     import wandb
 

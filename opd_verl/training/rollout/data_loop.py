@@ -8,7 +8,7 @@ from verl.experimental.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, register
 
 from opd_verl.schema import DATA_RESPONSE
-from opd_verl.training.rollout.off_policy import Response, token_ids
+from opd_verl.training.rollout.off_policy import DataResponse, token_ids
 
 
 class DataResponseLoop(AgentLoopBase):
@@ -21,7 +21,7 @@ class DataResponseLoop(AgentLoopBase):
     async def run(self, sampling_params: Mapping[str, object], **kwargs: object) -> AgentLoopOutput:
         """The prompt, and the response that the worker chose."""
         prompt_ids = await self.ct_build_initial_tokens(list(cast(list[dict[str, object]], kwargs["raw_prompt"])))
-        chosen = cast(Response, kwargs[DATA_RESPONSE])
+        chosen = cast(DataResponse, kwargs[DATA_RESPONSE])
         response = token_ids(chosen, cast(PreTrainedTokenizerBase, self.tokenizer), self.rollout_config.response_length)
         step = int(cast(SupportsInt, kwargs["global_steps"]))
         return AgentLoopOutput(

@@ -13,7 +13,7 @@ import numpy as np
 from tensordict import TensorDict
 from transformers import PreTrainedTokenizerBase
 
-Response = str | Sequence[int]
+DataResponse = str | Sequence[int]
 """A text, or token ids."""
 
 
@@ -22,7 +22,7 @@ def draw(seed: int, rollout: str) -> float:
     return zlib.crc32(f"off_policy/{seed}/{rollout}".encode()) / 2**32
 
 
-def candidates(sample: Mapping[str, object], field: str) -> list[Response]:
+def candidates(sample: Mapping[str, object], field: str) -> list[DataResponse]:
     """The responses that the sample holds, without empty responses.
 
     Raises:
@@ -30,7 +30,7 @@ def candidates(sample: Mapping[str, object], field: str) -> list[Response]:
     """
     value = sample.get(field)
     # A single text would be iterated letter by letter: only a list of responses counts.
-    several = [] if value is None or isinstance(value, str) else cast(Iterable[Response], value)
+    several = [] if value is None or isinstance(value, str) else cast(Iterable[DataResponse], value)
     responses = [response for response in several if len(response)]
     if not responses:
         raise ValueError(
@@ -40,13 +40,13 @@ def candidates(sample: Mapping[str, object], field: str) -> list[Response]:
     return responses
 
 
-def choose(sample: Mapping[str, object], field: str, seed: int, rollout: str) -> Response:
+def choose(sample: Mapping[str, object], field: str, seed: int, rollout: str) -> DataResponse:
     """One response of the sample, picked by the rollout's name."""
     responses = candidates(sample, field)
     return responses[zlib.crc32(f"response/{seed}/{rollout}".encode()) % len(responses)]
 
 
-def token_ids(response: Response, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+def token_ids(response: DataResponse, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
     """At most `limit` token ids; a text is encoded and closed by the end-of-sequence token.
 
     Raises:

@@ -198,20 +198,20 @@ def test_a_question_that_is_never_answered_is_left_out(config: AlignmentConfig) 
     result, _ = run(config)
     assert set(result.nodes["question"].to_pylist()) == {0, 1}
     pq.write_table(pa.Table.from_pylist(rows[2:]), config.prompts)
-    with pytest.raises(ConfigError, match="none of 1 questions has a correct one"):
+    with pytest.raises(ConfigError, match="none of 1 questions has a correct rollout"):
         run(config)
 
 
 BAD = {
     "student": ({"student": None}, "student=None: is not set"),
-    "nobody": ({"teachers": None, "contexts": ContextSettings()}, "there is nobody to hold"),
+    "nobody": ({"teachers": None, "contexts": ContextSettings()}, "no teacher and no context is given"),
     "greedy": ({"temperature": 0.0, "rollouts": 1}, "temperature|rollouts"),
     "threshold": ({"targets": TargetSettings(threshold=0.0)}, "targets.threshold=0.0"),
     "visits": ({"significant": 50}, "significant=50: must lie between 1 and targets.enough=20"),
     "objective": ({"objectives": ["opd"]}, "objectives='opd': is none of gkd, single_sample, dr_grpo, minillm"),
     "loss": ({"losses": {"mine": LossSettings(support=Support.sampled)}}, "losses.mine.support='sampled'"),
     "long": ({"max_tokens": 500}, "max_tokens=500"),
-    "no paths": ({"correct_paths": 0, "incorrect_paths": 0}, "no path is left"),
+    "no paths": ({"correct_paths": 0, "incorrect_paths": 0}, "no path would be analysed"),
     "context": ({"contexts": ContextSettings(names=["5c"])}, "contexts.names='5c': no such context"),
     "plugin": ({"plugins": ["no_such_module"]}, "plugins='no_such_module'"),
 }

@@ -11,11 +11,11 @@ from opd_verl.config.sections import TeacherConfig
 from opd_verl.nodes.check import find_problems
 from opd_verl.nodes.needs import Needs
 from opd_verl.nodes.problems import DRIVER, ClusterProblem, Severity, error, merged, warning
-from opd_verl.nodes.records import Clock, Device, Disk, Machine, ModelFiles, Node, NodeReport
+from opd_verl.nodes.records import Clock, Disk, GpuState, Machine, ModelFiles, Node, NodeReport
 
 GIB = 2**30
 TEACHER, DATA = "opd.teacher.path", "/data/train.parquet"
-H100 = Device(0, "NVIDIA H100", 80 * GIB, 79 * GIB, 0, ())
+H100 = GpuState(0, "NVIDIA H100", 80 * GIB, 79 * GIB, 0, ())
 MODEL = ModelFiles(config="c0ffee", sizes={"model.safetensors": 1000, "tokenizer.json": 10})
 NAMES = ("python", "verl", "opd_verl", "ray", "torch", "vllm", "transformers", "tensordict", "hydra-core")
 MACHINE = Machine(

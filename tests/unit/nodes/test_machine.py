@@ -26,7 +26,7 @@ from opd_verl.nodes.gpus import cuda_driver, gpus
 from opd_verl.nodes.machine import look, torch_build
 from opd_verl.nodes.needs import Needs, read_needs
 from opd_verl.nodes.probe import NodeProbe, partners
-from opd_verl.nodes.records import Checklist, Device
+from opd_verl.nodes.records import Checklist, GpuState
 
 SECRET = "a-key-that-must-not-travel"
 CHECKLIST = Checklist("checkpoints/none/yet", {}, (), "api.wandb.ai")
@@ -62,8 +62,8 @@ def test_what_nvidia_smi_prints_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     mib = 2**20
     assert gpus() == (
-        Device(0, "NVIDIA H100 80GB HBM3", 81559 * mib, 21559 * mib, 0, ("pid 4711 python 60000 MiB",)),
-        Device(1, "NVIDIA H100 80GB HBM3", 81559 * mib, 81004 * mib, 0, ()),
+        GpuState(0, "NVIDIA H100 80GB HBM3", 81559 * mib, 21559 * mib, 0, ("pid 4711 python 60000 MiB",)),
+        GpuState(1, "NVIDIA H100 80GB HBM3", 81559 * mib, 81004 * mib, 0, ()),
     )
     assert cuda_driver() == "580.65.06"
 

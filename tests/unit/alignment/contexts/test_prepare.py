@@ -313,7 +313,7 @@ def test_a_prompt_that_does_not_fit_is_named(student: Model, tmp_path: Path) -> 
 
 def test_too_little_for_every_question_is_an_error_that_leaves_the_counts(student: Model, tmp_path: Path) -> None:
     generate = Recorded(FakeGenerate(lambda asked: [replace(say(request), finished=False) for request in asked]))
-    with pytest.raises(ConfigError, match=r"no question of 9 has enough for all of them \(1c 0;"):
+    with pytest.raises(ConfigError, match=r"no question of 9 has enough texts for all contexts \(1c 0;"):
         prepare(student, tmp_path / "out", ContextSettings(["1c"], trials=3), generate)
     assert "| 1c | 0 |" in (tmp_path / "out" / "contexts.md").read_text()
 

@@ -24,7 +24,7 @@ from opd_verl.credit.inputs import RewardInputs
 from opd_verl.tracking.samples import show
 from opd_verl.tracking.samples.choose import Chosen, choose
 from opd_verl.tracking.samples.html import STYLE, page, response_page, scale_of, shade_class, token_span
-from opd_verl.tracking.samples.record import Sample, Token, from_json, to_json
+from opd_verl.tracking.samples.record import RolloutRecord, Token, from_json, to_json
 from opd_verl.tracking.samples.show import SampleRollouts, Scored
 from opd_verl.tracking.samples.tokens import token_texts
 
@@ -110,8 +110,8 @@ def token(reward: float, text: str = "x", trained: bool = True) -> Token:
     return Token(7, text, -1.25, -1.25 + reward, reward, trained)
 
 
-def sample(*tokens: Token, prompt: str = "p", correct: bool | None = True) -> Sample:
-    return Sample("1_0_0", "by lot", prompt, tokens, -0.5, 1.0, correct)
+def sample(*tokens: Token, prompt: str = "p", correct: bool | None = True) -> RolloutRecord:
+    return RolloutRecord("1_0_0", "by lot", prompt, tokens, -0.5, 1.0, correct)
 
 
 def test_an_outlier_and_masked_tokens_do_not_set_the_scale() -> None:
