@@ -11,7 +11,7 @@ from opd_verl.sampling.child import ChildError
 
 @hydra.main(config_path="pkg://hydra_configs.eval", config_name="eval", version_base=None)
 def main(settings: DictConfig) -> None:
-    """Evaluates, prints the table and the paths of the results. A bad setting ends with its message alone."""
+    """Evaluates, prints the table and the paths of the results. A bad setting prints only its message."""
     from opd_verl.eval.run import evaluate
     from opd_verl.eval.table import print_table
 

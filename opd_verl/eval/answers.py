@@ -1,7 +1,7 @@
 """Statistics over the n answers to one problem: the majority's correctness, and how diverse the answers are. Pure.
 
 An answer is the text that the judge found in a response, without white space. The empty text is no answer and casts no
-vote. One number written in two ways counts as two answers.
+vote. A number that is written in two ways counts as two answers.
 """
 
 from collections import Counter
@@ -23,8 +23,8 @@ def votes(answers: Sequence[str]) -> Counter[str]:
 def majority(answers: Sequence[str], correct: Sequence[bool]) -> float:
     """Correctness of the most frequent answer, 0 to 1: maj@n. A tie counts as the mean over the leading answers.
 
-    A judge that reads more than the answer may judge two responses with one answer differently; the answer then counts
-    as the mean of its judgements. 0 where there is no answer.
+    A judge that reads more than the answer may give two responses with the same answer different scores; the answer
+    then counts as the mean of its scores. Without any answer the result is 0.
     """
     count = votes(answers)
     if not count:
@@ -41,7 +41,7 @@ def distinct_share(answers: Sequence[str]) -> float:
 
 
 def answer_entropy(answers: Sequence[str]) -> float:
-    """Entropy of the empirical distribution of the answers, nats: 0 for one answer, ln n for n different ones."""
+    """Entropy of the empirical distribution of the answers, nats: 0 for one answer, ln n for n different answers."""
     share = np.array(list(votes(answers).values()), np.float64)
-    share /= share.sum() or 1.0  # without an answer the sum is 0, and the entropy of nothing is 0
+    share /= share.sum() or 1.0  # no answer: the sum is 0, and so is the entropy
     return float(-(share * np.log(share)).sum()) + 0.0  # + 0.0 turns -0.0 into 0.0

@@ -1,4 +1,4 @@
-"""The settings of one evaluation. Their defaults are those of `hydra_configs/eval/eval.yaml`, less the preset's."""
+"""The settings of one evaluation. `hydra_configs/eval/eval.yaml` holds the same defaults, except for the preset's."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,14 @@ class EvalConfig(JudgedSamplingConfig):
     benchmarks: Any = None
     """verl-format .parquet or .jsonl files, given like the models."""
     teacher: str | None = None
-    """Name or path of a model of `models`, or the path of a further model: the top of the gap."""
+    """Name or path of a model of `models`, or the path of another model: the top of the gap."""
     before: str | None = None
     """The student before its training, given like the teacher: the bottom of the gap."""
     out: str = "runs/eval"
     """Folder of the results."""
     preset: str | None = None
-    """Name of the preset that set n, temperature, top_p, top_k, max_tokens, suffix and chat_template_kwargs. Nothing
-    but the table's caption reads it."""
+    """Name of the preset that set n, temperature, top_p, top_k, max_tokens, suffix and chat_template_kwargs. Only the
+    table's caption reads this name."""
     n: int = 8
     """Responses per problem."""
     top_p: float = 1.0
@@ -50,11 +50,11 @@ class EvalConfig(JudgedSamplingConfig):
 
     @property
     def pass_ks(self) -> list[int]:
-        """The k of pass@k, rising."""
+        """Every k of pass@k, in ascending order."""
         return powers_of_two(self.n) if self.ks is None else sorted(set(self.ks))
 
     def check(self) -> None:
-        """Raises ConfigError for values that cannot work, whatever the models and files."""
+        """Raises ConfigError for impossible values. Opens no model and no file."""
         self.sampling.check()
         for k in self.ks or []:
             if not 1 <= k <= self.n:

@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 def pass_at_k(correct: NDArray[np.integer], n: int, k: int) -> Array:
     """Unbiased pass@k of each problem: 1 - C(n-c, k) / C(n, k) for c correct of n samples (Chen et al. 2021).
 
-    Computed as 1 - prod_{i=n-c+1}^{n} (1 - k/i): no factorial overflows, and one factor is 0 where k > n - c.
+    Computed as 1 - prod_{i=n-c+1}^{n} (1 - k/i): no factorial overflows, and one factor is 0 if k > n - c.
 
     Args:
         correct: [N] number of correct samples, 0..n.
@@ -37,14 +37,14 @@ def powers_of_two(n: int) -> list[int]:
 
 
 def stratified_replicates(strata: Sequence[Array], count: int, seed: int) -> Array:
-    """[R] bootstrap replicates of the mean over strata (benchmarks) of their means over problems.
+    """Bootstrap replicates [R] of a mean of means: over each stratum's (benchmark's) problems, then over strata.
 
     Each replicate draws every stratum's problems anew, with replacement; a problem's n samples stay together. The same
     seed draws the same problems for every model.
     """
     means = []
     for index, values in enumerate(strata):
-        # The stratum's index is part of the seed, so that two benchmarks of one size get different draws.
+        # The stratum's index is part of the seed, so that two benchmarks of equal size get different draws.
         rng = np.random.default_rng([seed, index])
         draws = (values[rng.integers(len(values), size=len(values))].mean() for _ in range(count))
         means.append(np.fromiter(draws, np.float64, count))
@@ -52,16 +52,16 @@ def stratified_replicates(strata: Sequence[Array], count: int, seed: int) -> Arr
 
 
 def interval(strata: Sequence[Array], count: int, seed: int) -> Estimate:
-    """Mean over strata of their means, with the bootstrap's percentiles.
+    """Mean of the strata's means, with a bootstrap interval from percentiles.
 
-    If all problems have one value, the interval has no width; a bootstrap cannot know better.
+    If all problems have the same value, the interval has width 0: a bootstrap sees no other value.
     """
     low, high = np.quantile(stratified_replicates(strata, count, seed), ENDS)
     return Estimate(mean_of_means(strata), float(low), float(high))
 
 
 def mean_of_means(strata: Sequence[Array]) -> float:
-    """Mean over strata of their means: every benchmark counts the same, whatever its size."""
+    """Mean of the strata's means: every benchmark has the same weight, large or small."""
     return float(np.mean([values.mean() for values in strata]))
 
 

@@ -73,6 +73,6 @@ def entropy_panel(axes: "Axes", counts: Mapping[str, Sequence[int]]) -> None:
         label, look = f"{short(name)}: {shares[first_high:].sum():.1%} at ≥ {HIGH_ENTROPY:g} nats", series(index)
         axes.stairs(shares, edges, label=label, color=look["color"], linestyle=look["linestyle"], linewidth=1.4)
     axes.axvline(HIGH_ENTROPY, color="tab:gray", linestyle=":", linewidth=1.0)
-    axes.set(xlabel="entropy of a token, nats (last bin: and more)", ylabel="share of tokens", yscale="log")
+    axes.set(xlabel="entropy of a token, nats (last bin: no upper end)", ylabel="share of tokens", yscale="log")
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.legend(frameon=False)

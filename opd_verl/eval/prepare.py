@@ -1,4 +1,4 @@
-"""Checks an evaluation to the end before a model is loaded: models, benchmarks and every prompt."""
+"""Checks a whole evaluation before a model is loaded: models, benchmarks and every prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ class PreparedEvaluation:
     jobs: dict[tuple[str, str], SamplingJob]
     """(model, benchmark): encoded prompts, and the rollouts file."""
     teacher: str | None
-    """Name of the model that is the top of the gap."""
+    """Name of the model at the top of the gap."""
     before: str | None
-    """Name of the model that is the bottom of the gap."""
+    """Name of the model at the bottom of the gap."""
 
 
 def prepare_evaluation(config: EvalConfig) -> PreparedEvaluation:
-    """Opens models and benchmarks and encodes every prompt. Raises ConfigError for anything that cannot work."""
+    """Opens models and benchmarks and encodes every prompt. Raises ConfigError if one of them cannot be used."""
     config.check()
     load_reward(config.reward)
     paths, roles = with_roles(named("models", config.models), {"teacher": config.teacher, "before": config.before})
@@ -67,9 +67,9 @@ def prepare_evaluation(config: EvalConfig) -> PreparedEvaluation:
 def with_roles(
     models: Mapping[str, str], roles: Mapping[str, str | None]
 ) -> tuple[dict[str, str], dict[str, str | None]]:
-    """Adds the roles' models to the models, and gives each role the name of its model.
+    """Adds the roles' models to the models, and replaces each role's value by its model's name.
 
-    A role's value is the name or path of a model, or the path of a further model, which is named after its role.
+    A role's value is the name or path of a model, or the path of another model, which is named after its role.
     """
     models, names = dict(models), dict.fromkeys(roles)
     for role, value in roles.items():
@@ -84,7 +84,7 @@ def with_roles(
             models[name] = value
         names[role] = name
     if names.get("teacher") and names.get("teacher") == names.get("before"):
-        raise ConfigError("before", roles["before"], "is the teacher too", "name the student before its training")
+        raise ConfigError("before", roles["before"], "is also the teacher", "name the student before its training")
     return models, names
 
 
@@ -96,5 +96,6 @@ def _key(path: str, config: EvalConfig) -> str:
 def open_benchmarks(paths: Mapping[str, str], limit: int | None) -> dict[str, Benchmark]:
     """Reads the first `limit` rows of each benchmark. Raises ConfigError as `read_rows` does."""
     if AVERAGE in paths:
-        raise ConfigError("benchmarks", paths[AVERAGE], f"{AVERAGE!r} is the name of their mean", "rename the file")
+        problem = f"{AVERAGE!r} is the name of the mean over benchmarks"
+        raise ConfigError("benchmarks", paths[AVERAGE], problem, "rename the file")
     return {name: Benchmark(Path(path), read_rows("benchmarks", [Path(path)], limit)) for name, path in paths.items()}

@@ -45,9 +45,9 @@ class EvalRow:
     answer_entropy: float
     """Mean entropy of the empirical distribution of a problem's answers, nats."""
     entropy: EntropySummary | None = None
-    """Token entropies; None where they were not asked for, and in averages."""
+    """Token entropies; None if the config does not ask for them, and in averages."""
     gap_recovery: float | None = None
-    """(accuracy - before) / (teacher - before); None for these two models, and without a gap."""
+    """(accuracy - before) / (teacher - before); None for `before` and `teacher` themselves, and without a gap."""
 
 
 Values = dict[str, Array]

@@ -1,6 +1,6 @@
-"""One evaluation: sample, judge, read entropies, estimate, report. A killed evaluation resumes with what is missing.
+"""One evaluation: sample, judge, read entropies, estimate, report. A killed evaluation resumes with the missing parts.
 
-OUT/rollouts/MODEL/BENCHMARK.parquet      a rollouts file (`opd_verl.sampling.rollouts`), its parts beside it
+OUT/rollouts/MODEL/BENCHMARK.parquet      a rollouts file (`opd_verl.sampling.rollouts`), with its parts beside it
 OUT/entropy/MODEL/BENCHMARK/              token entropies of some of its responses
 OUT/table.json, table.md, pass_at_k.png, entropy.png
 """
@@ -27,7 +27,7 @@ def evaluate(config: EvalConfig, generate: Generate = generate_in_child) -> list
     """Measures every model on every benchmark and writes the results to `config.out`.
 
     Returns a row per model and benchmark and, with several benchmarks, their averages. Raises ConfigError before
-    anything starts if a setting, model or file cannot work, and ChildError if a model's process fails.
+    any model is loaded if a setting, model or file cannot work, and ChildError if a model's process fails.
     """
     prepared = prepare_evaluation(config)
     sampler = Sampler(config.sampling, config.engine, config.reward, config.workers, generate)
@@ -71,7 +71,7 @@ def _requests(job: SamplingJob, config: EvalConfig) -> pa.Table:
 def make_rows(
     prepared: PreparedEvaluation, config: EvalConfig, entropies: dict[tuple[str, str], EntropySummary]
 ) -> list[EvalRow]:
-    """The table's rows: benchmark by benchmark, then the average; within each the models in their order."""
+    """The table's rows: benchmark by benchmark, then the average; the models keep their order."""
     columns = ["scores", "answers", "response_tokens", "finished"]
     values = {
         name: problem_values(pq.read_table(job.out, columns=columns), config.pass_ks)

@@ -17,7 +17,7 @@ from opd_verl.metrics.thresholds import BIN_WIDTH, HIGH_ENTROPY
 from opd_verl.utils.markdown import markdown_table
 
 NOT_RESULTS = ("models", "benchmarks", "teacher", "before", "out", "workers")
-"""Settings that stand elsewhere in the table or change no number."""
+"""Settings that are elsewhere in the table or change no number."""
 Columns = dict[str, Callable[[EvalRow], str]]
 
 
@@ -26,7 +26,7 @@ def _share(number: float | None) -> str:
 
 
 def columns(n: int, ks: Sequence[int]) -> Columns:
-    """Heading: function that gives a row's cell."""
+    """Functions that make a row's cell, by heading."""
     return {
         "benchmark": lambda row: row.benchmark,
         "model": lambda row: row.model,
@@ -50,7 +50,7 @@ def filled_columns(headings: Columns, rows: Sequence[EvalRow]) -> Columns:
 
 
 def to_json(rows: Sequence[EvalRow], prepared: PreparedEvaluation, config: EvalConfig) -> dict[str, object]:
-    """Settings, models, benchmarks and rows. Nothing in it depends on the time or on the folder of the results."""
+    """Settings, models, benchmarks and rows. The content is independent of the time and of the results' folder."""
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_RESULTS}
     return {
         "settings": settings | {"ks": config.pass_ks},
@@ -67,7 +67,7 @@ def to_json(rows: Sequence[EvalRow], prepared: PreparedEvaluation, config: EvalC
 
 
 def rows_from_json(table: Mapping[str, Any]) -> list[EvalRow]:
-    """The rows of `to_json`. Raises KeyError or TypeError for a table of another form."""
+    """The rows of `to_json`. Raises KeyError or TypeError if the table has another form."""
     return [
         EvalRow(
             **dict(content)
@@ -101,7 +101,7 @@ def caption(config: EvalConfig) -> str:
 
 
 def print_table(rows: Sequence[EvalRow], config: EvalConfig, console: Console) -> None:
-    """Prints what fits 80 columns: accuracy with its interval, the other shares without, no entropies."""
+    """Prints the columns that fit 80 characters: accuracy with its interval, other shares without; no entropies."""
     n = config.n
     short: Columns = {
         "benchmark": lambda row: row.benchmark,

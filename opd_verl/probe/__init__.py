@@ -1,1 +1,1 @@
-"""Before a run: does this teacher have something to teach this student, and can it be taught by OPD?"""
+"""Forecasts before a run: can this student learn from this teacher by OPD?"""

@@ -11,7 +11,7 @@ from opd_verl.sampling.child import ChildError
 
 @hydra.main(config_path="pkg://hydra_configs.probe", config_name="probe", version_base=None)
 def main(settings: DictConfig) -> None:
-    """Probes, prints the verdicts and the paths of the results. A bad setting ends with its message alone."""
+    """Probes, prints the verdicts and the paths of the results. A bad setting prints only its message."""
     from opd_verl.probe.config import ProbeConfig
     from opd_verl.probe.run import probe
     from opd_verl.probe.terminal import print_verdicts

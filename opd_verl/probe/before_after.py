@@ -8,7 +8,7 @@ from opd_verl.utils.markdown import markdown_table
 
 
 def before_and_after(pairs: Sequence[PairResult]) -> str:
-    """Capacity's tables 3 and 4, with a row for every teacher that measured the student both times."""
+    """Capacity's tables 3 and 4, with a row for every teacher that was measured with the student before and after."""
     measured = {(pair.teacher, pair.student): pair for pair in pairs if pair.measured is not None}
     teachers = [teacher for teacher, student in measured if student == BEFORE and (teacher, AFTER) in measured]
     shape = [shape_row(teacher, measured[teacher, BEFORE], measured[teacher, AFTER]) for teacher in teachers]
@@ -29,7 +29,7 @@ def value(pair: PairResult, name: str) -> float:
 
 
 def change(before: PairResult, after: PairResult, name: str) -> float:
-    """A measurement after the training less the same before it."""
+    """A measurement after the training less its value before the training."""
     return value(after, name) - value(before, name)
 
 

@@ -1,4 +1,4 @@
-"""Whether a teacher can score this student at all: vocabulary, end of a response, context, chat template."""
+"""Checks whether a teacher can score this student: vocabulary, end of a response, context, chat template."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,13 +15,13 @@ NAMES = SettingNames(
     shorten="max_tokens",
     template_options="chat_template_kwargs",
 )
-"""The words of `hydra_configs/probe/probe.yaml`."""
+"""Names of these settings in `hydra_configs/probe/probe.yaml`, for messages."""
 
 
 def compatibility(
     student: Model, teacher: Model, config: PretrainedConfig, longest: int, options: Mapping[str, object]
 ) -> list[CompatibilityCheck]:
-    """Every check of a teacher. A teacher with another chat template is measured all the same.
+    """Every check of a teacher. A teacher with another chat template is measured too.
 
     Args:
         config: the teacher's text config.
@@ -34,7 +34,7 @@ def compatibility(
 
 
 def outcome(what: str, check: Callable[[], str | None], fatal: bool) -> CompatibilityCheck:
-    """A check's outcome; `fatal`: with a problem here, nothing can be measured."""
+    """A check's outcome; `fatal`: a problem here makes every measurement impossible."""
     try:
         remark = check()
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The settings of one probe. Their defaults are those of `hydra_configs/probe/probe.yaml`."""
+"""The settings of one probe. `hydra_configs/probe/probe.yaml` holds the same defaults."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +16,11 @@ class ProbeConfig(JudgedSamplingConfig):
     student: str | None = None
     """Folder or hub name of the model that would be trained."""
     after: str | None = None
-    """Folder or hub name of the student after its training; None: only the student itself is measured."""
+    """Folder or hub name of the student after its training; None: only the student before training is measured."""
     teacher: Any = None
     """One path, a list of paths and `name=path`, or {name: path}."""
     prompts: Any = None
-    """verl-format files: one, or a list."""
+    """verl-format files: a path or a list of paths."""
     out: str = "runs/probe"
     """Folder of the results."""
     rollouts: int = 100
@@ -28,7 +28,7 @@ class ProbeConfig(JudgedSamplingConfig):
     n: int = 4
     """Responses per prompt for the accuracies."""
     headroom: bool = True
-    """Whether the teachers answer the prompts too."""
+    """Whether the teachers also answer the prompts."""
     continuation: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
     """Shares of a rollout after which the teacher goes on in the student's place."""
     top_p: float = 1.0
@@ -45,16 +45,16 @@ class ProbeConfig(JudgedSamplingConfig):
         return self.sampling_settings(self.n, self.top_p)
 
     def check(self) -> None:
-        """Raises ConfigError for values that cannot work, whatever the models and files."""
+        """Raises ConfigError for impossible values. Opens no model and no file."""
         for name, example in (("student", "/path/to/student"), ("prompts", "train.parquet")):
             if not getattr(self, name):
                 raise ConfigError(name, None, "is not set", f"{name}={example}")
         self.sampling.check()
         if self.temperature == 0.0:
-            problem = "the probe measures the distribution that is sampled from"
+            problem = "the probe measures a sampled distribution, not greedy rollouts"
             raise ConfigError("temperature", self.temperature, problem, "temperature=1.0")
         check_least(self, rollouts=2, k=1, resamples=100, samples=0, workers=1)
         for share in self.continuation:
             if not 0.0 <= share < 1.0:
-                problem = f"{share:g} is no share of a rollout below 1"
+                problem = f"{share:g} is not a share of a rollout: at least 0 and below 1"
                 raise ConfigError("continuation", self.continuation, problem, "continuation=[0.25,0.5,0.75]")

@@ -1,4 +1,4 @@
-"""Probability that a top-k of the teacher holds, bytes that it costs, and the teacher in the student's place."""
+"""Mass and bytes of the teacher's top-k, and the teacher's accuracy when it continues the student's rollouts."""
 
 from collections.abc import Mapping
 
@@ -21,13 +21,13 @@ TOKENS = 1000
 
 
 def masses(readings: PairReadings, mask: Tensor) -> list[Mass]:
-    """Mean cumulative probability of the teacher's k most likely ids, and the bytes that they cost (EOPD app. F)."""
+    """Mean cumulative probability of the teacher's k most likely ids, and the bytes of such an answer (EOPD app. F)."""
     shares = padded(readings.teacher.column("masses", len(MASS_KS)))
     return [Mass(k, of_tokens(shares[..., place], mask).value, wire_bytes(k)) for place, k in enumerate(MASS_KS)]
 
 
 def wire_bytes(k: int) -> int:
-    """Bytes per response token of an answer with a top-k in float16, as it is sent; the header is left out."""
+    """Bytes per response token of a sent answer with a top-k in float16, without the header."""
 
     def size(tokens: int) -> int:
         values = torch.zeros(tokens)
@@ -35,14 +35,14 @@ def wire_bytes(k: int) -> int:
         score = TeacherScore(values, torch.ones(tokens, dtype=torch.bool), values, ids, ids.half())
         return len(encode(score, "key", 0))
 
-    # The header is what an answer without tokens takes.
+    # An answer without tokens is the header alone.
     return round((size(TOKENS) - size(0)) / TOKENS)
 
 
 def continuations(
     finished: Mapping[float, NDArray[np.bool_]], correct: Tensor, prompts: Tensor, drawn: Tensor
 ) -> list[Continuation]:
-    """The teacher's accuracy after each share of the rollouts: alone, and less the accuracy of the student's own ends.
+    """Accuracy of the teacher's ends after each share of the rollouts, and its excess over the student's own ends.
 
     Args:
         finished: for each share, whether the teacher's end of each rollout is correct, [B].
@@ -53,7 +53,7 @@ def continuations(
     continued = []
     for share, right in finished.items():
         teacher = torch.from_numpy(right).double()
-        # The difference is taken rollout by rollout: both ends have one beginning, so the interval is a paired one.
+        # The difference is taken rollout by rollout: both ends share a beginning, so the interval is paired.
         accuracy, advantage = (of_rollouts(scores).grouped(prompts) for scores in (teacher, teacher - correct.double()))
         below = (replicates(advantage, drawn) < 0).double().mean().item()
         continued.append(Continuation(share, estimate(accuracy, drawn), estimate(advantage, drawn), below))

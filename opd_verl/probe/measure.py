@@ -25,7 +25,7 @@ class MeasuredValue:
 
     estimate: Estimate
     rollouts: int
-    """Number of rollouts behind the estimate; of prompts, if it is an accuracy."""
+    """Number of rollouts behind the estimate; for an accuracy the number of prompts."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class PairMeasurements:
-    """Everything that is measured on a pair's rollouts, except continuations and masses."""
+    """All measurements of a pair on its rollouts, except continuations and masses."""
 
     values: dict[str, MeasuredValue]
     above: dict[str, float]
     """Share of the bootstrap's replicates above the threshold, for the measurements in THRESHOLDS that are defined."""
     depth: list[Depth]
     student_histogram: list[int]
-    """Tokens per bin of entropy, here and in the teacher's."""
+    """Tokens per bin of entropy, in both histograms."""
     teacher_histogram: list[int]
 
     @property
@@ -57,11 +57,11 @@ class PairMeasurements:
 def measure(
     seen: Observed, prompts: Tensor, lengths: Tensor, accuracies: Accuracies, drawn: Tensor, low_entropy: float
 ) -> PairMeasurements:
-    """Everything but the continuations and masses.
+    """Takes all measurements except the continuations and masses.
 
     Args:
         prompts: [B] row of each rollout's prompt; the rollouts of a prompt are drawn together.
-        lengths: [B] response tokens, those without finite values among them.
+        lengths: [B] response tokens, also those without finite values.
         drawn: how often each prompt is drawn in each replicate of the bootstrap.
         low_entropy: student entropy below which a token counts as committed, nats.
     """
@@ -70,7 +70,7 @@ def measure(
     of_rollout["missing_share"] = Ratio((lengths - seen.mask.sum(-1)).double(), lengths.double())
     of_rollout["response_length"] = of_rollouts(lengths.double())
     of_prompt = accuracy_ratios(accuracies)
-    # Rollouts of one prompt are alike, so prompts are the units of the bootstrap; the accuracies are prompts already.
+    # Rollouts of one prompt are alike, so prompts are the units of the bootstrap; accuracies are per prompt already.
     grouped = {name: ratio.grouped(prompts) for name, ratio in of_rollout.items()} | of_prompt
     taking_part = {name: ratio.rollouts for name, ratio in (of_rollout | of_prompt).items()}
     values = {name: MeasuredValue(estimate(ratio, drawn), taking_part[name]) for name, ratio in grouped.items()}
@@ -95,7 +95,7 @@ def accuracy_ratios(accuracies: Accuracies) -> dict[str, Ratio]:
 
 
 def end_reward(seen: Observed, lengths: Tensor) -> Ratio:
-    """Mean r_t of the last token of the rollouts that ended by themselves: how the teacher likes the student's end."""
+    """Mean r_t of the last token of the finished rollouts: whether the teacher would end there too."""
     assert seen.truncated is not None
     position = torch.arange(seen.mask.shape[1])
     last = (position == lengths[:, None] - 1) & ~seen.truncated[:, None]

@@ -19,7 +19,7 @@ from opd_verl.probe.rollouts import Rollout
 
 @dataclass(frozen=True)
 class ObservedPair:
-    """A student and a teacher by name, their readings, and the same as tensors."""
+    """A student and a teacher by name, with their readings as arrays and as tensors."""
 
     student: str
     teacher: str
@@ -55,7 +55,7 @@ def observe(readings: PairReadings, rollouts: list[Rollout]) -> Observed:
     for value in values.values():
         mask = mask * value.isfinite()
     return Observed(
-        # 0.0 under the mask: NaN times a mask of 0 would still be NaN.
+        # Masked values become 0.0: NaN times a mask of 0 would still be NaN.
         **{name: torch.where(mask.bool(), value, 0.0) for name, value in values.items()},
         mask=mask,
         correct=torch.tensor([rollout.correct for rollout in rollouts]),

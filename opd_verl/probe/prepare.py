@@ -1,4 +1,4 @@
-"""Checks a probe to the end before a model is loaded: models, prompts, and whether the teachers fit the student."""
+"""Checks a whole probe before a model is loaded: models, prompts, and whether the teachers fit the student."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class PreparedProbe:
     """Models by name, and the prompts encoded for each."""
 
     students: dict[str, Model]
-    """`before`, and `after` where there is one."""
+    """Student `before` its training and, if the config names it, `after`."""
     teachers: dict[str, Model]
     """The teachers that can score the student."""
     rows: pa.Table
@@ -34,13 +34,13 @@ class PreparedProbe:
     jobs: dict[str, SamplingJob]
     """Prompts and rollouts file of each student and teacher that answers."""
     per_prompt: int
-    """Responses of each prompt that are measured."""
+    """Measured responses per prompt."""
     compatibility: dict[str, list[CompatibilityCheck]]
-    """The checks of every teacher, also of those that cannot score the student."""
+    """The checks of every teacher, including teachers that cannot score the student."""
 
 
 def prepare_probe(config: ProbeConfig) -> PreparedProbe:
-    """Opens the models and encodes every prompt. Raises ConfigError for anything that cannot work."""
+    """Opens the models and encodes every prompt. Raises ConfigError for an unusable model, file or setting."""
     config.check()
     load_reward(config.reward)
     students = open_students(config)
@@ -49,7 +49,7 @@ def prepare_probe(config: ProbeConfig) -> PreparedProbe:
     rows = read_rows("prompts", [Path(file) for file in strings(config.prompts)], config.rollouts)
     per_prompt = -(-config.rollouts // len(rows))
     if per_prompt > config.n:
-        problem = f"{len(rows)} prompts with n={config.n} responses each give fewer"
+        problem = f"{len(rows)} prompts with n={config.n} responses each give fewer rollouts"
         raise ConfigError("rollouts", config.rollouts, problem, f"n={per_prompt}, or rollouts={config.n * len(rows)}")
     jobs = {name: job_of(name, model, rows, config) for name, model in students.items()}
     longest = jobs[BEFORE].longest_prompt + config.max_tokens
@@ -60,22 +60,22 @@ def prepare_probe(config: ProbeConfig) -> PreparedProbe:
 
 
 def open_students(config: ProbeConfig) -> dict[str, Model]:
-    """The student, and the same after its training where `after` names it."""
+    """The student and, if `after` names it, the student after its training."""
     paths = {BEFORE: ("student", config.student), AFTER: ("after", config.after)}
     return {name: open_key(key, path, config) for name, (key, path) in paths.items() if path is not None}
 
 
 def open_key(key: str, path: str, config: ProbeConfig) -> Model:
-    """The model that a key names, without its weights."""
+    """Opens the model that a key names, without its weights."""
     return open_model(key, path, config.engine.trust_remote_code)
 
 
 def check_names(teachers: dict[str, Model]) -> None:
-    """Raises ConfigError for a teacher named as a student: their files would be the same."""
+    """Raises ConfigError for a teacher named as a student: both would write the same files."""
     for name in (BEFORE, AFTER):
         if name in teachers:
             remedy = f"teacher={{big: {teachers[name].path}}}"
-            raise ConfigError("teacher", name, "is the name of a student here", remedy)
+            raise ConfigError("teacher", name, "a student already has this name", remedy)
 
 
 def job_of(name: str, model: Model, rows: pa.Table, config: ProbeConfig) -> SamplingJob:

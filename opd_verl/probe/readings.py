@@ -2,7 +2,7 @@
 
 1. Each student reads its rollouts: its top-k, log p and entropies.
 2. Each teacher reads all students' rollouts: its top-k, log q, entropies, and log q at the students' top-k ids.
-3. Each student reads again: log p at the teachers' top-k ids, which nobody knew in the first pass.
+3. Each student reads again: log p at the teachers' top-k ids, which pass 2 has found.
 
 OUT/reading/STUDENT/NAME/      passes 1 and 2: the student or a teacher at the rollouts of STUDENT
 OUT/reading/STUDENT/again/     pass 3
@@ -27,7 +27,7 @@ Arrays = list[NDArray[Any]]
 
 @dataclass(frozen=True)
 class PairReadings:
-    """A student and a teacher at the student's rollouts."""
+    """Readings of a student and of a teacher at the student's rollouts."""
 
     student: Reading
     teacher: Reading
@@ -73,7 +73,7 @@ def read_again(
     teachers: dict[tuple[str, str], Reading],
     config: ProbeConfig,
 ) -> dict[str, Arrays]:
-    """Teacher: log p of the student at this teacher's top-k, [R, k] of each rollout. One pass serves all teachers."""
+    """The student's log p at each teacher's top-k, [R, k] per rollout, by teacher. One pass serves all teachers."""
     if not prepared.teachers:
         return {}
     k, names = config.k, list(prepared.teachers)
@@ -88,6 +88,6 @@ def read_again(
 
 
 def read(model: Model, readings: list[Reading], config: ProbeConfig) -> None:
-    """Makes what is missing of the readings of one model; the log lies beside the first reading."""
+    """Makes the missing readings of one model; the log is beside the first reading."""
     log = readings[0].folder.with_name(f"{readings[0].folder.name}.log")
     read_model(model.path, model.fingerprint, readings, config.engine.trust_remote_code, log)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from opd_verl.metrics.estimate import Estimate
 
 VERSION = 1
-"""Version of probe.json; a change of its form raises it."""
+"""Version of probe.json; it rises with every change of the file's form."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Verdict:
     row: str
     """The paper's row that the rule rests on."""
     sure: float | None
-    """Share of the bootstrap's replicates that obey the rule; None where there is no such share."""
+    """Share of the bootstrap's replicates that obey the rule; None if no bootstrap decides it."""
     remedies: list[str] = field(default_factory=list)
 
 
@@ -32,7 +32,7 @@ class CompatibilityCheck:
     ok: bool
     detail: str
     fatal: bool = False
-    """Whether this failure leaves nothing that could be measured with the teacher."""
+    """Whether this failure makes every measurement with the teacher impossible."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Depth:
 
 @dataclass(frozen=True)
 class Mass:
-    """Probability that a top-k of the teacher holds, and the bytes that it costs (EOPD, appendix F)."""
+    """Probability mass of the teacher's top-k, and its bytes (EOPD, appendix F)."""
 
     k: int
     mass: float
@@ -59,7 +59,7 @@ class Mass:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The teacher goes on after the first `share` of the student's rollouts."""
+    """Results of the teacher that continues the student's rollouts after their first `share`."""
 
     share: float
     teacher: Estimate

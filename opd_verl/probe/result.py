@@ -18,7 +18,7 @@ class PairResult:
     compatibility: Sequence[CompatibilityCheck]
     verdict: Verdict
     measured: PairMeasurements | None = None
-    """None where the teacher cannot score this student."""
+    """None if the teacher cannot score this student."""
     masses: Sequence[Mass] = ()
     continuation: Sequence[Continuation] = ()
 

@@ -1,4 +1,4 @@
-"""The probe's responses: the models' own, and the students' rollouts that a teacher finishes.
+"""The probe's responses: the models' own responses, and the students' rollouts that a teacher finishes.
 
 OUT/rollouts/NAME.parquet                  n judged responses per prompt (`opd_verl.sampling.rollouts`)
 OUT/continuation/STUDENT-TEACHER.parquet   the teacher's ends after each share of the student's measured rollouts
@@ -25,10 +25,10 @@ from opd_verl.sampling.rows import identities
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout of a student that is measured."""
+    """A measured rollout of a student."""
 
     prompt: int
-    """Row of the prompt among the prompts."""
+    """Row of the prompt in the prompts file."""
     prompt_ids: list[int]
     response_ids: list[int]
     text: str
@@ -71,7 +71,7 @@ def continue_rollouts(
     out: Path,
     generate: Generate = generate_in_child,
 ) -> dict[float, NDArray[np.bool_]]:
-    """For each share of `config.continuation`: whether the teacher, going on from there, ends each rollout correctly.
+    """Whether the teacher ends each rollout correctly if it continues after each share of `config.continuation`.
 
     The prefix has `floor(share * T)` of the rollout's T tokens. The judge reads prefix and continuation together.
     """
@@ -89,7 +89,7 @@ def continue_rollouts(
     names = identities([[{"share": share, "prompt": ids}] for (share, _, _), ids in zip(starts, prompts, strict=True)])
     requests_table = pa.table({"identity": names, "prompt_ids": prompts}, schema=REQUESTS_SCHEMA)
     job = SamplingJob(teacher, source, requests_table, out)
-    # The prefix is part of the prompt here, so the teacher's context may leave fewer than max_tokens behind it.
+    # The prefix is part of the prompt here, so the teacher's context may leave room for fewer than max_tokens.
     room = config.max_tokens if teacher.context is None else teacher.context - job.longest_prompt
     settings = replace(config.sampling, n=1, max_tokens=min(config.max_tokens, room))
     Sampler(settings, config.engine, config.reward, config.workers, generate).run([job])

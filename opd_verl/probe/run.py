@@ -1,4 +1,4 @@
-"""One probe: sample, read, measure, judge, report. A probe that was killed resumes with what is missing.
+"""One probe: sample, read, measure, judge, report. A killed probe resumes with the missing parts.
 
 OUT/rollouts, OUT/continuation, OUT/reading      responses, and the models' readings of them
 OUT/probe.json, probe.md, tokens.json            results
@@ -29,14 +29,14 @@ from opd_verl.sampling.rollouts import Generate, accuracies
 from opd_verl.utils.files import write_json, write_text
 
 NOT_RESULTS = ("out", "workers")
-"""Settings that change no number, and are left out of probe.json."""
+"""Settings that change no number; probe.json leaves them out."""
 NOT_FINITE = "no response token has finite log-probs and entropies of both models: are their weights NaN?"
 
 
 def probe(config: ProbeConfig, generate: Generate = generate_in_child) -> list[PairResult]:
     """Measures every student with every teacher and writes the results to `config.out`.
 
-    Returns the pairs, the best teacher first. Raises ConfigError before anything starts if a setting, model or file
+    Returns the pairs, the best teacher first. Raises ConfigError before any model is loaded if a setting, model or file
     cannot work, and ChildError if a model's process fails.
     """
     prepared = prepare_probe(config)
@@ -96,7 +96,7 @@ def unable(prepared: PreparedProbe) -> list[PairResult]:
 
 
 def in_order(results: list[PairResult]) -> list[PairResult]:
-    """The best teacher first; of each teacher the student before its training, then after it."""
+    """The best teacher first; for each teacher the student before training, then after training."""
     verdicts = {
         pair.teacher: (pair.verdict, {} if pair.measured is None else pair.measured.estimates)
         for pair in results
@@ -110,7 +110,7 @@ def shown_rollouts(
     pairs: list[ObservedPair], rollouts: dict[str, list[Rollout]], prepared: PreparedProbe, config: ProbeConfig
 ) -> list[dict[str, object]]:
     """Some rollouts of every pair token by token, as plain values."""
-    # Student and teachers have one tokenizer, or they would not be measured.
+    # Student and teachers share a tokenizer: the compatibility checks make sure of it.
     student = prepared.students[BEFORE]
 
     def decode(ids: Sequence[int]) -> str:

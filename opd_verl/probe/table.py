@@ -17,18 +17,18 @@ UNDEFINED = {
     "dest_corr": "it needs correct and incorrect rollouts, and a corrective token",
     "destructive_reward": "no destructive token",
     "corrective_reward": "no corrective token",
-    "forward_kl_at_forks": "the teacher is nowhere above 0.8 nats",
+    "forward_kl_at_forks": "the teacher's entropy is nowhere above 0.8 nats",
     "overlap_advantage": "the two top-k share no id",
     "reward_auroc": "it needs correct and incorrect rollouts",
     "end_reward": "no rollout ended by itself",
 }
-"""Why a measurement may have no value at all."""
+"""Reasons why a measurement may have no value."""
 PARTLY = {
     "rho": "one entropy is constant, or a single token",
     "fork_overlap": "fewer than five tokens",
     "overlap_advantage": "no shared id",
 }
-"""Why single rollouts may have no part in a measurement."""
+"""Reasons why a measurement may leave out single rollouts."""
 
 
 def cell(name: str, estimate: Estimate) -> str:
@@ -39,7 +39,7 @@ def cell(name: str, estimate: Estimate) -> str:
 
 
 def verdict_table(pairs: Sequence[PairResult]) -> str:
-    """A row for each pair, from the best teacher on."""
+    """A row for each pair, the best teacher first."""
     rows = [
         [
             pair.teacher,
@@ -58,7 +58,7 @@ def measurement_table(pairs: Sequence[PairResult]) -> str:
     """Every measurement, a column for each pair that could be measured."""
     measured = [pair for pair in pairs if pair.measured is not None]
     pair_heads = [f"{pair.student}, {pair.teacher}" for pair in measured]
-    heads = ["measurement", *pair_heads, "what it is", "defined in"]
+    heads = ["measurement", *pair_heads, "meaning", "defined in"]
     rows = []
     for name, meaning in MEANINGS.items():
         cells = [measured_cell(name, pair) for pair in measured]
@@ -68,7 +68,7 @@ def measurement_table(pairs: Sequence[PairResult]) -> str:
 
 
 def measured_cell(name: str, pair: PairResult) -> str:
-    """One measurement of one pair; with the number of rollouts that had no part in it, where the reason is known."""
+    """One measurement of one pair, with the number of rollouts left out if the reason is known."""
     assert pair.measured is not None
     measured = pair.measured.values.get(name)
     if measured is None:
@@ -86,18 +86,18 @@ def depth_table(pair: PairResult) -> str:
 
 
 def mass_table(pair: PairResult) -> str:
-    """The probability that a top-k of the teacher holds, and the bytes that it costs."""
+    """The probability mass of the teacher's top-k, and its bytes."""
     rows = [[str(mass.k), f"{mass.mass:.4f}", str(mass.bytes)] for mass in pair.masses]
     return markdown_table(["k", "teacher mass", "bytes per token"], rows)
 
 
 def continuation_table(pair: PairResult) -> str:
-    """Accuracy of the teacher that goes on in the student's place."""
+    """Accuracy of the teacher that continues the student's rollouts."""
     rows = [
         [f"{going_on.share:.0%}", cell("accuracy", going_on.teacher), cell("headroom", going_on.advantage)]
         for going_on in pair.continuation
     ]
-    return markdown_table(["after", "teacher's accuracy", "less the student's own"], rows)
+    return markdown_table(["after share", "teacher's accuracy", "less the student's accuracy"], rows)
 
 
 def to_markdown(pairs: Sequence[PairResult], config: ProbeConfig) -> str:

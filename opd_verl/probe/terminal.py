@@ -25,7 +25,7 @@ SHOWN = (
     "truncated_share",
     "response_length",
 )
-"""Measurements that the terminal shows; probe.md has all."""
+"""Measurements that the terminal shows; probe.md has all measurements."""
 COLOURS = {GAIN: "green", NO_HEADROOM: "yellow", REGRESSION: "red", CANNOT: "red"}
 
 

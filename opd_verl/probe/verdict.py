@@ -3,10 +3,10 @@
 The first rule that applies decides:
 
 1. a teacher that is less accurate than the student: regression (Rethinking, reverse distillation)
-2. Dest:Corr above 1: regression (Capacity table 4: every pair above 1 lost, every pair below gained)
+2. Dest:Corr above 1: regression (Capacity table 4: every pair above 1 lost accuracy, every pair below 1 gained)
 3. a teacher that is lost in the student's states, or shares too little of its probable tokens: regression without a
    cold start (Rethinking: thinking patterns must be compatible)
-4. a teacher that is no more accurate, or, where it did not answer, entropy shapes that agree: no headroom
+4. a teacher that is not more accurate, or (if it did not answer) entropy shapes that agree: no headroom
 5. else a gain
 """
 
@@ -21,12 +21,12 @@ from opd_verl.probe.remedies import ALIGNED, COLD_START, MASK, MASKED_GAIN, MORE
 GAIN, NO_HEADROOM, REGRESSION, CANNOT = "gain expected", "no headroom", "regression risk", "cannot distil"
 RANK = (GAIN, NO_HEADROOM, REGRESSION, CANNOT)
 THRESHOLDS = {"dest_corr": 1.0, "headroom": 0.0, "overlap_teacher_mass": 0.9}
-"""Thresholds of the rules. Rethinking's healthy runs have 97-99% of the mass on shared ids; the 90% is ours."""
+"""Thresholds of the rules. In Rethinking's healthy runs shared ids hold 97-99% of the mass; the 90% is ours."""
 NEGLIGIBLE = 1e-4
 """Q3 force, nats per token, below which Dest:Corr is a ratio of rounding errors; Capacity's weakest pair has 0.01."""
 ALIGNED_RHO, ALIGNED_FORKS = 0.78, 0.82
-"""The lowest values of the pairs that only lost in Capacity's table 3 (Qwen2.5-3B from 7B-GRPO); the pairs that gained
-have rho <= 0.61."""
+"""Lowest values of the pairs in Capacity's table 3 that only lost accuracy (Qwen2.5-3B from 7B-GRPO); the pairs that
+gained have rho <= 0.61."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Evidence:
     continuation: Sequence[Continuation] = ()
 
     def sure_below(self, name: str) -> float | None:
-        """Share of the replicates at or below the threshold; None where there are none."""
+        """Share of the replicates at or below the threshold; None if there is no replicate."""
         return 1 - self.above[name] if name in self.above else None
 
 
 def decide(seen: Evidence) -> Verdict:
-    """The verdict of the first rule that applies. Its remedies come first, then those for other risks."""
+    """The verdict of the first rule that applies. Its remedies come first, then the remedies for other risks."""
     first = next(verdict for rule in RULES if (verdict := rule(seen)) is not None)
     return replace(first, remedies=[*first.remedies, *further(seen.values)])
 
 
 def worse_teacher(seen: Evidence) -> Verdict | None:
-    """Rule 1: the teacher is less accurate, with its whole interval."""
+    """Rule 1: the teacher is less accurate; the headroom's whole interval is below 0."""
     headroom = seen.values.get("headroom")
     if headroom is None or not headroom.high < 0:
         return None
@@ -78,17 +78,16 @@ def mismatched(seen: Evidence) -> Verdict | None:
         worst = min(lost, key=lambda continuation: continuation.advantage.value)
         number = points(f"continuation advantage after {worst.share:.0%} of a rollout", worst.advantage)
         row = "Rethinking: reward quality falls with the teacher's continuation advantage"
-        rule = "the teacher is better from the start, but worse than the student where the student has led"
+        rule = "the teacher is better from the start, but worse than the student once the student has led"
         return Verdict(REGRESSION, rule, number, row, worst.below, [COLD_START, ALIGNED])
     mass = seen.values.get("overlap_teacher_mass")
     if mass is None or not mass.value < THRESHOLDS["overlap_teacher_mass"]:
         return None
-    row = "Rethinking: in runs that succeed shared ids hold 97-99% of the probability"
+    row = "Rethinking: in successful runs shared ids hold 97-99% of the probability"
     number = f"teacher probability on shared top-k {mass.text()}"
     sure = seen.sure_below("overlap_teacher_mass")
-    return Verdict(
-        REGRESSION, "their likely tokens differ: other thinking patterns", number, row, sure, [COLD_START, ALIGNED]
-    )
+    rule = "teacher and student have different likely tokens and thinking patterns"
+    return Verdict(REGRESSION, rule, number, row, sure, [COLD_START, ALIGNED])
 
 
 def no_headroom(seen: Evidence) -> Verdict | None:
@@ -115,7 +114,7 @@ def aligned(seen: Evidence) -> Verdict | None:
 
 
 def gain(seen: Evidence) -> Verdict:
-    """Rule 5: none of the others applies."""
+    """Rule 5: no other rule applies."""
     ratio, headroom = seen.values["dest_corr"], seen.values.get("headroom")
     number = ", ".join([f"Dest:Corr {ratio.text()}", *([points("headroom", headroom)] if headroom else [])])
     if math.isnan(ratio.value):
@@ -140,7 +139,7 @@ def cannot(problems: list[str]) -> Verdict:
 
 
 def ranking(verdicts: Mapping[str, tuple[Verdict, Mapping[str, Estimate]]]) -> list[str]:
-    """Teachers from the best: by verdict, then by headroom, then by Dest:Corr; undefined numbers come last."""
+    """Teachers, best first: by verdict, then by headroom, then by Dest:Corr; undefined numbers come last."""
 
     def key(name: str) -> tuple[int, float, float]:
         verdict, values = verdicts[name]

@@ -1,1 +1,1 @@
-"""Samples n responses per prompt of a verl-format file with offline vLLM, judges them, and survives being killed."""
+"""Samples n responses per prompt of a verl-format file with offline vLLM, judges them, and resumes after a kill."""

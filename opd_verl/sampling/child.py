@@ -1,4 +1,4 @@
-"""Runs work in a child process, whose end gives back all memory of the model that it loaded.
+"""Runs work in a child process; when the child ends, all memory of its model is free again.
 
     parent:  run_child("opd_verl.sampling.generate", task, log)
     child:   carry_out(main), where main(task, terminal) does the work
@@ -34,7 +34,7 @@ def run_child(module: str, task: Mapping[str, object], log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     # stdout and stderr go to the log, so the terminal needs a descriptor of its own, which the child inherits.
     terminal = os.dup(2)
-    # The child reads the task's line and then waits for the end of its input, which comes with the parent's end.
+    # The child reads the task's line and then waits for the end of its input: the parent's end closes it.
     with log.open("w") as out:
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(terminal)], stdin=subprocess.PIPE, stdout=out, stderr=out,

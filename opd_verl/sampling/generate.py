@@ -1,4 +1,4 @@
-"""Fills the shards of one model: the parent's side, and the child process that vLLM lives in (`__main__`)."""
+"""Fills the shards of one model: the parent's side, and the child process that runs vLLM (`__main__`)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,14 +34,14 @@ class GenerationTask:
 
 
 class ChildTask(TypedDict):
-    """A GenerationTask as the child gets it: plain values."""
+    """A GenerationTask in the plain values that the child receives."""
 
     model: str
     settings: dict[str, object]
     engine: dict[str, object]
     longest: int
     parts: list[tuple[str, int]]
-    """Folder and number of shards of each job that lacks some."""
+    """Folder and number of shards of each job that lacks shards."""
 
 
 def generate_in_child(task: GenerationTask) -> None:
@@ -59,7 +59,7 @@ def generate_in_child(task: GenerationTask) -> None:
 
 
 def label(folder: Path) -> str:
-    """Name of the shards in `folder` for a progress bar: the file that they become."""
+    """Name of the shards in `folder` for a progress bar: the file made from them."""
     return folder.name.removesuffix(".parts").removesuffix(".parquet")
 
 
@@ -77,7 +77,7 @@ def main(task: ChildTask, terminal: TextIO) -> None:
 
 
 def _with_bar(vllm: "VllmEngine", terminal: TextIO, name: str, parts: ShardFolder) -> SampleFunction:
-    """The engine's `sample`, with vLLM's progress bar for each shard on the parent's terminal and with our words."""
+    """The engine's `sample`, with vLLM's progress bar for each shard on the parent's terminal and with our label."""
     from tqdm import tqdm
 
     def bar(*items: Any, **options: Any) -> tqdm:  # vLLM makes two: over its prompts, and one that it counts up

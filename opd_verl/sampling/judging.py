@@ -1,4 +1,4 @@
-"""Judges the responses of finished shards in a pool of processes, and can be resumed apart from the sampling."""
+"""Judges the responses of finished shards in a pool of processes, and resumes apart from the sampling."""
 
 import asyncio
 import inspect
@@ -22,12 +22,12 @@ from opd_verl.sampling.shards import shard_ranges
 from opd_verl.utils.files import digest
 
 CORRECT = 0.5
-"""A response with a score above this is correct, whether the judge gives wrong ones 0 or -1."""
+"""A response with a higher score is correct: some judges give wrong responses 0, others -1."""
 
 JUDGED_SCHEMA = pa.schema({"scores": pa.list_(pa.float64()), "answers": pa.list_(pa.string())})
 """Columns of a judged shard, a row per prompt, n entries each."""
 CHUNK = 16
-"""Responses that a process takes at a time."""
+"""Responses per batch of a judging process."""
 RESPONSE_PREFIX = "response_prefix"
 """Column of the source: a text that the row's responses continue. The judge reads this text and the response."""
 
@@ -56,7 +56,7 @@ class RewardArguments(TypedDict):
 
 JudgeTask = tuple[RewardSettings, RewardArguments]
 Judgement = tuple[float, str]
-"""Score, and the answer that was found in the response (empty: none)."""
+"""Score, and the answer found in the response (empty: no answer)."""
 
 
 def judge_shards(
@@ -65,7 +65,7 @@ def judge_shards(
     """Judges every shard of `generated` that `judged` lacks.
 
     Args:
-        source: the rows that were sampled from, in order.
+        source: the rows whose prompts were sampled, in order.
         size: prompts per shard.
         workers: processes; each may start a math-verify process of its own.
     """
@@ -87,13 +87,13 @@ def judge_shards(
 
 
 def judge_settings(reward: RewardSettings) -> dict[str, str | None]:
-    """Everything that scores depend on: the function's name, and the digest of the file that it is in."""
+    """Everything that scores depend on: the function's name, and the digest of its file."""
     source = inspect.getsourcefile(load_reward(reward))
     return {"path": reward.path, "name": reward.name, "file": digest(Path(source)) if source else None}
 
 
 def default_workers() -> int:
-    """Processors that this process may use; in a container fewer than the machine has."""
+    """Number of processors that this process may use; a container may have fewer than the machine."""
     return len(os.sched_getaffinity(0))
 
 
@@ -122,7 +122,7 @@ def _table(judgements: Iterator[Judgement], counts: list[int]) -> pa.Table:
 
 @cache
 def load_reward(reward: RewardSettings) -> RewardFunction:
-    """Loads the reward function by verl's rules. Raises ConfigError if it is not there."""
+    """Loads the reward function by verl's rules. Raises ConfigError if the function does not exist."""
     try:
         if reward.path == OWN_REWARD:  # needs no import of verl, which takes seconds in every judging process
             return getattr(opd_verl.rewards, reward.name)
@@ -135,7 +135,7 @@ def load_reward(reward: RewardSettings) -> RewardFunction:
 
 
 def judge_response(task: JudgeTask) -> Judgement:
-    """Score and answer of one response. A reward function may return a number alone, which is the score."""
+    """Score and answer of one response. A reward function may return only a number: the score."""
     reward, arguments = task
     outcome = load_reward(reward)(**arguments)
     result = asyncio.run(_awaited(outcome)) if isinstance(outcome, Awaitable) else outcome

@@ -1,4 +1,4 @@
-"""A folder of finished shards: a command that was killed resumes with the shards that are missing."""
+"""A folder of finished shards: a killed command resumes with the missing shards."""
 
 import json
 import sys
@@ -13,14 +13,14 @@ from opd_verl.sampling.settings import differing
 from opd_verl.utils.files import write_json, write_table
 
 REQUESTS = "requests.parquet"
-"""File beside the shards: a row for each request that they answer."""
+"""File beside the shards: a row for each request that the shards answer."""
 
 
 @dataclass(frozen=True)
 class ShardFolder:
     """A folder with `settings.json` and with `shard-00000.parquet` and so on, `count` shards when it is complete.
 
-    `settings.json` says how the shards were made; `open` never lets shards of different settings lie in one folder.
+    `settings.json` says how the shards were made; `open` keeps shards of different settings in different folders.
     """
 
     folder: Path
@@ -31,16 +31,16 @@ class ShardFolder:
         return self.folder / f"shard-{index:05d}.parquet"
 
     def open(self, settings: Mapping[str, object]) -> None:
-        """Prepares the folder for these settings. A folder of other settings is renamed, and a message says so."""
+        """Prepares the folder for these settings. Renames a folder of other settings, with a message."""
         kept = self.folder / "settings.json"
-        # Through JSON, so that tuples and integer keys compare equal to what was read back.
+        # Through JSON, so that tuples and integer keys compare equal to the settings read back.
         settings = json.loads(json.dumps(settings))
         earlier = json.loads(kept.read_text()) if kept.exists() else None
         if earlier is not None and earlier != settings:
             aside = self._free_name()
             self.folder.rename(aside)
             changed = ", ".join(differing(earlier, settings))
-            print(f"{self.folder} was made with other settings ({changed}): now {aside.name}, a fresh one is begun",
+            print(f"{self.folder} has other settings ({changed}): it is renamed to {aside.name}, and a new one begins",
                   file=sys.stderr, flush=True)  # fmt: skip
         if earlier != settings:
             write_json(kept, settings)
@@ -52,11 +52,11 @@ class ShardFolder:
         return aside
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that are not there yet."""
+        """Numbers of the shards that do not exist yet."""
         return [index for index in range(self.count) if not self.path(index).exists()]
 
     def write(self, index: int, table: pa.Table) -> None:
-        """Saves one shard. The file appears whole or not at all, so an existing shard is a finished one."""
+        """Saves one shard. The file appears whole or not at all, so every existing shard is finished."""
         write_table(self.path(index), table)
 
     def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:

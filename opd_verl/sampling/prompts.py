@@ -1,4 +1,4 @@
-"""From rows to token ids: a model's tokenizer, its chat template, and what fits its context."""
+"""From rows to token ids: a model's tokenizer, its chat template, and the limit of its context."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that exists. Only its config and its tokenizer are loaded, no weights."""
+    """An existing model: config and tokenizer are loaded, weights are not."""
 
     key: str
     """The setting that names the model, for messages."""
     path: str
     tokenizer: "PreTrainedTokenizerBase"
     context: int | None
-    """Tokens that fit; None where the model has no limit."""
+    """Most tokens of prompt and response; None: no limit."""
 
     @cached_property
     def fingerprint(self) -> dict[str, object]:
@@ -33,12 +33,12 @@ class Model:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of some tokens."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        assert isinstance(text, str), "a list of texts is the answer to a list of lists only"
+        assert isinstance(text, str), "only a list of lists gives a list of texts"
         return text
 
 
 def open_model(key: str, path: str, trust_remote_code: bool = False) -> Model:
-    """The model of a folder or hub name. Raises ConfigError where there is no model, tokenizer or chat template."""
+    """The model of a folder or hub name. Raises ConfigError if there is no model, tokenizer or chat template."""
     from transformers import AutoTokenizer
 
     from opd_verl.checks.models import TERMINAL, load_config
@@ -58,7 +58,7 @@ def encode(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[ChatMessage], settings: SamplingSettings
 ) -> list[int]:
     """Token ids of the chat prompt up to and including the assistant's header, as verl makes them."""
-    # The template itself decides which further options it knows, so no signature can list them.
+    # Each chat template has options of its own, so no signature can list them.
     apply_chat_template = cast("Callable[..., list[int]]", tokenizer.apply_chat_template)
     return apply_chat_template(
         with_suffix(messages, settings.suffix),
@@ -70,9 +70,9 @@ def encode(
 
 
 def check_lengths(model: Model, prompts: Sequence[Sequence[int]], settings: SamplingSettings, where: str) -> None:
-    """Raises ConfigError naming the longest prompt's row if it is over the limit, or over the context with a response.
+    """Raises ConfigError with the row of the longest prompt if it exceeds the limit, or the context with a response.
 
-    where: what holds the rows, for the message.
+    where: name of the rows' source, for the message.
     """
     row = max(range(len(prompts)), key=lambda index: len(prompts[index]))
     longest, limit = len(prompts[row]), settings.max_prompt_tokens
@@ -81,7 +81,7 @@ def check_lengths(model: Model, prompts: Sequence[Sequence[int]], settings: Samp
         raise ConfigError("max_prompt_tokens", limit, problem, f"max_prompt_tokens={longest}, or leave the row out")
     room = None if model.context is None else model.context - longest
     if room is not None and settings.max_tokens > room:
-        problem = f"behind the prompt of {longest} tokens in row {row} of {where} it exceeds the context of "
+        problem = f"with the prompt of {longest} tokens in row {row} of {where} it exceeds the context of "
         problem += f"{model.context} tokens of {model.path}"
         remedy = f"max_tokens={room}" if room > 0 else "leave the row out, or take a model with a longer context"
         raise ConfigError("max_tokens", settings.max_tokens, problem, remedy)

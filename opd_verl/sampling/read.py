@@ -1,6 +1,6 @@
 """Reads a model at given tokens with one forward pass: the parent's side, and the child process that holds the model.
 
-Shapes: R response tokens of a response, K most likely ids, K' ids asked for, M masses. Log-probs and entropies are in
+Shapes: R response tokens of a response, K most likely ids, K' requested ids, M masses. Log-probs and entropies are in
 nats. A parquet row holds [R, K] flat.
 """
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from opd_verl.teacher.scoring.state import RolloutState
 
 READ_SCHEMA = pa.schema({"prompt_ids": pa.list_(pa.int32()), "response_ids": pa.list_(pa.int32())})
-"""Columns of the requests. A further column `at_ids` (int32, K' for each response token) asks for log-probs there."""
+"""Columns of the requests. The optional column `at_ids` (int32, K' for each response token) requests log-probs."""
 RESPONSES_PER_PART = 32
 MASS_KS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""k whose cumulative probability `ReadSettings.masses` reads; a k above the vocabulary counts as the whole of it."""
+"""Every k whose cumulative probability `ReadSettings.masses` reads; a k above the vocabulary's size means all ids."""
 
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """Columns that are read besides `log_prob` and `entropy` [R], and the temperature."""
+    """Columns to read besides `log_prob` and `entropy` [R], and the temperature."""
 
     topk: int = 0
-    """K of the columns `topk_ids` and `topk_log_probs` [R, K]; 0: neither is read."""
+    """K of the columns `topk_ids` and `topk_log_probs` [R, K]; 0: no such columns."""
     masses: bool = False
     """Whether `masses` [R, M] is read: the probability of the k most likely ids, for every k of MASS_KS."""
     temperature: float = 1.0
@@ -51,7 +51,7 @@ class Reading:
     """Responses at which one model is read, and the folder of the results."""
 
     requests: pa.Table
-    """Columns of READ_SCHEMA, and `at_ids` where it is asked for."""
+    """Columns of READ_SCHEMA, and optionally `at_ids`."""
     folder: Path
     wanted: ReadSettings = ReadSettings()
 
@@ -68,7 +68,7 @@ class Reading:
 
 
 class ReadingTask(TypedDict):
-    """One reading that lacks some shards, as the child gets it."""
+    """A reading that lacks shards, in the plain values that the child receives."""
 
     folder: str
     wanted: dict[str, object]
@@ -90,7 +90,7 @@ def ragged(column: pa.ChunkedArray) -> list[NDArray[Any]]:
 
 
 def checksum(requests: pa.Table) -> str:
-    """Hash of all token ids: equal requests have equal ones, however Arrow has split the table into chunks."""
+    """Hash of all token ids: equal requests have equal hashes, however Arrow has split the table into chunks."""
     digest = hashlib.sha256()
     for name in requests.column_names:
         rows = ragged(requests[name])
@@ -103,14 +103,14 @@ def checksum(requests: pa.Table) -> str:
 def read_model(model: str, identity: Mapping[str, object], readings: Sequence[Reading], trust: bool, log: Path) -> None:
     """Makes the missing shards of all readings in a child process that loads the model once.
 
-    No process is started if nothing is missing. All readings must ask for the same temperature.
+    No process is started if no shard is missing. All readings must have the same temperature.
 
     Args:
         identity: the model's fingerprint.
         trust: whether the model's own code may run.
     """
     for reading in readings:
-        # The keys are those of the settings.json in folders of earlier runs, which stay valid.
+        # The keys equal the keys in settings.json of earlier runs, so that their folders stay valid.
         made_with = {"model": identity, "requests": checksum(reading.requests), "wanted": asdict(reading.wanted)}
         reading.parts.open(made_with)
         write_table(reading.folder / REQUESTS, reading.requests)
@@ -169,24 +169,24 @@ def _read(scorer: "Scorer", reading: Reading, index: int) -> pa.Table:
 
 
 def _there(tensor: "Tensor | None") -> "Tensor":
-    """A field that a local forward pass always fills; only an inference server leaves some out."""
+    """Returns a field that a local forward pass always fills; only an inference server leaves fields out."""
     assert tensor is not None
     return tensor
 
 
 def _masses(topk_log_probs: "Tensor") -> "Tensor":
     """Cumulative probabilities [R, M] at MASS_KS."""
-    # float64: in float32 the rounding of 256 additions is as large as what a mass near 1 lacks.
+    # float64: in float32 the rounding error of 256 additions is as large as 1 - mass for a mass near 1.
     total = topk_log_probs.double().exp().cumsum(-1).clamp(max=1.0).float()
     return total[:, [min(k, total.shape[1]) - 1 for k in MASS_KS]]
 
 
 def _at_ids(scorer: "Scorer", states: Sequence["RolloutState"], at_ids: Sequence[NDArray[np.int32]]) -> list["Tensor"]:
-    """Log-probs [R, K'] at the ids that each response asks for."""
+    """Log-probs [R, K'] at the ids that each response requests."""
     import torch
 
     pairs = zip(states, at_ids, strict=True)
-    # A copy, because torch warns about arrays that are not writable, and Arrow's are not.
+    # A copy, because torch warns about read-only arrays, and Arrow's arrays are read-only.
     return [scorer.log_q_at(state, torch.from_numpy(ids.copy()).view(len(state.log_q), -1)) for state, ids in pairs]
 
 

@@ -4,8 +4,7 @@
     OUT.parts/judged/settings.json, shard-*.parquet                     judged
     OUT                                                                 the source's columns, and `ROLLOUT_COLUMNS`
 
-A command that was killed resumes with the shards that are missing and writes the same OUT. Once OUT is there, the parts
-may be deleted.
+A killed command resumes with the missing shards and writes the same OUT. Once OUT exists, the parts may be deleted.
 """
 
 import json
@@ -29,22 +28,22 @@ from opd_verl.schema import ROLLOUT_COLUMNS
 from opd_verl.utils.files import json_digest, whole, write_table
 
 MADE_WITH = b"opd_verl.sampling"
-"""Key of the rollouts file's metadata: the settings that its rows were made with, as JSON."""
+"""Key of the rollouts file's metadata: the settings behind its rows, as JSON."""
 
 Generate = Callable[[GenerationTask], None]
-"""Fills the missing shards of a task; tests give one that needs no vLLM."""
+"""Fills the missing shards of a task; tests give a function that needs no vLLM."""
 
 MadeWith = dict[str, dict[str, object]]
-"""`sampled` and `judged`: everything that the sampled tokens, and the scores, depend on."""
+"""`sampled`: everything that the tokens depend on. `judged`: everything that the scores depend on."""
 
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """Rows encoded for one model, and the file that their rollouts go to."""
+    """Rows encoded for one model, and the file for their rollouts."""
 
     model: Model
     source: pa.Table
-    """The rows as they were read, without columns that an earlier sampling added."""
+    """The rows of the file, without columns of an earlier sampling."""
     requests: pa.Table
     """identity (string) and prompt_ids (list of int32), a row per prompt."""
     out: Path
@@ -61,7 +60,7 @@ class SamplingJob:
 
 
 def prepare_job(model: Model, rows: pa.Table, settings: SamplingSettings, out: Path, where: str) -> SamplingJob:
-    """Encodes the rows for a model. Raises ConfigError for a prompt that does not fit; `where` names the rows there."""
+    """Encodes the rows for a model. Raises ConfigError if a prompt is too long; `where`: the rows' source."""
     source = rows.select([name for name in rows.column_names if name not in ROLLOUT_COLUMNS])
     messages = source["prompt"].to_pylist()
     ids = [encode(model.tokenizer, prompt, settings) for prompt in messages]
@@ -72,7 +71,7 @@ def prepare_job(model: Model, rows: pa.Table, settings: SamplingSettings, out: P
 
 @dataclass(frozen=True)
 class Sampler:
-    """How responses are sampled and judged."""
+    """Samples and judges responses with fixed settings."""
 
     settings: SamplingSettings
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -82,7 +81,7 @@ class Sampler:
     generate: Generate = generate_in_child
 
     def run(self, jobs: Sequence[SamplingJob]) -> None:
-        """Writes the rollouts files of jobs of one model, which is loaded once. Finished files are kept."""
+        """Writes the rollouts files of one model's jobs and loads the model once. Finished files are kept."""
         made_with = {job.out: _made_with(job, self.settings, self.engine, self.reward) for job in jobs}
         todo = [job for job in jobs if _recorded(job.out) != made_with[job.out]]
         if not todo:
@@ -111,8 +110,8 @@ def sample_rollouts(
     """Samples `settings.n` responses to each prompt of the files (the first `limit`), judges them, and writes `out`.
 
     Columns added, n entries per row: `responses` (texts), `response_ids`, `response_tokens` (with the end-of-sequence
-    token), `finished` (False: cut at max_tokens), `scores`, `answers` (as the judge found them); and `model`.
-    Raises ConfigError before anything starts if a setting, file or model cannot work.
+    token), `finished` (False: cut at max_tokens), `scores`, `answers` (found by the judge); and `model`.
+    Raises ConfigError before sampling starts if a setting, file or model cannot work.
     """
     settings.check()
     judging.load_reward(reward or RewardSettings())

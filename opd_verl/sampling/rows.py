@@ -28,7 +28,7 @@ def read_rows(key: str, files: Sequence[Path], limit: int | None = None) -> pa.T
     if limit is not None and limit < 1:
         raise ConfigError("limit", limit, "must be at least 1", "drop it to take all rows")
     if not files:
-        raise ConfigError(key, [], "no file is named", f"{key}=[x.parquet]")
+        raise ConfigError(key, [], "no file is given", f"{key}=[x.parquet]")
     tables = [_read(key, file).replace_schema_metadata(None) for file in files]
     try:
         return pa.concat_tables(tables, promote_options="permissive").slice(0, limit)
@@ -54,7 +54,7 @@ def _read(key: str, file: Path) -> pa.Table:
     try:
         rows = READERS[file.suffix](file)
     except pa.ArrowInvalid as error:
-        raise ConfigError(key, str(file), f"cannot be read ({error})", "make it anew") from error
+        raise ConfigError(key, str(file), f"cannot be read ({error})", "make the file again") from error
     _check_columns(key, file, rows)
     return rows
 
@@ -72,7 +72,7 @@ def _check_columns(key: str, file: Path, rows: pa.Table) -> None:
     }
     for name, there in wanted.items():
         if not there:
-            problem = f"has no column {name}; it has {', '.join(types)}"
+            problem = f"has no column {name}; its columns: {', '.join(types)}"
             raise ConfigError(key, str(file), problem, f"`{CONVERT.format(name=file.stem)}`")
 
 
@@ -81,7 +81,7 @@ def _has(type_: pa.DataType, *names: str) -> bool:
 
 
 def identities(prompts: Sequence[object]) -> list[str]:
-    """A name for each prompt, which the order of the other prompts does not change: its hash and its copy's number."""
+    """A name for each prompt, independent of the prompts' order: the prompt's hash and the number of its copy."""
     copies: Counter[str] = Counter()
     names = []
     for prompt in prompts:

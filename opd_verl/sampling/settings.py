@@ -8,7 +8,7 @@ from opd_verl.config.errors import ConfigError
 
 Built = TypeVar("Built")
 OWN_REWARD = "pkg://opd_verl.rewards"
-"""The judge that is used where no other is named."""
+"""The default judge."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class SamplingSettings:
     """Response tokens, the end-of-sequence token included."""
     seed: int = 0
     suffix: str = ""
-    """Text at the end of the last user message; a message that ends with it already stays as it is."""
+    """Text at the end of the last user message; a message that already ends with this text is unchanged."""
     chat_template_kwargs: dict[str, object] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs, such as {"enable_thinking": False}."""
     max_prompt_tokens: int | None = None
-    """A longer prompt is an error; None: what the model's context leaves beside max_tokens."""
+    """A longer prompt is an error; None: the model's context less max_tokens."""
     prompts_per_shard: int = 64
     """Prompts that are sampled in one batch and saved together."""
 
@@ -52,7 +52,7 @@ class SamplingSettings:
                 "temperature", self.temperature, "must not be negative", "temperature=1.0, or 0 for greedy"
             )
         if self.temperature == 0.0 and self.n > 1:
-            problem = f"greedy responses to a prompt are all the same, so n={self.n} of them say no more than 1"
+            problem = f"greedy responses to a prompt are all the same, so n={self.n} responses tell no more than one"
             raise ConfigError("temperature", self.temperature, problem, "n=1, or temperature=1.0")
 
 
@@ -78,23 +78,23 @@ class RewardSettings:
 
 @dataclass
 class JudgedSamplingConfig:
-    """Keys that every command has which samples responses, judges them and estimates: eval, probe and alignment.
+    """Keys of all commands that sample, judge and estimate: eval, probe and alignment.
 
-    A command's own dataclass inherits them, adds its keys, and redefines a default that differs.
+    A command's own dataclass inherits these keys, adds its own, and redefines defaults that differ.
     """
 
     temperature: float = 1.0
-    """0 is greedy, where the command allows it."""
+    """0 is greedy, if the command allows it."""
     max_tokens: int = 4096
     """Response tokens, the end-of-sequence token included."""
     suffix: str = ""
-    """Text at the end of the last user message; a message that ends with it already stays as it is."""
+    """Text at the end of the last user message; a message that already ends with this text is unchanged."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """verl's data.apply_chat_template_kwargs. (`Any`, because OmegaConf refuses `object`.)"""
     seed: int = 0
-    """Seed of the sampling, of the bootstrap, and of whatever else the command draws."""
+    """Seed of the sampling, the bootstrap, and all other random choices of the command."""
     max_prompt_tokens: int | None = None
-    """A longer prompt is an error; None: what the model's context leaves beside max_tokens."""
+    """A longer prompt is an error; None: the model's context less max_tokens."""
     prompts_per_shard: int = 64
     """Prompts that are sampled in one batch and saved together."""
     resamples: int = 2000
@@ -105,7 +105,7 @@ class JudgedSamplingConfig:
     engine: EngineSettings = field(default_factory=EngineSettings)
 
     def sampling_settings(self, n: int, top_p: float = 1.0, top_k: int = -1) -> SamplingSettings:
-        """The settings that decide which tokens are sampled; what is not a shared key is an argument."""
+        """The settings that decide which tokens are sampled; settings that are not shared keys are arguments."""
         return SamplingSettings(
             n=n,
             temperature=self.temperature,

@@ -1,4 +1,4 @@
-"""The requests of a shard, their seeds, and the rows that their responses become. No engine is imported here.
+"""The requests of a shard, their seeds, and the rows made of their responses. No engine is imported here.
 
 prompts 0..63, n = 8     ->   512 requests   ->   64 rows of 8 responses
 """
@@ -20,9 +20,9 @@ SHARD_SCHEMA = pa.schema(
         "finished": pa.list_(pa.bool_()),
     }
 )
-"""Columns of a sampled shard, a row per prompt, n entries each; `judging.JUDGED_SCHEMA` has those of the judge."""
+"""Columns of a sampled shard, a row per prompt, n entries each; `judging.JUDGED_SCHEMA` has the judge's columns."""
 MAX_TOKENS = "max_tokens"
-"""Optional column of the requests: the most response tokens of each prompt."""
+"""Optional column of the requests: limit of each prompt's response, tokens."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def shard_ranges(prompts: int, size: int) -> list[range]:
 def shard_requests(
     identities: Sequence[str], prompts: Sequence[list[int]], n: int, seed: int, limits: Sequence[int] | None = None
 ) -> list[Request]:
-    """n requests per prompt, next to each other; limits: the most response tokens of each prompt."""
+    """n requests per prompt, next to each other; limits: most response tokens for each prompt."""
     rows = zip(identities, prompts, limits or [None] * len(prompts), strict=True)
     return [Request(ids, request_seed(seed, name, number), most) for name, ids, most in rows for number in range(n)]
 
 
 def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
-    """Rows of `SHARD_SCHEMA` from the responses, of which every n belong to one prompt."""
+    """Rows of `SHARD_SCHEMA` from the responses; each n responses in a row belong to one prompt."""
     groups = [responses[first : first + n] for first in range(0, len(responses), n)]
     columns = {
         "responses": [[response.text for response in group] for group in groups],
@@ -82,10 +82,10 @@ def shard_table(responses: Sequence[Response], n: int) -> pa.Table:
 
 
 def fill(parts: ShardFolder, requests: pa.Table, settings: SamplingSettings, sample: SampleFunction) -> None:
-    """Samples and saves every shard that is not there yet.
+    """Samples and saves every missing shard.
 
     requests: columns `identity` (string) and `prompt_ids` (list of int32), a row per prompt; `max_tokens` (int32) too
-    where the limit differs from prompt to prompt.
+    if the limit differs between prompts.
     """
     ranges = shard_ranges(len(requests), settings.prompts_per_shard)
     assert parts.count == len(ranges)

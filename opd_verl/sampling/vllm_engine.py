@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 """Environment that keeps vLLM's engine in this process. Requests over a socket would join the batch as they arrive, and
-a batch of another size rounds differently; added in this process they make the same batches in every run."""
+a batch of another size rounds differently; requests added in this process make the same batches in every run."""
 CPU_BATCH = 4096
-"""Prompt tokens that are read together on a CPU: vLLM's own default there."""
+"""Prompt tokens per batch on a CPU: vLLM's own default there."""
 WORKER = "verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension"
-"""verl's worker extension, which masks the padding ids behind the tokenizer's in verl's rollouts, and here too."""
+"""verl's worker extension, which masks the padding ids above the tokenizer's ids, in verl's rollouts and here."""
 
 
 class VllmEngine:
-    """One loaded model. `sample` may be called again and again, and remembers nothing between calls."""
+    """One loaded model. `sample` may be called many times; calls do not influence each other."""
 
     def __init__(
         self, model: str, engine: EngineSettings, settings: SamplingSettings, longest: int, **more: object
     ) -> None:
-        """longest: tokens of the longest prompt with its response; more: further arguments of vLLM's LLM."""
+        """longest: tokens of the longest prompt with its response; more: other arguments of vLLM's LLM."""
         on_cpu = _prepare_environment()  # before the import, which reads the environment
         from vllm import LLM
 
@@ -55,8 +55,8 @@ class VllmEngine:
 
     def sample(self, requests: Sequence[Request], bar: "Callable[..., tqdm] | None" = None) -> list[Response]:
         """Responses in the order of the requests; `bar` makes the progress bar (arguments as tqdm's)."""
-        # vLLM reads a prompt in other pieces if an earlier call left its beginning in the cache, which rounds
-        # differently; an empty cache keeps responses independent of what was sampled before.
+        # If an earlier call left a prompt's beginning in the cache, vLLM reads the prompt in other pieces and rounds
+        # differently; an empty cache keeps responses independent of earlier calls.
         self.llm.reset_prefix_cache()
         prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
         params = [self._params(request) for request in requests]

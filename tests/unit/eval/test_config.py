@@ -82,11 +82,11 @@ def test_models_may_be_given_in_any_form() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "nothing is named"),
-        ([], "nothing is named"),
-        (["a", "a"], "named twice"),
-        (["x=a", "x=b"], "one name"),
-        (["a b", "a_b"], "one name"),
+        (None, "no path is given"),
+        ([], "no path is given"),
+        (["a", "a"], "given twice"),
+        (["x=a", "x=b"], "the same name"),
+        (["a b", "a_b"], "the same name"),
         ({"a/b": "c"}, "letters"),
     ],
 )
@@ -102,7 +102,7 @@ def test_roles_are_models_of_the_list_or_one_more() -> None:
         {"teacher": "teacher", "before": "base"},
     )
     assert with_roles(models, {"teacher": "p/opd", "before": None})[1] == {"teacher": "opd", "before": None}
-    with pytest.raises(ConfigError, match="is the teacher too"):
+    with pytest.raises(ConfigError, match="is also the teacher"):
         with_roles(models, {"teacher": "opd", "before": "p/opd"})
     with pytest.raises(ConfigError, match="another model is named 'teacher'"):
         with_roles({"teacher": "x"}, {"teacher": "y", "before": None})
@@ -118,11 +118,11 @@ def test_roles_are_models_of_the_list_or_one_more() -> None:
         ({"entropy_responses": 0}, "entropy_responses=0"),
         ({"workers": 0}, "workers=0"),
         ({"reward": RewardSettings(name="nope")}, "reward=.*nope"),
-        ({"models": None}, "models=None: nothing is named"),
+        ({"models": None}, "models=None: no path is given"),
         ({"models": ["/nowhere"]}, r"models='/nowhere': no such model folder"),
         ({"teacher": "/nowhere"}, r"teacher='/nowhere': no such model folder"),
         ({"before": "./nowhere"}, r"before='\./nowhere': no such model folder"),
-        ({"benchmarks": []}, r"benchmarks=\[\]: nothing is named"),
+        ({"benchmarks": []}, r"benchmarks=\[\]: no path is given"),
         ({"benchmarks": ["aime24"]}, "benchmarks='aime24': no such file.*data convert aime24 --out aime24.parquet"),
         ({"benchmarks": {"average": "x.parquet"}}, "their mean"),
         ({"max_tokens": 8192}, rf"max_tokens=8192:.*context of {CONTEXT} tokens.*max_tokens={CONTEXT - 3}"),

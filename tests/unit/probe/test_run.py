@@ -229,11 +229,11 @@ def test_the_terminal_shows_verdict_and_remedy(config: ProbeConfig) -> None:
     [
         ({"student": None}, "student=None: is not set"),
         ({"prompts": None}, "prompts=None: is not set"),
-        ({"teacher": None}, "nothing is named"),
-        ({"temperature": 0.0, "n": 1}, "the distribution that is sampled from"),
+        ({"teacher": None}, "no path is given"),
+        ({"temperature": 0.0, "n": 1}, "a sampled distribution, not greedy"),
         ({"rollouts": 1}, "at least 2"),
         ({"k": 97}, "the vocabulary has 96 tokens"),
-        ({"continuation": [1.0]}, "no share of a rollout below 1"),
+        ({"continuation": [1.0]}, "not a share of a rollout"),
         ({"prompts": "nope.parquet"}, "no such file"),
         ({"student": "/nope"}, "no such model folder"),
         ({"max_tokens": 4096}, "exceeds the context"),
@@ -249,7 +249,7 @@ def test_bad_settings_are_refused_before_anything_starts(
 
 
 def test_a_teacher_named_as_a_student_is_refused(config: ProbeConfig) -> None:
-    with pytest.raises(ConfigError, match="is the name of a student here"):
+    with pytest.raises(ConfigError, match="a student already has this name"):
         run(replace(config, teacher={"after": config.teacher[0]}))
 
 

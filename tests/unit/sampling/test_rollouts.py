@@ -150,7 +150,7 @@ def test_other_settings_data_or_weights_begin_anew(
     assert count == 6 and "(model.files.model.safetensors)" in message
     pq.write_table(pa.Table.from_pylist([problem(0) | {"reward_model": {"ground_truth": "9"}}, problem(1)]), problems)
     count, message = asked(hotter, limit=2)
-    assert count == 0 and "judged was made with other settings (rows)" in message, "another answer is judged anew"
+    assert count == 0 and "judged has other settings (rows)" in message, "another answer is judged anew"
 
 
 def test_another_judge_judges_the_same_responses(model: str, problems: Path, tmp_path: Path) -> None:

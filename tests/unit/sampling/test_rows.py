@@ -52,7 +52,7 @@ def no_rows(path: Path) -> None:
     [
         (lambda path: None, "no such file.*opd_verl.data convert aime24 --out aime24.parquet"),
         (lambda path: path.write_text("PAR1"), "cannot be read"),
-        (bad_columns, "no column prompt.*it has question, answer"),
+        (bad_columns, "no column prompt.*its columns: question, answer"),
         (text_prompt, "no column prompt"),
         (no_truth, r"no column reward_model\.ground_truth"),
         (no_rows, "has no rows"),
