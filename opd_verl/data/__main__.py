@@ -15,7 +15,7 @@ from opd_verl.sampling.child import ChildError
 
 
 class Command(Protocol):
-    """A module that is a command. Its docstring is its help text; the first line stands in the list of commands."""
+    """A module that is a command. Its docstring is its help text; the first line is shown in the list of commands."""
 
     __doc__: str | None
 
@@ -24,7 +24,7 @@ class Command(Protocol):
         ...
 
     def run(self, options: argparse.Namespace) -> object:
-        """Runs the command. Raises ConfigError where the user can mend the input."""
+        """Runs the command. Raises ConfigError if the user can mend the input."""
         ...
 
 
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 1 where the command refused its input."""
+    """Runs one command. Returns the exit status: 1 if the command refused its input."""
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)

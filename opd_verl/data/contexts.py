@@ -1,4 +1,4 @@
-"""Fill the solutions that a self-distilling teacher is shown (opd.context, Unmasking E.9) from judged rollouts.
+"""Fill in the solutions that a self-distilling teacher reads (opd.context, Unmasking E.9) from judged rollouts.
 
   python -m opd_verl.data contexts train.parquet --rollouts rollouts.parquet --correct 3 --wrong 1 --needs 3c \\
       --out train-contexts.parquet
@@ -6,7 +6,7 @@
 extra_info.correct and extra_info.wrong get the first correct and the first wrong responses of each question, in the
 order of the files and of the rollouts in them. A response that was cut at the length limit is left out, and no text is
 taken twice. --use-solution puts the data set's own solution first. --summaries fills extra_info.correct_summaries and
-extra_info.wrong_summaries from files whose responses are summaries, each scored as the response that it summarises.
+extra_info.wrong_summaries from files whose responses are summaries, each with the score of the summarised response.
 --large fills extra_info.correct_large from the correct responses of a larger model.
 
 --needs CONTEXT removes each row that has too few texts for that context. Removed rows are counted, and written to OUT
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     kept = [place for place in range(table.num_rows) if place not in lacking]
     without = sum(not any(name in file for file in rollouts) for name in names)
     if not kept:
-        problem = f"no row of {options.file} has enough ({without} of {len(names)} have no rollouts)"
+        problem = f"no row of {options.file} has enough texts ({without} of {len(names)} have no rollouts)"
         raise ConfigError("--needs", options.needs, problem, "raise --correct or --wrong, or add rollouts")
     lines: list[Row] = [{"row": place + 1, "reason": why, "question": names[place]} for place, why in lacking.items()]
     write_lines(lines, options.out.with_suffix(".removed.jsonl"))
@@ -90,7 +90,7 @@ def _filled(
 def fill(
     key: str, files: Sequence[Mapping[str, Judged]], own: str | None, correct: int, wrong: int, kind: str
 ) -> dict[str, list[str]]:
-    """Returns a row's lists `correct<kind>` and `wrong<kind>`; the text `own`, if given, is the first correct one."""
+    """Returns a row's lists `correct<kind>` and `wrong<kind>`; the text `own`, if given, is the first correct text."""
     judged = [file[key] for file in files if key in file]
     good = [*filter(None, [own]), *(text for rollouts in judged for text in finished_texts(rollouts, 1.0))]
     bad = [text for rollouts in judged for text in finished_texts(rollouts, 0.0)]
@@ -104,7 +104,7 @@ def finished_texts(judged: Judged, score: float) -> list[str]:
 
 
 def lacks(extra_info: Row, context: str | None) -> str:
-    """Says what the context lacks in this row. Empty: the row has all texts, or no context is named."""
+    """Names the texts that the context lacks in this row. Empty: the row has all texts, or no context is named."""
     if context is None:
         return ""
     try:

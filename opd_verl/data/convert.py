@@ -9,7 +9,7 @@ solution, ...}. `question` is the bare question: a known instruction in the row 
 applied. `index` is text, because verl does not join files in which a field has two types. A row that is in verl's
 format already keeps its answer and its other columns.
 
-Bad rows are shown on stderr, counted by reason, and written to OUT with the suffix .bad.jsonl. None is lost silently.
+Bad rows are shown on stderr, counted by reason, and written to OUT with the suffix .bad.jsonl. No row is lost silently.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=parquet, required=True, help="parquet file to write")
     parser.add_argument("--source", type=Path, help="local parquet, jsonl or json file of the set, in place of the hub")
     parser.add_argument(
-        "--split", choices=("train", "test"), help="default: the set's first split, or what the rows say"
+        "--split", choices=("train", "test"), help="default: the set's first split, or the rows' own split"
     )
     parser.add_argument(
         "--template", default="boxed", help=f"{', '.join(TEMPLATES)} or your own text with {{question}}"
@@ -86,7 +86,7 @@ def _split(known: KnownSet, options: argparse.Namespace) -> str:
 def convert(
     records: Iterable[Record], known: KnownSet | None, split: str | None, template: str, bad: BadRows
 ) -> pa.Table:
-    """Returns the good rows as a table, and adds the others to `bad`."""
+    """Returns the good rows as a table, and adds the bad rows to `bad`."""
     default = next(iter(known.splits)) if known else "train"
     tables, rows = [make_table([])], []
     for number, row in _good(tqdm(records, unit=" rows", disable=None), bad):

@@ -3,7 +3,7 @@
   python -m opd_verl.data dedup deepmath.parquet --against dapo.parquet math500.parquet --out deepmath-deduped.parquet
 
 Questions are compared without template, white space, LaTeX spacing, `$` and punctuation, in lower case. Two questions
-are near-duplicates where the Jaccard similarity of their word 5-grams is at least --threshold. The first of several
+are near-duplicates if the Jaccard similarity of their word 5-grams is at least --threshold. The first of several
 duplicates within FILE stays. A long question that differs only in its numbers can count as a near-duplicate: look at
 the removed rows, which are written to OUT with the suffix .removed.jsonl, each with its match and similarity.
 """

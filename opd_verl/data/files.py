@@ -1,4 +1,4 @@
-"""Reads and writes parquet tables and JSON lines. A file is written elsewhere and then moved: it is whole or absent."""
+"""Reads and writes parquet tables and JSON lines. A file is written elsewhere, then moved: it is whole or absent."""
 
 import json
 from argparse import ArgumentTypeError
@@ -24,7 +24,7 @@ def read_table(path: Path, columns: Sequence[str] = ("prompt",), only: bool = Fa
     """Reads a parquet file that must have `columns`.
 
     Args:
-        only: read these columns and `extra_info` alone, not the file's other columns.
+        only: whether to read just these columns and `extra_info`.
 
     Raises:
         ConfigError: the file cannot be read, or lacks a column.
@@ -43,13 +43,13 @@ def read_table(path: Path, columns: Sequence[str] = ("prompt",), only: bool = Fa
 
 
 def make_table(rows: Sequence[Mapping[str, object]]) -> pa.Table:
-    """Makes a table of all columns that any row has. Raises ConfigError where a column has several types."""
+    """Makes a table of all columns that any row has. Raises ConfigError if a column has several types."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: _array(name, [row.get(name) for row in rows]) for name in names})
 
 
 def join(tables: Iterable[pa.Table]) -> pa.Table:
-    """Puts the tables below each other. Raises ConfigError where a column has several types."""
+    """Puts the tables below each other. Raises ConfigError if a column has several types."""
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowTypeError as error:
@@ -58,7 +58,7 @@ def join(tables: Iterable[pa.Table]) -> pa.Table:
 
 def take(table: pa.Table, places: Sequence[int]) -> pa.Table:
     """Returns the rows at these places, in this order."""
-    # The type is named since Arrow makes an empty list an array of nulls, which `take` refuses.
+    # The type is explicit: Arrow makes an empty list an array of nulls, which `take` refuses.
     return table.take(pa.array(places, pa.int64()))
 
 
@@ -71,14 +71,14 @@ def replace_column(table: pa.Table, name: str, values: Sequence[object]) -> pa.T
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a parquet file. A column without any value becomes a column of texts."""
-    # A schema of fields alone drops the notes of pandas and `datasets` on the old columns, which may be wrong by now.
+    # A schema of fields alone drops the notes of pandas and `datasets`: they describe the old columns.
     schema = pa.schema([field.with_type(_typed(field.type)) for field in table.schema])
     with whole(path) as unfinished:
         pq.write_table(table.cast(schema), unfinished)
 
 
 def write_lines(rows: Sequence[Row], path: Path) -> None:
-    """Writes one JSON object per line. Without rows it removes the file, so that no older one is taken for the new."""
+    """Writes one JSON object per line. Without rows it removes the file, so that no old file passes for a new file."""
     if not rows:
         path.unlink(missing_ok=True)
         return

@@ -1,6 +1,6 @@
 """Reads files of rollouts: each row has a prompt and the lists `responses`, `finished` and `scores`.
 
-`finished` says that a response ended by itself. A score is 1.0 (correct), 0.0 (wrong) or null (not judged).
+`finished` says whether a response ended by itself. A score is 1.0 (correct), 0.0 (wrong) or null (not judged).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Judged:
 
 
 def check_rollouts(rows: Sequence[Row], path: Path) -> None:
-    """Raises ConfigError where a list is missing, lengths differ, or a score is not 1.0, 0.0 or null."""
+    """Raises ConfigError if a list is missing, lengths differ, or a score is not 1.0, 0.0 or null."""
     for number, row in enumerate(rows, start=1):
         lengths = {name: None if values is None else len(values) for name, values in row.items()}
         if None in lengths.values() or len(set(lengths.values())) > 1:

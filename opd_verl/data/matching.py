@@ -53,8 +53,8 @@ def grams(question: str, size: int = WORDS_PER_GRAM) -> Grams:
 
 def rarest_first(sets: Sequence[Grams]) -> list[Grams]:
     """Sorts the grams of every set by how often a gram occurs in all sets, ties by hash."""
-    # Counted by the lowest 20 bits of the hash: a table of 8 MB whatever the number of grams. Two grams that share a
-    # count make the order less good, never wrong: any order that all sets use finds every pair.
+    # Counted by the lowest 20 bits of the hash: a table of 8 MB for any number of grams. Two grams that share a
+    # count make the search slower but not wrong: any order that all sets use finds every pair.
     bits = np.int64(2**20 - 1)
     counts = np.bincount(np.concatenate([*sets, np.zeros(0, np.int64)]) & bits, minlength=2**20)
     return [hashes[np.lexsort((hashes, counts[hashes & bits]))] for hashes in sets]
@@ -67,7 +67,7 @@ def jaccard(left: Grams, right: Grams) -> float:
 
 
 class NearIndex:
-    """Finds the most similar one of many sets of grams, all in the order of `rarest_first`."""
+    """Finds the most similar set of grams among many; all sets are in the order of `rarest_first`."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
@@ -75,17 +75,17 @@ class NearIndex:
         self._with_gram: defaultdict[int, list[int]] = defaultdict(list)
 
     def _prefix(self, hashes: Grams) -> list[int]:
-        # 1e-9: 0.55 * 100 is 55.00000000000001 in binary; its ceiling, 56, would leave a gram too few in the prefix.
+        # 1e-9: 0.55 * 100 is 55.00000000000001 in binary; its ceiling, 56, would leave the prefix one gram short.
         return hashes[: hashes.size - math.ceil(self.threshold * hashes.size - 1e-9) + 1].tolist()
 
     def add(self, place: int, hashes: Grams) -> None:
-        """Adds a set under a number of its own."""
+        """Adds a set under its own number."""
         self._sets[place] = hashes
         for gram in self._prefix(hashes):
             self._with_gram[gram].append(place)
 
     def best(self, hashes: Grams) -> tuple[int, float] | None:
-        """Returns number and similarity of the most similar set, the first of equals; None below the threshold."""
+        """Returns number and similarity of the most similar set (the first in a tie); None below the threshold."""
         places = {place for gram in self._prefix(hashes) for place in self._with_gram.get(gram, ())}
         scores = [(jaccard(hashes, self._sets[place]), -place) for place in places]
         score, place = max(scores, default=(0.0, 0))
@@ -94,7 +94,7 @@ class NearIndex:
 
 @dataclass(frozen=True)
 class Match:
-    """Why a question is a duplicate."""
+    """The match that makes a question a duplicate."""
 
     kind: str
     """"exact" or "near"."""
@@ -110,11 +110,11 @@ def duplicates(
     """Finds the questions that are in `against`, or earlier among the questions that stay.
 
     Args:
-        threshold: similarity of near-duplicates, above 0 and at most 1; None: exact matches alone.
+        threshold: similarity of near-duplicates, above 0 and at most 1; None: only exact matches.
         internal: whether duplicates within `questions` count.
 
     Returns:
-        place in `questions`: its match. No two of the other questions match, and none is in `against`.
+        each duplicate's match by its place in `questions`. The other questions match neither each other nor `against`.
     """
     every = [*against, *questions]
     sets = rarest_first([grams(text) for text in tqdm(every, unit=" n-grams", disable=None)]) if threshold else []

@@ -1,4 +1,4 @@
-"""Reads the bare questions of a file of prompts, and the keys that match the rows of several files."""
+"""Reads the bare questions of a file of prompts, and the keys by which rows of several files match."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def rows_of(table: pa.Table) -> list[Row]:
 def questions(table: pa.Table, path: Path, *templates: str) -> list[str]:
     """Returns the bare question of every row; `templates` are removed besides the known templates.
 
-    Raises ConfigError where a prompt has no user message with text.
+    Raises ConfigError if a prompt has no user message with text.
     """
     return [_question(row, number, path, templates) for number, row in enumerate(rows_of(table), start=1)]
 

@@ -1,4 +1,4 @@
-"""Reports rows that were left out: counts by reason, the first ones on stderr, all of them in a file."""
+"""Reports rows that were left out: counts by reason, the first 20 rows on stderr, all rows in a file."""
 
 import sys
 from collections import Counter
@@ -35,6 +35,6 @@ class BadRows:
 
 
 def by_reason(counts: Counter[str]) -> str:
-    """Returns the counts in brackets, the largest first; empty without any."""
+    """Returns the counts in brackets, the largest first; "" without counts."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
     return f" ({reasons})" if reasons else ""

@@ -1,4 +1,4 @@
-"""Sample several responses to every prompt with vLLM, and judge them; a command that was stopped goes on.
+"""Sample several responses to every prompt with vLLM, and judge them; a stopped command resumes.
 
   python -m opd_verl.data rollouts train.parquet --model Qwen/Qwen3-8B --n 4 --out teacher.parquet
 

@@ -1,4 +1,4 @@
-"""Reads and changes rows in verl's format: `prompt`, `reward_model.ground_truth`, `extra_info`; else raises BadRow."""
+"""Reads and changes rows in verl's format: `prompt`, `reward_model.ground_truth`, `extra_info`. Raises BadRow."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from opd_verl.data.templates import fill, strip
 
 Row = dict[str, Any]
-"""A row as a parquet or JSON file holds it: which columns it has, and of which type, is up to the file."""
+"""A row of a parquet or JSON file; its columns and their types depend on the file."""
 
 
 class BadRow(ValueError):
-    """A row that cannot be used: `reason` is the kind that reports count, `detail` says what is wrong in this row."""
+    """A row that cannot be used: reports count rows by `reason`; `detail` describes the error in this row."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

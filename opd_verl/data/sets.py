@@ -24,7 +24,7 @@ class KnownSet:
     repo: str
     """Name on the hub; also the `data_source` of rows without one."""
     splits: Mapping[str, str]
-    """Split: its name on the hub. The first split is the default."""
+    """Name of each split on the hub. The first split is the default."""
     question: Column
     """Text, bare or with a known instruction."""
     answer: Column
@@ -32,7 +32,7 @@ class KnownSet:
     solution: Column = lambda row: None
     """A worked solution, or None."""
     config: str | None = None
-    """Configuration of the hub's data set, where it has several."""
+    """Configuration of the hub's data set, if it has several."""
     keep: tuple[str, ...] = ()
     """Raw columns that are kept in `extra_info`, as text."""
 

@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 1000
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """Reads the rows of a parquet, jsonl or json file. Raises ConfigError for another or an unreadable file."""
+    """Reads the rows of a parquet, jsonl or json file. Raises ConfigError for an unreadable file or another format."""
     if not path.is_file():
         raise ConfigError("file", str(path), "there is no such file", "give the path of a parquet, jsonl or json file")
     readers = {".parquet": _parquet, ".jsonl": _json_lines, ".json": _json}
@@ -28,18 +28,18 @@ def read_file(path: Path) -> Iterator[Record]:
 
 
 def unit(path: Path | None) -> str:
-    """Says what a record's number counts: "line" or "row"."""
+    """Unit of a record's number: "line" or "row"."""
     return "line" if path and path.suffix == ".jsonl" else "row"
 
 
 def read_hub(known: KnownSet, split: str) -> Iterator[Record]:
-    """Reads the rows of a split from the hub. Raises ConfigError if the hub does not give it."""
+    """Reads the rows of a split from the hub. Raises ConfigError if the hub does not deliver the split."""
     from datasets import load_dataset
 
     try:
         rows = load_dataset(known.repo, known.config, split=known.splits[split])
     except OSError as error:  # `datasets` derives its own errors (no network, no such set) from OSError
-        problem = f"the hub did not give it ({first_line(error)})"
+        problem = f"the hub did not deliver the data set ({first_line(error)})"
         remedy = "download a file of the set elsewhere and name it by --source"
         raise ConfigError("set", known.repo, problem, remedy) from error
     return enumerate(map(dict, rows), start=1)

@@ -1,14 +1,14 @@
-"""Split prompts by which teachers solve them: both_correct, both_wrong and mixed (Capacity 5.1).
+"""Split prompts by the teachers that solve them: both_correct, both_wrong and mixed (Capacity 5.1).
 
   python -m opd_verl.data subsets --rollouts qwen7b.parquet qwen14b.parquet --out-dir data/subsets --size 7000 --seed 0
 
-A teacher solves a prompt if at least --at-least of its rollouts are correct (1 of 4 in the paper), and fails if that
-number is out of reach even with every unjudged rollout correct. both_correct.parquet holds the prompts that all
+A teacher solves a prompt if at least --at-least of its rollouts are correct (1 of 4 in the paper), and fails if it
+cannot reach that number even if every unjudged rollout is correct. both_correct.parquet holds the prompts that all
 teachers solve, both_wrong.parquet the prompts that no teacher solves, mixed.parquet the others. --size draws this many
 rows of both_correct and of both_wrong; mixed stays whole.
 
-A prompt is counted and left out where a file lacks it, or where an unjudged rollout leaves its verdict open. Rows are
-those of the first file, without its rollouts; a question that stands there several times gives its first row.
+A prompt is counted and left out if a file lacks it, or if an unjudged rollout leaves its verdict open. Rows come from
+the first file, without its rollouts; a question that is there several times gives its first row.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def verdict(scores: Sequence[float | None], at_least: int) -> bool | None:
-    """Says whether at least `at_least` scores are correct; None where unjudged rollouts leave it open."""
+    """Says whether at least `at_least` scores are correct; None if unjudged rollouts leave it open."""
     if scores.count(1.0) >= at_least:
         return True
     return None if scores.count(1.0) + scores.count(None) >= at_least else False

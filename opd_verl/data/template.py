@@ -1,11 +1,11 @@
-"""Rewrite the prompts of a file under another template, such as the teacher's own (Rethinking, teacher-aligned).
+"""Rewrite the prompts of a file under another template, for example the teacher's own (Rethinking, teacher-aligned).
 
   python -m opd_verl.data template train.parquet --template dapo --out train-dapo.parquet
   python -m opd_verl.data template train.parquet --template 'Problem: {question}' --mix 0.5 --seed 0 --out mixed.parquet
 
 Only the last user message changes. Known templates, the template in extra_info.template and the templates of --strip
 are removed; then the new template is applied. --mix rewrites a share of the rows, drawn at random, and leaves the
-others as they are: training on teacher-aligned prompts alone can lower the student's entropy too far.
+others unchanged: training on teacher-aligned prompts alone can lower the student's entropy too far.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Prompt templates, and the known instructions that are removed before a template is applied.
 
-A template is a text with `{question}` in it once. A question is bare when no known instruction stands before or after
+A template is a text that contains `{question}` once. A question is bare if no known instruction comes before or after
 it; `strip(fill(template, question))` gives the bare question again.
 """
 
@@ -27,7 +27,7 @@ INSTRUCTIONS = [
     r"command)?\.",
 ]
 """Patterns of known instructions: the papers' suffix (with doubled braces in the DAPO file), the suffixes of verl's
-GSM8K and MATH files, and both halves of DAPO's."""
+GSM8K and MATH files, and both halves of DAPO's instruction."""
 
 _ANY = "|".join(f"(?:{text})".replace(" ", r"\s+") for text in INSTRUCTIONS)
 _IN_FRONT, _BEHIND = re.compile(rf"\A\s*(?:{_ANY})\s*"), re.compile(rf"\s*(?:{_ANY})\s*\Z")
@@ -38,7 +38,7 @@ def template_text(name: str) -> str:
     if name in TEMPLATES:
         return TEMPLATES[name]
     if name.count(QUESTION) != 1:
-        problem = f"neither one of {', '.join(TEMPLATES)} nor a text with {QUESTION} in it once"
+        problem = f"neither one of {', '.join(TEMPLATES)} nor a text that contains {QUESTION} once"
         raise ConfigError("--template", name, problem, "choose one of these names, or write 'Problem: {question}'")
     return name
 

@@ -1,8 +1,8 @@
-"""Measures what alignment costs: rollouts per decision point for several allocations, and memory per million nodes.
+"""Measures the cost of alignment: rollouts per decision point for several allocations, and memory per million nodes.
 
     python -m opd_verl.experiments.alignment_cost
 
-The language is that of `opd_verl.experiments.markov`, in two halves: a change between them decides how a response ends.
+The language of `opd_verl.experiments.markov` has two halves here: a change between them decides how a response ends.
 Three allocations spend the same number of rollouts beyond the initial ones: more initial rollouts; equal visits for
 every token of every path; targeted rollouts. The last row brings every token to as many visits as a target gets. The
 share of the teacher's gradient is the part of its length, summed over all nodes of the paths, at decision points.
@@ -45,7 +45,7 @@ TEACHER = "good"
 
 @dataclass(frozen=True)
 class Setting:
-    """A language, and how many questions and initial rollouts are made of it."""
+    """A language, the number of questions, and the number of initial rollouts per question."""
 
     language: Language
     questions: int
@@ -95,7 +95,7 @@ class DecisionPoint:
     """A node where the branches differ in success."""
 
     cosine: float
-    """Cosine of the teacher's and the ideal gradient, as measured from rollouts."""
+    """Cosine of the teacher's and the ideal gradient, measured from rollouts."""
     exact: float
     """Exact cosine over the same children."""
     spread: float
@@ -105,7 +105,7 @@ class DecisionPoint:
 
 
 def row(name: str, setting: Setting, questions: Sequence[QuestionTree], rollouts: int) -> list[str]:
-    """Returns the table's row of one allocation; a node that several paths share counts once for each."""
+    """Returns the table's row of one allocation; a node that several paths share counts once for each path."""
     points = [point for question in questions for point in decision_points(setting.language, question)]
     every = sum(pulls(path).sum().item() for question in questions for path in question.paths)
     large, each = sum(point.spread >= LARGE_RANGE for point in points), rollouts / setting.questions
@@ -141,7 +141,7 @@ def decision_points(language: Language, question: QuestionTree) -> list[Decision
 
 
 def memory(nodes: int, length: int = 1000) -> tuple[int, float, float]:
-    """Builds a tree of `nodes` nodes. Returns bytes of its arrays, bytes that the process grew by, and seconds."""
+    """Builds a tree of `nodes` nodes. Returns bytes of its arrays, growth of the process in bytes, and seconds."""
     generator, tree = np.random.default_rng(0), GenerationTree()
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     while len(tree) < nodes:

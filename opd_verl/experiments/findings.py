@@ -30,7 +30,7 @@ COMMON = (
     "trainer.test_freq=-1",
     "trainer.save_freq=1000000",
 )
-"""64 rollouts per step in 4 updates. verl saves a checkpoint after the last step whatever save_freq says."""
+"""64 rollouts per step in 4 updates. verl saves a checkpoint after the last step with every save_freq."""
 TEACHER_OPENERS = (1.0,) * 8
 STUDENT_OPENERS = (32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 1.0, 1.0)
 
@@ -55,7 +55,7 @@ def topk(name: str, k: int, *more: str) -> Variant:
 
 
 SAMPLED, TOP16 = Variant("sampled", "opd"), topk("top-16", 16)
-# One renormalised token has nothing to learn from (1 on both sides): the top-1 of F5 is the papers' policy gradient.
+# A single renormalised token has probability 1 for both models: F5's top-1 is the papers' policy gradient instead.
 FINDINGS: dict[str, tuple[Variant, ...]] = {
     "F3": (Variant("opd on forks", "opd", forks=True), Variant("eopd on forks", "eopd", forks=True)),
     "F4": (

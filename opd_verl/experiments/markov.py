@@ -1,10 +1,10 @@
-"""A language whose success probabilities are known exactly: the next token depends on the last token alone.
+"""A language with exactly known success probabilities: the next token depends only on the last token.
 
 Ids 0 .. V-1 are words. Id V ends a response well, id V + 1 badly; a response that is cut at `length` tokens fails. With
 n tokens left, a response after word v ends well with probability `s_n(v) = P(V | v) + sum_w P(w | v) s_{n-1}(w)`, and
 `s_0 = 0`.
 
-Shapes: V words, V + 2 ids. Row v of a matrix is the distribution of the token after word v; row V is the first token's.
+Shapes: V words, V + 2 ids. Row v of a matrix is the distribution after word v; row V is the first token's.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Language:
     student: Floats
     """Next-token distributions, [V + 1, V + 2]."""
     teachers: dict[str, Floats]
-    """Distributions of each teacher, likewise."""
+    """Next-token distributions of each teacher, [V + 1, V + 2]."""
     length: int = 40
     """Longest response, tokens."""
 
@@ -37,7 +37,7 @@ class Language:
         return len(self.student) - 1
 
     def success(self) -> Floats:
-        """Returns the probability to end well by tokens left and last token, [length + 1, V + 2]."""
+        """Returns the probability of a good end by tokens left and last token, [length + 1, V + 2]."""
         ends_well = np.zeros((self.length + 1, self.words + 2))
         ends_well[:, self.words] = 1.0
         for left in range(1, self.length + 1):

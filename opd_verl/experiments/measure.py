@@ -30,11 +30,11 @@ class Measurement:
     entropy: float
     """Mean student entropy, nats."""
     high_entropy_share: float
-    """Share of tokens where the student's entropy is at least 1.0 (EOPD 3.1)."""
+    """Share of tokens at which the student's entropy is at least 1.0 (EOPD 3.1)."""
     teacher_high_entropy_share: float
-    """Share of these tokens where the teacher's entropy is at least 1.0."""
+    """Share of these tokens at which the teacher's entropy is also at least 1.0."""
     forward_kl_at_forks: float
-    """Mean forward KL on the teacher's top 16 (EOPD eq. 10) where the teacher's entropy is at least 0.8; 0 without such
+    """Mean forward KL on the teacher's top 16 (EOPD eq. 10) at tokens with teacher entropy >= 0.8 nats; 0 without such
     tokens; nats."""
     overlap: float
     """Mean of |top 16 of p ∩ top 16 of q| / 16, 0 to 1."""
@@ -66,7 +66,7 @@ def overlap_advantage(log_p_TV: Tensor, log_q_TV: Tensor, k: int) -> float:
 
 
 def forward_kl_at_forks(log_p_TV: Tensor, log_q_TV: Tensor) -> float:
-    """Returns the mean of EOPD's forward KL over tokens where the teacher is uncertain; 0 without such tokens."""
+    """Returns the mean of EOPD's forward KL over tokens at which the teacher is uncertain; 0 without such tokens."""
     forks = entropy(log_q_TV) >= FORK_ENTROPY
     return overlap(log_p_TV[forks], log_q_TV[forks], TOP).forward_kl.mean().item() if forks.any() else 0.0
 

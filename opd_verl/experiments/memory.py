@@ -2,7 +2,7 @@
 
     python -m opd_verl.experiments.memory --out memory
 
-Makes two runs of two steps with random weights, a small pair of models and a large pair, equal in all else. Measures
+Makes two runs of two steps with random weights, a small pair of models and a large pair, otherwise equal. Measures
 the high-water mark of each process (VmHWM). The difference of the two runs, in which interpreter, libraries and caches
 cancel out, is compared with the planned difference of the role's largest phase.
 """

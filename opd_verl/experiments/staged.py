@@ -2,7 +2,7 @@
 
     python -m opd_verl.experiments.staged F2 F6 F8 F10 --seeds 0 1 2 --out runs/staged
 
-The models are the quickstart's, changed where a finding needs it. A finished run is read from its file.
+The models are the quickstart's; some findings change them. A finished run is read from its file.
 """
 
 import argparse
@@ -40,7 +40,7 @@ TWICE = "actor_rollout_ref.rollout.n=2"
 WORDY = (1.0,) * 8
 """Openers of a student that begins every line with one of eight letters, which its teacher never writes."""
 MISADDED = (5, 9, 13)
-"""Sums of two digits that no model of F8 knows: every teacher fails at the same half of the problems."""
+"""Digit sums that no model of F8 knows: every teacher fails at the same half of the problems."""
 FORGETFUL = 0.85
 """Probability that a solution of F8's student forgets a carry."""
 PROMPTS, SUBSET = 1536, 256

@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 VOCABULARY, TOP = 80, 10
 MODES = (1.7, 1.9, 2.1, 2.3, 2.5)
 STEPS, LEARNING_RATE, SEEDS = 620, 1.0, 256
-"""Fitted to table 1 by `--grid`. Many settings meet both means; this one meets the paper's spread of B too."""
+"""Fitted to table 1 by `--grid`. Many settings meet both means; this setting also meets the paper's spread of B."""
 GRID = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
 
 
@@ -57,7 +57,7 @@ class Reward(StrEnum):
 class Draws:
     """All random numbers: teacher logits at temperature 1, first student logits, uniform numbers that pick the tokens.
 
-    Seed i gives row i whatever N is, and both scenarios share the rows.
+    Seed i gives row i for every N, and both scenarios share the rows.
     """
 
     z_NV: Floats
@@ -159,7 +159,7 @@ def result_table(runs: list[Simulation], title: str) -> Table:
 def grid_table(draws: Draws, kind: Reward) -> Table:
     """Finds, for each learning rate, the number of steps up to T whose counts are closest to the paper's.
 
-    The distance is the larger one of both scenarios' `|mean - paper mean| / paper std`.
+    The distance is the larger of the two scenarios' `|mean - paper mean| / paper std`.
     """
     table = Table("learning rate", "steps", *(scenario.name for scenario in SCENARIOS), "distance, paper's std")
     for learning_rate in GRID:

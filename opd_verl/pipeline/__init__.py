@@ -1,1 +1,1 @@
-"""Runs several trainings in a row, each on the models of earlier ones, and compares all models in one table."""
+"""Runs several trainings in a row, each on models of earlier trainings, and compares all models in one table."""

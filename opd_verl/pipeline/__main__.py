@@ -22,7 +22,7 @@ ConfigStore.instance().store("pipeline_schema", schema())
 
 @hydra.main(version_base=None, config_path="pkg://hydra_configs.pipelines", config_name="pipeline")
 def main(config: DictConfig) -> None:
-    """Runs the pipeline. A bad setting ends with its message alone."""
+    """Runs the pipeline. A bad setting prints only its message."""
     # Imported here: torch and transformers take seconds, and Hydra refuses a misspelt key before them.
     from opd_verl.pipeline.run import run_pipeline
     from opd_verl.sampling.child import ChildError

@@ -1,4 +1,4 @@
-"""Turns a stage into a command line: `settings` decide its result, `outputs` say where it writes."""
+"""Turns a stage into a command line: `settings` decide its result, `outputs` name its files."""
 
 import json
 import os
@@ -43,15 +43,15 @@ def is_sft(recipe: str) -> bool:
 def settings(
     config: PipelineConfig, stage: StageConfig, inputs: StageInputs, distils: bool, where: Sequence[str] = ()
 ) -> list[str]:
-    """Returns the overrides that decide what a stage computes; the user's come last and win.
+    """Returns the overrides that decide what a stage computes; the user's overrides come last and win.
 
     Args:
         distils: whether the recipe has an `opd:` section.
-        where: the stage's `outputs`; they decide no number, and the user's overrides win over them too.
+        where: the stage's `outputs`; they change no number, and the user's overrides win over them too.
     """
     common = [f"recipe={stage.recipe}", *([f"cluster={config.cluster}"] if config.cluster else []), *where]
     render = [f"++{OPTIONS}.{name}={json.dumps(value)}" for name, value in config.chat_template_kwargs.items()]
-    # verl ends at whichever comes first, steps or epochs: with steps given, the epochs must never end the stage.
+    # verl ends at its limit of steps or of epochs: if steps are given, the epochs must never end the stage.
     length = [f"trainer.total_training_steps={stage.steps}", "trainer.total_epochs=1000000"] if stage.steps else []
     if is_sft(stage.recipe):
         return [*common, *sft_inputs(config, inputs), *render, *length, *stage.overrides]
@@ -87,7 +87,7 @@ def ppo_inputs(config: PipelineConfig, inputs: StageInputs) -> list[str]:
 
 
 def outputs(config: PipelineConfig, name: str, recipe: str, folder: Path) -> list[str]:
-    """Returns the overrides that say where a stage writes, and that it resumes from its last checkpoint."""
+    """Returns the overrides that name a stage's files and make it resume from its last checkpoint."""
     checkpoint, keep = "actor_rollout_ref.actor.checkpoint", "max_actor_ckpt_to_keep"
     if is_sft(recipe):
         checkpoint, keep = "checkpoint", "max_ckpt_to_keep"
@@ -127,7 +127,7 @@ def environment(recipe: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Returns a TCP port that is free now."""
+    """Returns a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

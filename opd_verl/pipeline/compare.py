@@ -17,7 +17,7 @@ from opd_verl.pipeline.prepare import PreparedStage
 
 REVERSE_KL, ENDS = "opd/reverse_kl", 3
 START = {"student": "models.student", "teacher": "models.teacher"}
-"""Role: name of the model that the pipeline starts from. No stage can have such a name, which has a dot."""
+"""Name of the pipeline's starting model by role. The dot keeps it apart from the names of stages."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class StageRow:
     """One model on one benchmark. Shares are 0 to 1."""
 
     model: str
-    """The stage that made it, or `models.student`, `models.teacher`."""
+    """The stage that trained the model, or `models.student`, `models.teacher`."""
     benchmark: str
     recipe: str
     student: str
@@ -44,7 +44,7 @@ class StageRow:
     reverse_kl: tuple[float, float] | None
     """Sampled reverse KL, nats per token: mean of the first and of the last three steps; None without a teacher."""
     gap_recovery: float | None
-    """Gap recovery rate: (accuracy - student's) / (teacher's - student's), all on this benchmark."""
+    """Gap recovery rate on this benchmark: (accuracy - student's accuracy) / (teacher's - student's accuracy)."""
 
 
 def eval_config(config: PipelineConfig, models: Mapping[str, str]) -> EvalConfig:
@@ -97,7 +97,7 @@ def compare(
 def stage_row(
     row: EvalRow, stage: PreparedStage | None, done: FinishedStage | None, names: Mapping[str, str]
 ) -> StageRow:
-    """Makes the row of one model; `names`: path of a starting model -> its name."""
+    """Makes the row of one model; `names`: names of the starting models by path."""
     config = StageConfig(recipe="", student="") if stage is None else stage.config
     estimates = (row.accuracy, row.pass_at[max(row.pass_at)])
     accuracy, pass_at = ((estimate.value, estimate.low, estimate.high) for estimate in estimates)

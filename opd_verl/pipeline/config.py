@@ -66,7 +66,7 @@ class StageConfig:
     train: str | None = None
     """Training prompts; None: `data.train`."""
     steps: int | None = None
-    """Training steps; None: as many as the recipe's epochs have."""
+    """Training steps; None: all steps of the recipe's epochs."""
     overrides: list[str] = field(default_factory=list)
     """Overrides of verl's trainer, after the pipeline's own."""
 
@@ -89,9 +89,9 @@ class PipelineConfig:
     """Options of the chat template in every stage, the teacher's rollouts and the evaluation."""
     deterministic: bool = False
     """Whether teachers score in fixed batches after the rollout (`opd.teacher.early=false`), not beside it. Slower; a
-    killed pipeline then ends with the same weights to the byte, where the machine's arithmetic is reproducible."""
+    killed pipeline then ends with the same weights to the byte, if the machine's arithmetic is reproducible."""
     save_freq: int = 10
-    """Steps between checkpoints: the most that a kill can cost."""
+    """Steps between checkpoints: a kill costs at most so many steps."""
     overrides: list[str] = field(default_factory=list)
     """Overrides of every stage of main_ppo."""
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
@@ -123,16 +123,16 @@ def parse_pipeline(config: DictConfig) -> PipelineConfig:
         value = OmegaConf.select(config, key, throw_on_missing=False) if key else None
         raise ConfigError(key, value, problem, "hydra_configs/pipelines/pipeline.yaml shows every key") from error
     if not pipeline.stages:
-        raise ConfigError("stages", {}, "there is nothing to run", "pipeline=grpo_then_opd")
+        raise ConfigError("stages", {}, "no stage is given", "pipeline=grpo_then_opd")
     check_names(pipeline)
     return pipeline
 
 
 def check_names(config: PipelineConfig) -> None:
-    """Checks that stages read earlier stages alone, and that their names can be folder names.
+    """Checks that stages read only earlier stages, and that their names can be folder names.
 
     Raises:
-        ConfigError: names the stage and the remedy.
+        ConfigError: a name or an order cannot work; the message names stage and remedy.
     """
     names = list(config.stages)
     for place, (name, stage) in enumerate(config.stages.items()):
@@ -149,7 +149,7 @@ def check_names(config: PipelineConfig) -> None:
 
 
 def root(config: PipelineConfig, model: str) -> str:
-    """Follows the stages back to the starting model: it exists before any stage has run, and has the same tokenizer."""
+    """Follows the stages back to the starting model, which exists before any stage runs and has the same tokenizer."""
     while model in config.stages:
         model = config.stages[model].student
     return model

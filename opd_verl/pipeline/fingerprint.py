@@ -1,4 +1,4 @@
-"""Fingerprint of a stage: a short name of all that its result depends on. An equal name needs no second training."""
+"""Fingerprint of a stage: a digest of everything that its result depends on. Equal stages are trained once."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ LENGTH = 10
 
 
 def stage_fingerprint(config: DictConfig, identities: Mapping[str, object]) -> str:
-    """Digests a composed config and the identities of its models and files, which have stand-ins in the config."""
+    """Digests a composed config and the identities of its models and files, whose paths are stand-ins there."""
     # Unresolved: the keys that an interpolation reads are digested too, and some resolvers read this machine.
     plain = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
     assert isinstance(plain, dict)
@@ -43,7 +43,7 @@ def drop(config: object, path: Sequence[str]) -> None:
 
 
 def model_identity(path: str) -> object:
-    """Returns the digests of a folder's files, whatever the folder's name; of a hub model, name and commit."""
+    """Returns the digests of a folder's files (its name does not count), or a hub model's name and commit."""
     fingerprint = model_fingerprint(path)
     return fingerprint.get("files") or fingerprint
 

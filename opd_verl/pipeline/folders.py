@@ -50,7 +50,7 @@ class StageFolder:
         return sorted(self.root.glob("metrics-*.jsonl"))
 
     def next_attempt(self) -> Path:
-        """Returns the metrics file of a new attempt: verl empties the file that it is given."""
+        """Returns the metrics file of a new attempt: verl empties its metrics file at the start."""
         return self.root / f"metrics-{len(self.attempts):03d}.jsonl"
 
     def latest_step(self) -> int:
@@ -79,5 +79,5 @@ class StageFolder:
         return result
 
     def steps(self) -> list[dict[str, float]]:
-        """Reads the metrics of every step; a step that several attempts made is the last attempt's."""
+        """Reads the metrics of every step; for a step of several attempts the last attempt counts."""
         return merged(self.attempts)

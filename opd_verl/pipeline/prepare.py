@@ -31,12 +31,12 @@ STAND_INS = {
 
 @dataclass(frozen=True)
 class PreparedStage:
-    """One stage, checked, which can run once the stages before it are finished."""
+    """A checked stage; it can run once the stages before it are finished."""
 
     name: str
     config: StageConfig
     distils: bool
-    """Whether the recipe has an `opd:` section: a teacher scores."""
+    """Whether the recipe has an `opd:` section, so that a teacher scores."""
     fingerprint: str
     folder: StageFolder
     responses: TeacherResponses | None
@@ -67,7 +67,7 @@ def prepare_stage(config: PipelineConfig, name: str, stage: StageConfig, earlier
     for role, model in roles(stage).items():
         require_folder(f"stages.{name}.{role}", root(config, model))
     teacher = None if stage.teacher is None else root(config, stage.teacher)
-    # Later stages are checked on the starting models: the trained ones do not exist yet, and are of the same kind.
+    # Later stages are checked on the starting models: trained models do not exist yet, and differ in weights alone.
     inputs = StageInputs(root(config, stage.student), teacher if distils else None, train, config.data.val)
     composed = compose_trainer(settings(config, stage, inputs, distils), trainer)
     identity = {role: identity_of(value, earlier) for role, value in roles(stage).items()} | {"train": train_of(train)}
@@ -110,7 +110,7 @@ def train_of(file: str) -> str:
 
 
 def check_roles(name: str, stage: StageConfig, distils: bool) -> None:
-    """Checks that a stage has a teacher exactly where its recipe reads one."""
+    """Checks that a stage has a teacher if, and only if, its recipe reads a teacher."""
     key = f"stages.{name}.teacher"
     reads = distils or is_sft(stage.recipe)
     if stage.teacher is not None and not reads:
@@ -121,7 +121,7 @@ def check_roles(name: str, stage: StageConfig, distils: bool) -> None:
 
 
 def check_stage(composed: DictConfig, inputs: StageInputs, distils: bool, responses_come: bool) -> None:
-    """Runs the recipe's own checks. `responses_come`: the data's column of responses is still to be sampled."""
+    """Runs the recipe's own checks. `responses_come`: whether the data's column of responses is sampled later."""
     if distils:
         preflight(composed, skip=(check_column,) if responses_come else ())
         return

@@ -88,20 +88,20 @@ def run_stage(config: PipelineConfig, stage: PreparedStage, label: str, models: 
     inputs = StageInputs(student, teacher if stage.distils else None, train, config.data.val)
     where = outputs(config, stage.name, recipe, folder.checkpoints)
     line = command(recipe, settings(config, stage.config, inputs, stage.distils, where), stage.processes)
-    # A kill while verl writes the name of its newest checkpoint leaves that file empty, and verl would not resume.
+    # A kill while verl writes the name of its newest checkpoint leaves the tracker empty, and verl would not resume.
     mend_tracker(folder.checkpoints)
     done, seconds = folder.latest_step(), Stopwatch(folder.root / "seconds.json")
-    print(f"{label}: {'begins' if not done else f'goes on after step {done}'}; log: {folder.log}", flush=True)
+    print(f"{label}: {'begins' if not done else f'resumes after step {done}'}; log: {folder.log}", flush=True)
     with seconds.running():
         run_child(
             line, folder.log, folder.next_attempt(), label, done, stage.config.steps,
-            environment(recipe) | wandb_group(config), "the same command goes on from its last checkpoint",
+            environment(recipe) | wandb_group(config), "the same command resumes from its last checkpoint",
         )  # fmt: skip
     return folder.finish(seconds.total)
 
 
 def wandb_group(config: PipelineConfig) -> dict[str, str]:
-    """Groups all stages of a pipeline, of all its seeds, in wandb; a group that the user has set stays."""
+    """Groups all stages and seeds of a pipeline in wandb; a group that the user has set stays."""
     return {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group(Path(config.out).absolute().name))}
 
 

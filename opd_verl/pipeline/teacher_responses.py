@@ -45,7 +45,7 @@ class TeacherResponses:
 def needed_responses(
     config: PipelineConfig, stage: StageConfig, composed: DictConfig, train: str, identity: Mapping[str, object]
 ) -> TeacherResponses:
-    """Returns the responses that this stage needs; `identity`: of the teacher and the training prompts."""
+    """Returns the responses that this stage needs; `identity` identifies teacher and training prompts."""
     sampling, sft = config.rollouts, is_sft(stage.recipe)
     limit = sampling.max_tokens or int(composed.data.max_length if sft else composed.data.max_response_length)
     render = template_options(composed)
@@ -64,7 +64,7 @@ def sample_responses(responses: TeacherResponses, teacher: str) -> None:
     """Samples responses that are missing; after a kill it continues with the next shard.
 
     Raises:
-        SystemExit: a command failed, and printed why.
+        SystemExit: a command failed and printed the reason.
     """
     data = [sys.executable, "-m", "opd_verl.data"]
     if not responses.file.exists():
@@ -79,4 +79,4 @@ def run(command: list[str]) -> None:
     print(f"$ {shlex.join(['python', *command[1:]])}", flush=True)
     done = subprocess.run(command, preexec_fn=die_with_parent)
     if done.returncode:
-        raise SystemExit(f"it stopped with code {done.returncode}; the same pipeline command continues from there")
+        raise SystemExit(f"sampling stopped with code {done.returncode}; the same pipeline command resumes there")

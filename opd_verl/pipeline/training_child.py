@@ -21,7 +21,7 @@ SECONDS_BETWEEN_LINES = 20.0
 PR_SET_PDEATHSIG = 1
 """Linux's option of prctl: the signal that a process gets when its parent ends."""
 SHOWN = ("opd/reverse_kl", "critic/score/mean", "train/loss")
-"""Metrics beside the progress bar, where a training has them."""
+"""Metrics shown beside the progress bar, if the training logs them."""
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
@@ -43,7 +43,7 @@ def run_child(
     """Runs a training to its end.
 
     Args:
-        log: file to which its output is appended.
+        log: file to which the training's output is appended.
         metrics: the file that verl's `file` logger writes.
         done: steps made by earlier attempts.
         total: steps of all attempts together; None: not known.

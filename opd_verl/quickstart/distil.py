@@ -21,7 +21,7 @@ PROMPT_LIMIT = 64
 def overrides(paths: Paths, recipe: str, steps: int, seed: int) -> list[str]:
     """Returns the arguments of `python -m verl.trainer.main_ppo`: the recipe, the machine, and sizes for this task.
 
-    The learning rate is 3e-4: the recipe's is for models of billions of parameters, and these have less than a million.
+    The learning rate is 3e-4: the recipe's rate is for models of billions of parameters; these have under a million.
     k is the whole vocabulary: the recipe's 16 ids would leave 0.3% of every token's probability untrained, and all 301
     ids cost nothing.
     """

@@ -1,4 +1,4 @@
-"""Measures the quickstart's models: accuracy, response length, and how far the student is from the teacher.
+"""Measures the quickstart's models: accuracy, response length, and the student's distance from the teacher.
 
 Shapes: N problems, k samples of each, B = N * k sequences, P prompt tokens (left-padded), R response tokens
 (right-padded), V ids below `len(tokenizer)`. Higher ids are padding rows of the embedding matrix, masked everywhere.
@@ -69,7 +69,7 @@ class Distance:
     reverse_kl: float
     """Mean of KL(student || teacher) over the whole vocabulary, nats per token."""
     overlap: dict[int, float]
-    """k: mean of |student's top k ∩ teacher's top k| / k, 0 to 1 (Rethinking, eq. 6)."""
+    """Mean of |student's top k ∩ teacher's top k| / k, 0 to 1, by k (Rethinking, eq. 6)."""
 
 
 def _left_pad(prompts: list[list[int]], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +110,7 @@ def sample(
     prompts_NP, mask_NP = _left_pad(encode_prompts(tokenizer, problems), pad_id(tokenizer))
     prompts_BP, mask_BP = prompts_NP.repeat_interleave(samples, 0), mask_NP.repeat_interleave(samples, 0)
     options = _generation_options(model.config.vocab_size, len(tokenizer), greedy)
-    # Forked: measuring a model must not change the random numbers of what follows.
+    # Forked: measuring a model must not change the random numbers of later steps.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts = []

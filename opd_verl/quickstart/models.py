@@ -10,7 +10,7 @@ from opd_verl.quickstart.tokenizer import end_id, pad_id
 
 LONGEST_SEQUENCE = 256
 VOCABULARY_MULTIPLE = 64
-"""vLLM pads the vocabulary to a multiple of 64; with the same multiple here both hold matrices of one shape."""
+"""vLLM pads the vocabulary to a multiple of 64; with this multiple trainer and vLLM hold matrices of equal shape."""
 
 
 @dataclass(frozen=True)

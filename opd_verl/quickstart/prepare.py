@@ -23,17 +23,17 @@ TRAIN_PROMPTS, HELDOUT_PROMPTS = 16384, 256
 EVAL_PROBLEMS, STOP_PROBLEMS = 200, 64
 TEACHER_TARGET = 0.95
 TEACHER_AT_LEAST, STUDENT_BELOW = 0.90, 0.40
-"""Accuracies between which a distillation has something to show."""
+"""Bounds of teacher's and student's accuracy within which a distillation can show a gain."""
 DONE = "prepared.json"
 
 
 def eval_problems() -> list[Addition]:
-    """Returns the held-out problems of all measurements; every seed has the same."""
+    """Returns the held-out problems of all measurements; they are equal for every seed."""
     return distinct_problems("heldout", EVAL_PROBLEMS, seed=0)
 
 
 def stop_problems() -> list[Addition]:
-    """Returns the held-out problems that decide when the teacher is good enough; `eval_problems` has none of them."""
+    """Returns held-out problems that decide when the teacher is good enough; they are disjoint from `eval_problems`."""
     return distinct_problems("heldout", EVAL_PROBLEMS + STOP_PROBLEMS, seed=0)[EVAL_PROBLEMS:]
 
 
@@ -41,7 +41,7 @@ def check_contract(student: float, teacher: float) -> None:
     """Refuses models with little to distil between them. Accuracies are at temperature 1 on held-out problems.
 
     Raises:
-        SystemExit: the teacher does not solve the task, or the student nearly does; names both numbers.
+        SystemExit: the teacher does not solve the task, or the student nearly does; the message has both accuracies.
     """
     if teacher < TEACHER_AT_LEAST or student >= STUDENT_BELOW:
         raise SystemExit(
@@ -63,7 +63,7 @@ class Pupil:
 
 
 def pupils(paths: Paths, seed: int) -> list[Pupil]:
-    """The teacher learns correct work until it solves the task, the student careless work."""
+    """The two models: the teacher learns correct work until it solves the task, the student learns careless work."""
     teacher, student = replace(TEACHER_SFT, seed=seed), replace(STUDENT_SFT, seed=seed + 1)
     return [Pupil(paths.teacher, TEACHER, teacher, TEACHER_TARGET), Pupil(paths.student, STUDENT, student, None)]
 
@@ -109,7 +109,7 @@ def single_thread() -> None:
 
 
 def train(pupil: Pupil, tokenizer_path: Path, line: int) -> int:
-    """Builds, fine-tunes and saves a model. Returns the steps taken. `line`: of the terminal, for the progress bar."""
+    """Builds, fine-tunes and saves a model. Returns the steps taken. `line`: terminal line of the progress bar."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     model = build_model(pupil.size, tokenizer, pupil.settings.seed)
     stop = None

@@ -24,7 +24,7 @@ class ModelResult:
     reverse_kl: float
     """Mean exact KL(model || teacher) on the model's own responses, nats per token."""
     overlap: dict[int, float]
-    """k: mean share of the top k that model and teacher have in common, 0 to 1."""
+    """Mean share of the top k that model and teacher have in common, 0 to 1, by k."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class SftSettings:
     """One SFT run."""
 
     max_steps: int
-    """Optimizer steps at most; the cosine decay ends there."""
+    """Most optimizer steps; the cosine decay ends there."""
     batch: int = 32
     """Sequences per step."""
     lr: float = 2e-3
@@ -48,7 +48,7 @@ class SftSettings:
 
 TEACHER_SFT = SftSettings(max_steps=600)
 STUDENT_SFT = SftSettings(max_steps=450, forget=0.6)
-"""The student's data forgets 60% of the carries, more than half: the greedy answer is wrong wherever a carry occurs."""
+"""The student's data forgets 60% of the carries: more than half, so the greedy answer is wrong if a carry occurs."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def train_until(
 ) -> int:
     """Trains the model in place for `max_steps`, or until `stop` is met. Returns the number of steps.
 
-    `label` and `line` are name and terminal line of the progress bar: two runs show theirs below each other.
+    `label` and `line` are name and terminal line of the progress bar: two runs show their bars below each other.
     """
     optimizer, schedule = _make_optimizer(model, settings)
     data = islice(batches(tokenizer, settings), settings.max_steps)

@@ -7,7 +7,7 @@
 
 A column reads `left digit + right digit + carry = two-digit sum`. The teacher is trained on correct work, the student
 on careless work: it knows the format and the digit sums, but forgets most carries. So its greedy answer is wrong too,
-and there is something to distil. Training and held-out problems are disjoint by a hash of the operands.
+and distillation can improve it. Training and held-out problems are disjoint by a hash of the operands.
 """
 
 import random
@@ -102,7 +102,7 @@ def careless_solution(problem: Addition, forget: float, rng: random.Random, misa
 def open_lines(text: str, weights: Sequence[float], rng: random.Random) -> str:
     """Begins every line but the last with a letter (a, b, c, ...) drawn by `weights`.
 
-    With equal weights each such place is a fork: all continuations are equally good.
+    With equal weights each of these places is a fork: all continuations are equally good.
     """
     letters = [chr(ord("a") + index) for index in range(len(weights))]
     *lines, last = text.split("\n")

@@ -13,7 +13,7 @@ from opd_verl.config.errors import ConfigError
 
 
 def main() -> None:
-    """Writes the report and says where it is. A bad setting ends with its message alone."""
+    """Writes the report and prints its path. A bad setting prints only its message."""
     parser = argparse.ArgumentParser(
         prog="python -m opd_verl.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

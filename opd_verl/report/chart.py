@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INK, FAINT, GRID = "#0a0b0c", "#0d0e0f", "#0f0e0d"
 """Placeholder colours of text, small text and lines in the SVG. `inline` replaces them by the page's variables, so each
-must be a colour that nothing else has."""
+must be a colour that is used nowhere else."""
 THEMES: dict[str, dict[str, str]] = {
     "svg": {"ink": INK, "faint": FAINT, "grid": GRID},
     "png": {"ink": "#1b1f24", "faint": "#57606a", "grid": "#d8dee4"},
@@ -73,16 +73,16 @@ def png(chart: Chart, path: Path) -> None:
 
 
 def svg(chart: Chart) -> str:
-    """The chart as an `<svg>` that stands within HTML."""
+    """The chart as an `<svg>` within HTML."""
     figure, content = _drawn(chart, "svg"), io.StringIO()
-    # Text stays text, and ids do not change from run to run.
+    # Text stays text, not outlines; ids are the same in every run.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name}):
         figure.savefig(content, format="svg", transparent=True)
     return inline(content.getvalue(), chart)
 
 
 def inline(text: str, chart: Chart) -> str:
-    """Matplotlib's SVG file as a part of a page: no header, ids of its own, a name, and the page's colours."""
+    """Makes matplotlib's SVG a part of a page: without header, with its own ids, a name, and the page's colours."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)

@@ -16,7 +16,7 @@ from opd_verl.report.runs import Points, ReportedRun, last, metrics_of, points, 
 from opd_verl.utils.plot_style import End, Look, label_ends, series
 
 MARKED = 15
-"""Most points of a line that get a marker, besides those that stand alone."""
+"""Most points of a line that get a marker, besides points without neighbours."""
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,25 @@ class Curve:
     unit: str
     reading: str
     line: float | None = None
-    """Value at which a horizontal line is drawn: the target, or the border of a meaning."""
+    """Value at which a horizontal line is drawn: a target, or the border between good and bad."""
     beside: str | None = None
     """Another metric that is drawn dotted in the same chart."""
 
 
 CURVES = (
     Curve("opd/reward_mean", "Mean reward r_t", "nats", "log q - log p per token. It rises towards 0.", 0.0),
-    Curve(
-        "opd/reverse_kl", "Reverse KL", "nats", "How far the student is from the teacher on its own tokens; to 0.", 0
-    ),
+    Curve("opd/reverse_kl", "Reverse KL", "nats", "Distance from the teacher on the student's tokens. Falls to 0.", 0),
     Curve(
         "opd/overlap_ratio",
         "Top-k overlap",
         "share",
-        "Share of the student's top-k in the teacher's. Rises if it works.",
+        "Share of the student's top-k in the teacher's. Rises if distillation works.",
     ),
     Curve(
         "opd/overlap_advantage",
         "Advantage of the overlap",
         "nats",
-        "How the teacher ranks the tokens both have in their top-k. Rises towards 0.",
+        "The teacher's ranking of the tokens in both top-k. Rises towards 0.",
         0.0,
     ),
     Curve(
@@ -63,9 +61,9 @@ CURVES = (
         "opd/rho",
         "Entropy correlation rho",
         "Pearson's r",
-        "Whether both hesitate at the same tokens. Near 1: same shape.",
+        "Whether student and teacher hesitate at the same tokens. Near 1: yes.",
     ),
-    Curve("opd/fork_overlap", "Fork overlap", "share", "How many of the 20% most uncertain tokens both share."),
+    Curve("opd/fork_overlap", "Fork overlap", "share", "Share of the 20% most uncertain tokens that both models have."),
     Curve(
         "opd/dest_corr",
         "Dest:Corr",
@@ -84,10 +82,10 @@ CURVES = (
     Curve(
         "critic/score/mean", "Task score in training", "score", "Mean score of the training rollouts. Higher is better."
     ),
-    Curve("timing_s/step", "Seconds per step", "s", "The whole step; opd_verl.timeline tells what it was spent on."),
+    Curve("timing_s/step", "Seconds per step", "s", "The whole step; opd_verl.timeline shows its parts."),
 )
 INTRO = (
-    "Every chart has the same runs; a letter stands at the end of each line. A gap is a step without a value; a "
+    "Every chart has the same runs; a letter at the end of each line names the run. A gap is a step without a value; a "
     "horizontal line without markers is the value to compare with."
 )
 VALIDATION = re.compile(r"val-core/(.+)/(acc|reward)/(mean@\d+)")
@@ -153,7 +151,7 @@ def draw_line(axes: Axes, run: ReportedRun, metric: str, label: str, dotted: boo
 
 
 def marked(line: Points) -> list[int]:
-    """Places of the points that get a marker: some at equal distances, and all that no line reaches."""
+    """Places of the points that get a marker: some at equal distances, and all points without neighbours."""
     known = [math.isfinite(value) for _, value in line]
     joined = [False, *(before and after for before, after in pairwise(known)), False]
     alone = [at for at, value in enumerate(known) if value and not joined[at] and not joined[at + 1]]

@@ -18,7 +18,7 @@ from opd_verl.utils.plot_style import label_ends, line_with_band
 SCALE = LinearSegmentedColormap.from_list("orange-white-blue", ["#a04000", "#d55e00", "#f7f7f7", "#0072b2", "#004a75"])
 INTRO = (
     "Mean r_t of the tokens in one stretch of the response. In a heat map each cell is a step: orange below 0, white "
-    "at 0, blue above; an empty cell has no tokens, the last step's values stand on the right. Orange that stays in "
+    "at 0, blue above; an empty cell has no tokens, the right edge has the last step's values. Orange that stays in "
     "the deep rows: teacher and student still part there, and the teacher's judgement of long prefixes may be poor."
 )
 
@@ -55,13 +55,13 @@ def line_text(pairs: Sequence[tuple[ReportedRun, ProbedPair]]) -> str:
 
 
 def largest(runs: Sequence[ReportedRun]) -> float:
-    """The largest |r_t| of all cells; 1 where there is none."""
+    """The largest |r_t| of all cells; 1 if there is no cell."""
     values = [abs(value) for run in runs for metric in depth_metrics(run).values() for _, value in points(run, metric)]
     return max(values, default=0.0) or 1.0
 
 
 def grid_of(run: ReportedRun) -> tuple[list[int], np.ndarray]:
-    """Steps with a depth metric, and r_t [buckets, steps]; NaN where a bucket has no token."""
+    """Steps with a depth metric, and r_t [buckets, steps]; NaN if a bucket has no token."""
     rows = [dict(points(run, metric)) for metric in depth_metrics(run).values()]
     steps = sorted({step for row in rows for step in row})
     return steps, np.array([[row.get(step, math.nan) for step in steps] for row in rows])

@@ -17,7 +17,7 @@ ENTROPY_INTRO = (
 )
 PASS_INTRO = (
     "Share of problems solved by at least one of k samples, with its 95% interval. A line that starts high but ends "
-    "below another's: better single answers, fewer different ones."
+    "below another line: better single answers, less variety."
 )
 
 
@@ -45,7 +45,7 @@ def entropy_text(counts: Mapping[str, Sequence[int]]) -> str:
 
 
 def probe_counts(run: ReportedRun) -> dict[str, dict[str, list[int]]]:
-    """Teacher: the histograms of all students and of the teacher, which is taken on the first student's rollouts."""
+    """Histograms by teacher: all students, and the teacher on the first student's rollouts."""
     by_teacher: dict[str, dict[str, list[int]]] = {}
     for pair in run.pairs:
         if pair.histograms:

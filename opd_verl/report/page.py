@@ -1,4 +1,4 @@
-"""Puts all parts into one page that needs no other file: style, script and charts are within it."""
+"""Puts all parts into one page without other files: style, script and charts are within the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Section:
 
     @property
     def present(self) -> bool:
-        """Whether there is anything to show."""
+        """Whether the section has content."""
         return bool(self.charts or self.body)
 
 
@@ -94,7 +94,7 @@ def page(runs: Sequence[ReportedRun], present: Sequence[Section], drawn: dict[st
 
 
 def part(name: str) -> str:
-    """The text of a file that lies beside this one."""
+    """The text of a file in this folder."""
     return files("opd_verl.report").joinpath(name).read_text()
 
 
@@ -115,7 +115,7 @@ def widest(charts: Sequence[Chart]) -> int:
 
 
 def figure_html(chart: Chart, drawn: str) -> str:
-    """A chart under its title, with how to read it."""
+    """A chart under its title, with its explanation."""
     title = f"<b>{escape(chart.title)}</b>"
     text = f"<span>{escape(chart.text)}</span>" if chart.text else ""
     link = f'<a class="png" href="{chart.name}.png" aria-label="{escape(chart.title)} as PNG">PNG</a>'

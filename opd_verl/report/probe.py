@@ -33,7 +33,7 @@ class ProbedPair:
 def pairs_from_json(content: Mapping[str, Any]) -> list[ProbedPair]:
     """The pairs of a probe.json. Raises KeyError or TypeError for another form, ValueError for another version."""
     if content["version"] != VERSION:
-        raise ValueError(f"version {content['version']}, this reads version {VERSION}")
+        raise ValueError(f"version {content['version']}; the report reads version {VERSION}")
     return [_pair(pair) for pair in content["pairs"]]
 
 

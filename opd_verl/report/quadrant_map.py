@@ -20,11 +20,11 @@ PLACES = {1: (0, 1), 2: (1, 1), 3: (0, 0), 4: (1, 0)}
 """Column and row of each quadrant: committed left, r_t > 0 above."""
 NAMES = {1: "Q1 confirmed", 2: "Q2 useful distillation", 3: "Q3 forced correction", 4: "Q4 discouraged fork"}
 LARGEST = 0.62
-"""Side of a box that stands for all tokens; a cell is 1."""
+"""Side of the box of all tokens; a cell has side 1."""
 INTRO = (
     "Filled box: share of the tokens; outline: share of the force (mass times mean |r_t|). An outline larger than "
-    "its box: few tokens, strong push. The bar splits Q3: pulled off a confident token in a correct rollout "
-    "(destructive, hatched) or in a wrong one (corrective)."
+    "its box: few tokens, strong push. The bar splits Q3, the pull off confident tokens: in correct rollouts "
+    "(destructive, hatched) or in wrong rollouts (corrective)."
 )
 
 
@@ -91,18 +91,18 @@ def ends(run: ReportedRun) -> list[int]:
 
 
 def metric(step: Mapping[str, float | None], name: str) -> float:
-    """A metric of a step; NaN where it is missing."""
+    """A metric of a step; NaN if it is missing."""
     value = step.get(f"opd/{name}")
     return math.nan if value is None else value
 
 
 def measured(known: Mapping[str, float], name: str) -> float:
-    """A measurement of a probe; NaN where it is missing."""
+    """A measurement of a probe; NaN if it is missing."""
     return known.get(name, math.nan)
 
 
 def draw(parts: Quadrants, figure: Figure, theme: Theme) -> None:
-    """Draws four cells, and below them Q3's bar where it is known."""
+    """Draws four cells, and below them Q3's bar if its values are known."""
     split = not math.isnan(parts.destructive + parts.corrective) and parts.destructive + parts.corrective > 0
     panels = figure.subplots(2 if split else 1, 1, height_ratios=[5, 1] if split else [1], squeeze=False).flatten()
     draw_cells(panels[0], parts, theme)

@@ -15,7 +15,7 @@ from opd_verl.tracking.samples.record import from_json
 
 Content = TypeVar("Content")
 MOST_RUNS = 26
-"""Each run is named by a letter."""
+"""Letters that name the runs."""
 FILES = "metrics.jsonl, samples/step_*.json, probe.json, tokens.json, table.json"
 SAMPLE_FOLDERS = ("samples", "checkpoints/samples")
 HYDRA_FILES = (".hydra/overrides.yaml", "hydra/.hydra/overrides.yaml", "../hydra/.hydra/overrides.yaml")
@@ -24,15 +24,15 @@ STEPS_SHOWN = 3
 
 
 def read_runs(folders: Sequence[Path], samples: int) -> list[ReportedRun]:
-    """All runs, with at most `samples` rollouts of each run's training and as many of each probe.
+    """All runs, with at most `samples` rollouts of each training and of each probe.
 
     Raises:
-        ConfigError: too many runs, a folder that is none or holds nothing to show, or a file that cannot be read.
+        ConfigError: too many runs, a missing folder, a folder without known files, or an unreadable file.
     """
     if samples < 0:
-        raise ConfigError("samples", samples, "less than no rollout", "--samples 0 or more")
+        raise ConfigError("samples", samples, "must not be negative", "--samples 0 or more")
     if len(folders) > MOST_RUNS:
-        raise ConfigError("runs", len(folders), f"more than {MOST_RUNS} cannot be told apart", "give fewer folders")
+        raise ConfigError("runs", len(folders), f"at most {MOST_RUNS} runs can be told apart", "give fewer folders")
     names = run_names(folders)
     return [read_run(folder, chr(ord("A") + at), names[at], samples) for at, folder in enumerate(folders)]
 
@@ -44,13 +44,13 @@ def run_names(folders: Sequence[Path]) -> list[str]:
         names = ["/".join(path[-length:]) for path in parts]
         if len(set(names)) == len(names):
             return names
-    raise ConfigError("runs", [str(folder) for folder in folders], "a folder is given twice", "name each once")
+    raise ConfigError("runs", [str(folder) for folder in folders], "a folder is given twice", "name each folder once")
 
 
 def read_run(folder: Path, letter: str, name: str, samples: int) -> ReportedRun:
     """Reads one folder."""
     if not folder.is_dir():
-        raise ConfigError("run", str(folder), "is no folder", "name the folder that holds metrics.jsonl or probe.json")
+        raise ConfigError("run", str(folder), "is not a folder", "name the folder of metrics.jsonl or probe.json")
     run = ReportedRun(
         letter,
         name,
@@ -78,7 +78,7 @@ def read_table(path: Path) -> Evaluation:
 
 
 def training_samples(folder: Path, count: int) -> list[ShownRollout]:
-    """At most `count` rollouts, from the first and the last shown step and from one between.
+    """At most `count` rollouts, from the first shown step, the last, and a step in the middle.
 
     Each file begins with its extremes, so the first rollouts of a file are the lowest and the highest mean r_t.
     """

@@ -1,4 +1,4 @@
-"""A run as the report sees it, and queries of its metrics over steps, with gaps where values are missing."""
+"""A run in the report, and its metrics over steps, with gaps for missing values."""
 
 import math
 import re
@@ -14,9 +14,9 @@ from opd_verl.report.probe import ProbedPair
 from opd_verl.tracking.samples.record import RolloutRecord
 
 Points = list[tuple[int, float]]
-"""(step, value) in order; a NaN stands between two points that no line joins."""
+"""(step, value) in order; a NaN separates two points that no line joins."""
 FAR = 1.5
-"""Two points further apart than this times their usual distance have a missing value between them."""
+"""Factor on the usual distance of two points: points further apart have a missing value between them."""
 DEPTH = re.compile(r"opd/depth/(\d+)-(\d+)/reward")
 ALERT = "opd/alert/"
 
@@ -32,7 +32,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ShownRollout:
-    """A rollout to show, and the training step that it is from; None for a probe's rollout."""
+    """A rollout to show, and its training step; None for a probe's rollout."""
 
     step: int | None
     sample: RolloutRecord
@@ -46,7 +46,7 @@ class ReportedRun:
     """Name of the run in charts, from A."""
     name: str
     recipe: str
-    """Empty if no file of Hydra names it."""
+    """Empty if no file of Hydra names a recipe."""
     steps: list[dict[str, Any]] = field(default_factory=list)
     """Metrics of each training step by name, and the number of the step under `step`."""
     shown: list[ShownRollout] = field(default_factory=list)
@@ -72,7 +72,7 @@ def points(run: ReportedRun, metric: str) -> Points:
 
 
 def with_gaps(known: Points) -> Points:
-    """The points with a NaN in each gap. A metric that is logged every n-th step has no gaps between those steps."""
+    """The points with a NaN in each gap. A metric that is logged every n-th step has no gaps between these steps."""
     distances = [after - before for (before, _), (after, _) in pairwise(known)]
     usual = median_low(distances) if distances else 0.0
     line: Points = []

@@ -1,4 +1,4 @@
-"""Two charts of all probes' pairs: the teacher in the student's place, and the mass and bytes of its top-k."""
+"""Two charts of all probes' pairs: the teacher continuing the student's rollouts, and its top-k's mass and bytes."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from opd_verl.utils.plot_style import End, label_ends, line_with_band, series
 
 INTRO = (
     "Left: the teacher takes over after a share of the student's rollout. A line that falls below the student's own "
-    "accuracy (dotted): the teacher is lost where the student leads, and its r_t there says little. Right: the "
+    "accuracy (dotted): the teacher cannot continue the student's texts, and its r_t there says little. Right: the "
     "probability outside the teacher's k most likely ids, and their bytes on the wire."
 )
 
@@ -49,7 +49,7 @@ def mass_text(pairs: Sequence[ProbedPair]) -> str:
 
 
 def draw_continuation(pairs: Sequence[ProbedPair], figure: Figure, theme: Theme) -> None:
-    """Draws the teacher's accuracy over the share of the rollout; share 0 is its accuracy on its own."""
+    """Draws the teacher's accuracy over the share of the rollout; share 0: the teacher's accuracy alone."""
     axes, ends = figure.subplots(), []
     for index, pair in enumerate(pairs):
         start, known = pair.measurements.get("teacher_accuracy"), pair.continuation

@@ -15,9 +15,9 @@ FILTERS = {"all": "all", "negative": "r_t < 0"} | {str(which): f"Q{which}" for w
 INTRO = (
     "Choose a rollout, then point at a token, tap it, or walk with the arrow keys. Orange and underlined: the teacher "
     "finds the token less likely than the student did, training pushes it down; blue: more likely, it is pushed up. "
-    "The buttons of the second row leave only some tokens in full colour."
+    "The buttons of the second row dim all other tokens."
 )
-HINT = "Point at a token, tap it, or press Tab and walk with the arrow keys: its numbers stand here."
+HINT = "Point at a token, tap it, or press Tab and walk with the arrow keys: its numbers appear here."
 
 
 def token_view(runs: Sequence[ReportedRun]) -> str:
@@ -76,7 +76,7 @@ def numbers_json(shown: ShownRollout) -> str:
     """The tokens' numbers for `view.js`, which reads the lists by position.
 
     A token is [id, log p, log q, r_t, trained, student's entropy, teacher's entropy, quadrant, top]; `top` alternates
-    the place of a text in `texts` with its log q, so that each text is written once.
+    the place of a text in `texts` with its log q, so that each text is written only once.
     """
     texts: dict[str, int] = {}
     rows: list[list[object]] = []
@@ -86,7 +86,7 @@ def numbers_json(shown: ShownRollout) -> str:
         log_p, log_q, reward, *entropies = map(compact, numbers)
         rows.append([token.id, log_p, log_q, reward, int(token.trained), *entropies, token.quadrant, top])
     content = {"texts": [visible(text) for text in texts], "tokens": rows}
-    # Without "<" no token's text can end the <script> that holds the JSON.
+    # Without "<" in the JSON, no token's text can end its <script> element.
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
@@ -96,7 +96,7 @@ def compact(value: float | None) -> float | None:
 
 
 def scale_key(scale: float) -> str:
-    """The legend of the colours: both ends of the scale, all shades, and the mark of masked tokens."""
+    """The legend of the colours: the scale's ends, all shades, and the mark of masked tokens."""
     shades = [*(f"n{level}" for level in range(8, 0, -1)), "none", *(f"p{level}" for level in range(1, 9))]
     boxes = "".join(f'<span class="{shade}">&nbsp;</span>' for shade in shades)
     return (

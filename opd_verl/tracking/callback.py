@@ -1,4 +1,4 @@
-"""Prepares a run's loggers, in the driver; verl's own loggers do the writing, on whatever node the trainer runs."""
+"""Prepares a run's loggers, in the driver; verl's own loggers write, on the trainer's node."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from opd_verl.tracking.secret_values import refuse_secrets
 from opd_verl.tracking.wandb_run import keep_run_id, wandb_environment
 
 FILE_LOGGER = ("VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT")
-"""With either variable the user says where verl's `file` logger writes; we then leave that file alone."""
+"""Variables by which the user chooses the file of verl's `file` logger; we then leave the file alone."""
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray tells the driver of a submitted job the options of `ray job submit`."""
 AGAIN = (
-    f"{metrics_log.METRICS} will hold each of them once. An online wandb run keeps the first values. `wandb sync` of "
+    f"{metrics_log.METRICS} will hold each step once. An online wandb run keeps the first values. `wandb sync` of "
     "offline files gives the repeated steps new numbers: plot over training/global_step then"
 )
 """Behaviour of wandb 0.31 for steps that go backwards."""
@@ -31,14 +31,14 @@ ENV_VARS = "ray_kwargs.ray_init.runtime_env.env_vars"
 class RunTracking(Callback):
     """The callback `hydra.callbacks.run_tracking._target_`: wandb's run id, group and mode, and `metrics.jsonl`.
 
-    The config is changed when the *run* starts: a change that a callback makes when the job starts reaches neither verl
+    The config is changed when the *run* starts: a change by a callback at the job's start reaches neither verl
     nor Hydra's files. Files are touched when the job starts, after the recipe's checks.
     """
 
     folder: Path | None = None
-    """`trainer.default_local_dir`, if metrics are kept there; None where the user chose another file."""
+    """`trainer.default_local_dir`, if metrics are kept there; None if the user chose another file."""
     run_id: str | None = None
-    """wandb's run id, if we chose it; None where the user did."""
+    """wandb's run id, if we chose it; None if the user did."""
 
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         """Refuses secrets, and adds the `file` logger and the environment of the process that logs."""
@@ -55,7 +55,7 @@ class RunTracking(Callback):
         hand_on(config, environment, loggers if "file" in loggers else [*loggers, "file"])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Refuses secrets, and no more: a sweep makes the configs of its runs later, out of our reach."""
+        """Only refuses secrets: a sweep makes the configs of its runs later, out of our reach."""
         stop_at_secrets(config)
 
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:

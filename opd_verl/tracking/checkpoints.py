@@ -1,4 +1,4 @@
-"""verl's folder of checkpoints: the newest whole one, also after a kill."""
+"""verl's folder of checkpoints: finds the newest whole checkpoint, also after a kill."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def latest_step(folder: Path) -> int:
 
 
 def mend_tracker(folder: Path) -> None:
-    """Names the newest checkpoint again where a kill has left the tracker file empty.
+    """Names the newest checkpoint again if a kill has left the tracker file empty.
 
     verl empties the file before it writes, and writes only after the checkpoint is whole.
     """

@@ -11,7 +11,7 @@ Step = dict[str, float]
 
 
 def read_steps(metrics: Path, known: int = 0) -> Iterator[Step]:
-    """The steps behind the first `known` lines; a line that is still being written is left out."""
+    """The steps after the first `known` lines; an unfinished last line is left out."""
     if not metrics.exists():
         return
     for line in metrics.read_text().splitlines(keepends=True)[known:]:
@@ -21,9 +21,9 @@ def read_steps(metrics: Path, known: int = 0) -> Iterator[Step]:
 
 
 def merged(attempts: Iterable[Path]) -> list[Step]:
-    """Every step once, in order. The last attempt at a step wins; metrics that only an earlier one logged stay.
+    """Every step once, in order. The last attempt at a step wins; metrics that only an earlier attempt logged stay.
 
-    A run that goes on after step 6 may validate first, and log that as another line of step 6.
+    A run that resumes after step 6 may validate first, and log the result as another line of step 6.
     """
     by_number: dict[float, Step] = {}
     for attempt in attempts:

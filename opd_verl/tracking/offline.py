@@ -1,4 +1,4 @@
-"""Weights & Biases without a network: the run is written to disk instead of stopping at a login prompt."""
+"""Weights & Biases without a network: the run writes to disk and does not stop at a login prompt."""
 
 import netrc
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ DEFAULT_SERVER = "https://api.wandb.ai"
 
 
 def why_offline(environ: Mapping[str, str]) -> str | None:
-    """The reason why wandb cannot log in to its server; None where it can."""
+    """The reason why wandb cannot log in to its server; None if it can."""
     if "WANDB_API_KEY" not in environ and not has_netrc_entry(server_host(environ)):
         return "no WANDB_API_KEY and no entry in ~/.netrc"
     return unreachable(server(environ))

@@ -9,9 +9,9 @@ from omegaconf.errors import OmegaConfBaseException
 from opd_verl.config.errors import ConfigError
 
 SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
-"""Ends of the names of environment variables whose values are secret."""
+"""Last parts of the names of environment variables with secret values."""
 SHORTEST = 8
-"""Characters of the shortest secret; a shorter value (`EMPTY`, a 1) may well stand elsewhere in a config."""
+"""Characters of the shortest secret; a shorter value (`EMPTY`, a 1) may well occur elsewhere in a config."""
 ENVIRONMENTS = ("env_vars", "env_set")
 """Names of the sections that set environment variables: Ray's and Hydra's."""
 REMEDY = "export it on the nodes before Ray starts there; the processes of the run inherit it"
@@ -21,7 +21,7 @@ def refuse_secrets(config: DictConfig, environ: Mapping[str, str]) -> None:
     """Refuses a config that holds the value of a secret variable of `environ`, or sets a secret variable.
 
     Raises:
-        ConfigError: names the key and the remedy, and does not show the value.
+        ConfigError: the message names the key and the remedy, and does not show the value.
     """
     known = secrets_of(environ)
     for path, value in leaves(config):
@@ -44,7 +44,7 @@ def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def leaves(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every value as a text, with the keys that lead to it; Hydra's own section is left out but for `job.env_set`."""
+    """Every value as a text, with the keys that lead to it; of Hydra's own section only `job.env_set`."""
     if node._is_none() or node._is_missing() or node._is_interpolation():
         return
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
@@ -59,13 +59,13 @@ def leaves(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterato
 
 
 def value_at(node: DictConfig | ListConfig, key: Any) -> object:  # OmegaConf types the keys of lists and dicts apart
-    """The value at `key`, resolvers (`${oc.env:NAME}`) applied; None where there is no value yet.
+    """The value at `key`, resolvers (`${oc.env:NAME}`) applied; None if there is no value yet.
 
     A reference to another key (`${trainer.project_name}`) is left as text: a message must name the other key.
     """
     if OmegaConf.is_missing(node, key):
         return None
-    # Only the node itself, which OmegaConf's public interface hides, still has the text of an interpolation.
+    # Only the node has an interpolation's text, and OmegaConf's public interface hides the node.
     text = cast(Node, node._get_node(key))._value()
     if OmegaConf.is_interpolation(node, key) and ":" not in str(text).replace("oc.select:", ""):
         return text

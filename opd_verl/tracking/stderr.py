@@ -1,4 +1,4 @@
-"""Brings our warnings into the run's log, whatever the libraries of this process do to the root logger."""
+"""Brings our warnings into the run's log, even if a library changes the root logger."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 def log_to_stderr() -> None:
-    """Gives the logger `opd_verl` a handler of its own, in verl's format; VERL_LOGGING_LEVEL (WARNING) is its level."""
+    """Gives the logger `opd_verl` its own handler, in verl's format; level: VERL_LOGGING_LEVEL, else WARNING."""
     logger = logging.getLogger("opd_verl")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s:%(asctime)s:%(message)s"))

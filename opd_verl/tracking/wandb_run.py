@@ -20,7 +20,7 @@ OTHER_RESUMES = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 def wandb_environment(config: DictConfig, environ: Mapping[str, str]) -> dict[str, str]:
     """Variables for the process that logs; a variable that the user has set keeps its value."""
     folder = folder_of(config.trainer)
-    # Not the working directory: a submitted job's is deleted with the job, and offline runs would go with it.
+    # Not the working directory: Ray deletes it with a submitted job, and offline runs would be lost.
     variables = {"WANDB_RUN_GROUP": group(config.trainer.experiment_name), "WANDB_DIR": str(folder)}
     recipe = OmegaConf.select(config, "hydra.runtime.choices.recipe")
     if recipe:
@@ -40,14 +40,14 @@ def group(name: str) -> str:
 def run_id(trainer: DictConfig) -> str:
     """The id of the wandb run that this training continues, or a new id.
 
-    Only the newest checkpoint continues its run: wandb ignores steps that a run already has.
+    A run continues only from its newest checkpoint: wandb ignores steps that a run already has.
     """
     folder = folder_of(trainer)
     checkpoint, kept = resumed_from(trainer), folder / RUN_ID
     if checkpoint is None or checkpoint != newest_checkpoint(folder) or not kept.exists():
         return uuid4().hex[:8]
     continued = kept.read_text().strip()
-    print(f"opd_verl: wandb goes on with run {continued} after {checkpoint.name}")
+    print(f"opd_verl: wandb continues run {continued} after {checkpoint.name}")
     return continued
 
 
@@ -57,7 +57,7 @@ def keep_run_id(folder: Path, name: str) -> None:
 
 
 def offline_mode(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """`WANDB_MODE=offline` where wandb cannot log in, else nothing; an offline run lies in `folder`."""
+    """`WANDB_MODE=offline` if wandb cannot log in, else nothing; an offline run is written to `folder`."""
     problem = why_offline(environ)
     if not problem:
         return {}

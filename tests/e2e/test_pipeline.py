@@ -123,6 +123,6 @@ def test_a_stage_that_was_killed_ends_with_the_same_weights(
     killed_in(line, tmp_path, after=4)
     assert not (cold / "done.json").exists()
     done = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path)
-    assert done.returncode == 0 and "cold_start (cold_start): goes on after step" in done.stdout, done.stderr[-3000:]
+    assert done.returncode == 0 and "cold_start (cold_start): resumes after step" in done.stdout, done.stderr[-3000:]
     assert done.stdout.count("finished before") == 2, "the two finished stages are not trained again"
     assert (tmp_path / "again" / "models" / "cold_start" / "model.safetensors").read_bytes() == weights

@@ -16,7 +16,7 @@ class Chosen:
 
 
 def choose(names: Sequence[str], means: Sequence[float], count: int, seed: int) -> list[Chosen]:
-    """At most `count` rollouts; the order of the batch does not change which.
+    """Picks at most `count` rollouts; the order of the batch does not change the choice.
 
     Args:
         names: the rollouts' names.

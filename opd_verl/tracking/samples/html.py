@@ -1,7 +1,7 @@
 """Rollouts as self-contained HTML: every token on an orange to blue scale of its r_t. Pure text.
 
 Orange and blue are told apart by colour-blind readers, and negative tokens are underlined as well. The colours are
-classes with a translucent background, so that the same spans stand on a light and on a dark page.
+classes with a translucent background, so that the same spans suit a light and a dark page.
 """
 
 import math
@@ -61,7 +61,7 @@ def page(step: int, samples: Sequence[RolloutRecord]) -> str:
 
 
 def response_page(sample: RolloutRecord, scale: float) -> str:
-    """One response alone, for a cell of wandb's table, which is a page of its own."""
+    """A page with one response, for a cell of wandb's table."""
     return f'<meta charset="utf-8">{STYLE}{legend(scale)}{response(sample.tokens, scale)}'
 
 
@@ -79,7 +79,7 @@ def row(sample: RolloutRecord, scale: float) -> str:
 
 
 def response(tokens: Sequence[Token], scale: float, titles: bool = True) -> str:
-    """The tokens side by side; without titles where another part of the page shows their numbers."""
+    """The tokens side by side; without titles if another part of the page shows the numbers."""
     return f'<div class="text">{"".join(token_span(token, scale, titles) for token in tokens)}</div>'
 
 
@@ -105,7 +105,7 @@ def visible(text: str) -> str:
 
 
 def shade_class(reward: float, scale: float) -> str:
-    """From `n8` (-scale and below) over none (around 0, and NaN) to `p8` (scale and above)."""
+    """The CSS class: `n8` (-scale and below) to `p8` (scale and above); no class around 0 and for NaN."""
     if math.isnan(reward):
         return ""
     level = round(LEVELS * min(abs(reward) / scale, 1.0))
@@ -113,7 +113,7 @@ def shade_class(reward: float, scale: float) -> str:
 
 
 def scale_of(samples: Sequence[RolloutRecord]) -> float:
-    """The |r_t| at the ends of the scale, the same on both sides; 1 where all tokens are 0 or masked."""
+    """The |r_t| at the ends of the scale, the same on both sides; 1 if all tokens are 0 or masked."""
     shown = (token for sample in samples for token in sample.tokens if token.trained)
     values = sorted(abs(token.reward) for token in shown if not math.isnan(token.reward))
     end = values[min(int(SHARE * len(values)), len(values) - 1)] if values else 0.0

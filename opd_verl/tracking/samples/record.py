@@ -1,4 +1,4 @@
-"""A rollout to show, and its JSON, which a training writes beside its pages and the probe writes as a result."""
+"""A rollout to show, and its JSON: a training writes it beside its pages, the probe in its results."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Token:
     log_q: float
     reward: float
     trained: bool
-    """False: masked, it has no part in the loss."""
+    """False: the token is masked and has no part in the loss."""
     student_entropy: float | None = None
     teacher_entropy: float | None = None
     quadrant: int | None = None
@@ -45,12 +45,12 @@ class RolloutRecord:
 
 
 def to_json(sample: RolloutRecord) -> dict[str, object]:
-    """The sample as plain values; NaN is null."""
+    """The record as plain values; NaN is null."""
     return finite(asdict(sample), DIGITS)
 
 
 def from_json(content: dict[str, Any]) -> RolloutRecord:
-    """The sample of a `to_json`; null numbers are NaN. Raises KeyError where a field is missing."""
+    """Reads back a record of `to_json`; null numbers are NaN. Raises KeyError if a field is missing."""
     return RolloutRecord(
         name=content["name"],
         why=content["why"],

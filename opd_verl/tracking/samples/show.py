@@ -55,7 +55,7 @@ class Scored:
         return mask if self.weights is None else mask & (self.weights > 0)
 
     def mean_rewards(self) -> list[float]:
-        """Mean r_t of each rollout over its unmasked tokens; NaN where there is none, and for verl's padding rows."""
+        """Mean r_t of each rollout over its unmasked tokens; NaN without such tokens, and for verl's padding rows."""
         mask = self.inputs.mask
         means = ((self.reward * mask).sum(-1) / mask.sum(-1)).tolist()
         padding = [tag.get("is_padding", False) for tag in self.batch.tags]
@@ -85,9 +85,9 @@ class SampleRollouts:
             write_text(self.folder / f"step_{step:06d}.json", json.dumps(content, ensure_ascii=False) + "\n")
             if "wandb" in tracking.logger:
                 tracking.log({"opd/samples": table(samples)}, step, backend=["wandb"])
-        except Exception:  # whatever it was: a page must not cost a training
+        except Exception:  # every kind of error: a page must not end a training
             if not self.failed:
-                logger.warning("no samples of step %d (said once): training goes on", step, exc_info=True)
+                logger.warning("no samples of step %d (said once): the training continues", step, exc_info=True)
             self.failed = True
 
     def collect(self, scored: Scored, step: int) -> list[RolloutRecord]:
@@ -97,7 +97,7 @@ class SampleRollouts:
         if not chosen:
             return []
         keys = [batch.keys[pick.row] for pick in chosen]
-        # The prompts are fetched for these rollouts alone: nothing else in the step needs them here.
+        # Only these rollouts' prompts are fetched: the rest of the step needs no prompts here.
         fields = tq.kv_batch_get(keys=keys, partition_id=str(batch.partition_id), select_fields=["prompts"])
         prompts = [self.decode(prompt.tolist()) for prompt in cast(Tensor, fields["prompts"]).unbind(0)]
         return [self.sample(scored, pick, text, means[pick.row]) for pick, text in zip(chosen, prompts, strict=True)]
@@ -132,7 +132,7 @@ class SampleRollouts:
         return [Token(*fields) for fields in zip(ids, texts, *columns, teacher, quadrants, top, strict=True)]
 
     def top(self, scored: Scored, row: int, length: int) -> Sequence[list[tuple[str, float]] | None]:
-        """The teacher's most likely tokens at each of a response's positions, where the step read them."""
+        """The teacher's most likely tokens at each of a response's positions; None if the step did not read them."""
         if scored.top is None:
             return [None] * length
         ids, log_q = (field.unbind(0)[row].tolist() for field in scored.top)
@@ -145,7 +145,7 @@ def low_entropy(inputs: RewardInputs) -> float:
 
 
 def table(samples: Sequence[RolloutRecord]) -> "wandb.Table":
-    """The samples as wandb's table; each response is a page of its own."""
+    """The samples as wandb's table; each response is an HTML page."""
     import wandb
 
     scale = scale_of(samples)

@@ -1,23 +1,23 @@
-"""The text of each token of a response, also where a character is spread over several tokens."""
+"""The text of each token of a response, also if a character is spread over several tokens."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 INCOMPLETE = "\ufffd"
 SHOWN_TOP = 8
-"""How many of the teacher's most likely ids are shown."""
+"""Number of the teacher's most likely ids that are shown."""
 LONGEST = 4
-"""Bytes of the longest UTF-8 character: it is spread over at most so many tokens; a longer run is broken bytes."""
+"""Bytes of the longest UTF-8 character: it has at most so many tokens; a longer run consists of broken bytes."""
 
 
 def token_texts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """One text per token, which together are the decoded response.
+    """One text per token; joined they are the decoded response.
 
-    A character's text stands at its last token and the tokens before it have none; bytes that never become a character
-    end as U+FFFD. Every token is decoded behind the one before it, since alone some tokenizers drop its leading space.
-    (`tokenizers.DecodeStream` does the same, but for fast tokenizers alone, and it raises on some byte sequences.)
+    A character's text belongs to its last token, and its other tokens have none; bytes that never become a character
+    end as U+FFFD. Every token is decoded with its predecessor, since some tokenizers drop a leading space.
+    (`tokenizers.DecodeStream` does the same, but only for fast tokenizers, and it raises on some byte sequences.)
     """
     every, texts = list(ids), []
-    start = shown = 0  # ids[start:shown] is the context that has its text already
+    start = shown = 0  # ids[start:shown] is context whose text was returned already
     before = ""
     for end in range(1, len(every) + 1):
         text = decode(every[start:end])

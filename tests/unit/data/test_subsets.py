@@ -249,7 +249,7 @@ def test_a_larger_models_solutions_have_a_list_of_their_own(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--needs", "3c"], "--needs='3c': no row of {file} has enough (1 of 2 have no rollouts)"),
+        (["--needs", "3c"], "--needs='3c': no row of {file} has enough texts (1 of 2 have no rollouts)"),
         (["--correct", "-1"], "--correct/--wrong=(-1, 1)"),
         (["--use-solution"], "no row of {file} has extra_info.solution"),
     ],

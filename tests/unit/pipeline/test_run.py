@@ -84,7 +84,7 @@ def test_stages_are_changed_and_added_on_the_command_line(start: list[str], tmp_
         ("stages.distil.steps=0", r"stages\.distil\.steps=0: must be positive"),
         ("stages.teacher.student=distil", r"stages\.teacher\.student='distil': stage distil does not come before"),
         ("stages.distil.teacher=distil", r"stages\.distil\.teacher='distil': .*one of teacher"),
-        ("stages={}", r"stages=\{\}: there is nothing to run"),
+        ("stages={}", r"stages=\{\}: no stage is given"),
         ("stages={a/b: {recipe: grpo, student: x}}", "a stage's name becomes a folder name"),
         ("stages={a: {recipe: grpo}}", r"missing mandatory value: student"),
     ],

@@ -248,4 +248,6 @@ def test_a_full_disk_ends_no_training_and_is_said_once(
         logging.getLogger("opd_verl").propagate = True
         for step in (10, 20):
             rollouts.show(scored, step, Loggers())
-    assert [record.getMessage() for record in caplog.records] == ["no samples of step 10 (said once): training goes on"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no samples of step 10 (said once): the training continues"
+    ]
