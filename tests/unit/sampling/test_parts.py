@@ -67,7 +67,7 @@ def test_the_same_settings_find_their_parts_and_others_do_not(
         parts.open({"n": 1, "at": {"t": 0.5 + times}})
         assert parts.missing() == [0, 1]
         message = capsys.readouterr().err
-        assert "(at.t)" in message and f"now x.parts.old{times}" in message
+        assert "(at.t)" in message and f"renamed to x.parts.old{times}" in message
     assert ShardFolder(tmp_path / "x.parts.old1", 2).missing() == [1], "nothing is lost"
 
 

@@ -367,7 +367,7 @@ def test_the_screening_table_by_hand() -> None:
     assert [item.difference.low, item.difference.high] == pytest.approx(paired.tolist())
     lines = to_markdown([base, item], 2, 32).splitlines()
     assert lines[4].startswith("| baseline | 12.5 (1) | 50.0 (3) | 90.0 (2) | 57.1 [") and lines[4].endswith("| 6 |  |")
-    assert "| 26.2 [" in lines[5] and "2 questions that it never answers" in lines[-1]
+    assert "| 26.2 [" in lines[5] and "2 questions that the baseline never answers" in lines[-1]
 
 
 def test_bins_without_questions_are_empty() -> None:
