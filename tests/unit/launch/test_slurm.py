@@ -167,9 +167,9 @@ ADDRESSES = [
 ]
 
 
-@pytest.mark.parametrize(("resolved", "own", "found"), ADDRESSES)
+@pytest.mark.parametrize(("resolved", "own", "address"), ADDRESSES)
 def test_the_heads_address_is_ipv4_and_not_its_loopback(
-    resolved: str, own: str, actual: str | None, tmp_path: Path
+    resolved: str, own: str, address: str | None, tmp_path: Path
 ) -> None:
     for name, answer in (("getent", resolved), ("hostname", own)):
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
@@ -177,8 +177,8 @@ def test_the_heads_address_is_ipv4_and_not_its_loopback(
     command = ["bash", str(ROOT / "launch/slurm/head_ip.sh"), "node1"]
     path = f"{tmp_path}:{os.environ['PATH']}"
     run = subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True)
-    assert (run.stdout.strip() or None) == actual and run.returncode == (actual is None)
-    assert actual or "set OPD_HEAD_IP" in run.stderr
+    assert (run.stdout.strip() or None) == address and run.returncode == (address is None)
+    assert address or "set OPD_HEAD_IP" in run.stderr
 
 
 def test_waiting_ends_when_the_last_node_is_there() -> None:
