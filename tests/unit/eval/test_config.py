@@ -124,7 +124,7 @@ def test_roles_are_models_of_the_list_or_one_more() -> None:
         ({"before": "./nowhere"}, r"before='\./nowhere': no such model folder"),
         ({"benchmarks": []}, r"benchmarks=\[\]: no path is given"),
         ({"benchmarks": ["aime24"]}, "benchmarks='aime24': no such file.*data convert aime24 --out aime24.parquet"),
-        ({"benchmarks": {"average": "x.parquet"}}, "their mean"),
+        ({"benchmarks": {"average": "x.parquet"}}, "the mean over benchmarks"),
         ({"max_tokens": 8192}, rf"max_tokens=8192:.*context of {CONTEXT} tokens.*max_tokens={CONTEXT - 3}"),
         ({"max_prompt_tokens": 2}, "max_prompt_tokens=2: row 0 of .*bench.parquet has a prompt of 3 tokens"),
     ],
