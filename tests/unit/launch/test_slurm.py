@@ -105,7 +105,7 @@ def test_absent_nodes_are_named_and_a_cancelled_job_stays_cancelled(
         run.send_signal(signal.SIGTERM)
     assert run.wait(60) == status
     log = (tmp_path / "log").read_text()
-    named = "0 of 2 nodes joined" in log and "missing: node1 node2. Look above" in log
+    named = "0 of 2 nodes joined" in log and "missing: node1 node2. Their messages are above" in log
     assert named == (status == 1) and ("Slurm has the job as COMPLETING" in log) == (status == 143)
     assert not (tmp_path / "requeued").exists()
 
