@@ -89,7 +89,7 @@ def test_half_of_the_responses_are_the_teachers(undisturbed: tuple[Path, str]) -
 
 
 def test_distillation_brings_the_cold_started_student_closer(undisturbed: tuple[Path, str], models: Paths) -> None:
-    """Exact reverse KL. Seen: 0.80 -> 0.37, a ratio of 0.46, from a worse teacher and without its responses."""
+    """Exact reverse KL. Two real runs: 0.45 -> 0.24, and 0.80 -> 0.37 with another teacher; ratios 0.53 and 0.46."""
     made = undisturbed[0] / "models"
     cold_start, distil = (exact_reverse_kl(made / name, models) for name in ("cold_start", "distil"))
     print(f"exact reverse KL: {cold_start:.4f} -> {distil:.4f}")
