@@ -21,6 +21,6 @@ took "style"
 took "types"
 OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/unit -m "not by_hand" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 took "unit tests"
-# CI's 45 minutes have no room for all; the others, about 45 minutes: bash launch/test.sh tests/e2e (and tests/unit) -m by_hand
+# CI's 30 minutes have no room for all runs. The others: bash launch/test.sh tests/e2e tests/unit -m by_hand
 "$bin/python" -m pytest tests/e2e -m 'not by_hand' --durations=15
 took "end-to-end tests"
