@@ -1,7 +1,7 @@
 """Refuses a run that cannot work: in seconds, with one message, before Ray starts or a device is touched.
 
-The checks run in the driver, in a Hydra callback that every OPD recipe names. They read configs and tokenizers, never
-weights.
+The checks run in the driver, in a Hydra callback that every OPD recipe names. They read configs,
+tokenizers, the data's columns and the headers of weight files, never weights.
 """
 
 import traceback

@@ -14,19 +14,9 @@ ROOMS = (
     *("config", "contexts", "objective_hooks", "hooks", "rewards"),
     *("teacher", "teacher/scoring", "teacher/replica", "teacher/client"),
     *("seeded_loop", "cpu", "plugin", "tracking", "tracking/samples", "timeline", "training", "checks"),
-    *(
-        "sampling",
-        "data",
-        "nodes",
-        "plan",
-        "eval",
-        "probe",
-        "report",
-        "pipeline",
-        "quickstart",
-        "alignment",
-        "experiments",
-    ),
+    *("sampling", "data", "nodes", "plan", "eval", "probe", "report", "pipeline", "quickstart"),
+    *("alignment/tree", "alignment/gradients", "alignment/contexts", "alignment/analysis", "alignment/pictures"),
+    *("alignment", "experiments"),
 )
 """Folders and single files, from the lowest: a file imports its own room and the rooms before it."""
 TORCH_ONLY = (
