@@ -94,7 +94,7 @@ AT_TEACHER_TOPK = "opd_at_teacher_topk"
 """bool: whether the log-prob pass also gives log p at the teacher's top-k ids. Trainer -> engine."""
 FUSED_ROWS = "opd_fused_rows"
 """int: rows of logits that exist at one time; 0: a number that suits the device; -1: the plain path. Trainer ->
-engine."""
+engine, in the log-prob pass alone: the update's batch is a new one, which lacks it (`training/transfer.py`)."""
 OPD_NUM_TOKENS = "opd_num_tokens"
 """int: eligible tokens of the mini-batch over all ranks. Engine -> loss, where OPD_WEIGHTS is there."""
 

@@ -39,5 +39,8 @@ def write_fields(batch: KVBatchMeta, fields: Mapping[str, Tensor]) -> KVBatchMet
 
 
 def set_flags(batch: KVBatchMeta, **flags: int) -> None:
-    """Sets flags in place. They travel with the batch to every worker as non-tensor data."""
+    """Sets flags in place. They reach the worker calls that are made with this very batch, as non-tensor data.
+
+    `kv_batch_put` returns a new batch without flags, and verl's own steps return such batches.
+    """
     batch.extra_info = {**(batch.extra_info or {}), **flags}
